@@ -1,0 +1,51 @@
+# Two commands matter: `make wheel` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+TORCH ?= 2.13.0
+
+PROFILE ?= nanochat
+ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
+JOBS ?=
+PLATFORM ?=
+OUT ?= wheels
+HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
+
+.PHONY: help venv wheel plan test test-quick lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(VENV)/.stamp-%: requirements-%.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# The harness needs no torch: torch's headers are fetched and pinned by themselves.
+$(VENV)/.stamp-torch: | $(VENV)/.stamp-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	@touch $@
+
+venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch  ## the virtual environment of the tests (.venv)
+
+lint: venv  ## ruff and mypy --strict
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: venv  ## rewrite the sources in house style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test-quick: venv  ## no GPU, compiler or network: under a minute
+	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser"
+
+test: venv  ## everything that this machine can run
+	$(PY) -m pytest
+
+clean:  ## products of this folder (the content cache stays)
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,41 @@
+"""`python -m ci`: the harness's stages, one subcommand each. Stages are modules with `configure` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from flash_attn3_sm121.errors import FlashAttn3Error
+
+# name -> (module, what `--help` says)
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m ci", description="Build FlashAttention-3 wheels from pinned sources."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="STAGE", required=True)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == wanted:
+            loaded = importlib.import_module(module)
+            loaded.configure(sub)
+            sub.set_defaults(run=loaded.run)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except FlashAttn3Error as error:
+        print(f"ci: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ci: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One error tree. Each class has its own exit code; only `main()` functions catch `FlashAttn3Error`.
+
+A message says what happened, what was found against what was expected, and the next command to type.
+"""
+
+from __future__ import annotations
+
+
+class FlashAttn3Error(Exception):
+    """Base of everything this project raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n  -> {self.hint}" if self.hint else text
+
+
+class UsageError(FlashAttn3Error):
+    """The command line or a configuration value makes no sense (argparse uses 2 as well)."""
+
+    exit_code = 2
+
+
+class ArchError(UsageError):
+    """An architecture list names something unknown or impossible."""
+
+    exit_code = 3
+
+
+class TableError(FlashAttn3Error):
+    """One of our own data tables contradicts itself."""
+
+    exit_code = 4
+
+
+class SourceError(FlashAttn3Error):
+    """Upstream sources could not be had, or are not what the lock says."""
+
+    exit_code = 10
+
+
+class EditError(SourceError):
+    """An edit's anchor is missing or ambiguous in the sources at hand."""
+
+    exit_code = 11
+
+
+class ToolchainError(FlashAttn3Error):
+    """The compiler or a library it needs is missing, too old, or not what was pinned."""
+
+    exit_code = 12
+
+
+class FetchError(FlashAttn3Error):
+    """A download failed or gave other bytes than pinned."""
+
+    exit_code = 13
+
+
+class CompileError(FlashAttn3Error):
+    """A compiler, linker or other tool failed; the message quotes command, exit code and output."""
+
+    exit_code = 14
+
+
+class VerifyError(FlashAttn3Error):
+    """A built library or wheel does not hold what it must."""
+
+    exit_code = 15
+
+
+class AssembleError(FlashAttn3Error):
+    """Artifacts do not belong together."""
+
+    exit_code = 16
+
+
+class FactsError(FlashAttn3Error):
+    """A library's build facts are missing, malformed or of an unknown schema."""
+
+    exit_code = 20
+
+
+class NativeLoadError(FlashAttn3Error, ImportError):
+    """A family library is present but cannot be loaded; the cause is always attached."""
+
+    exit_code = 21
+
+
+class BackendError(FlashAttn3Error, RuntimeError):
+    """No backend, or not the forced one, can serve a call; the message carries every refusal."""
+
+    exit_code = 22
+
+
+class HubError(FlashAttn3Error):
+    """The hub folder cannot be read or written as asked."""
+
+    exit_code = 30
+
+
+class IntegrityError(HubError):
+    """Something in the hub does not match its recorded hash or signature."""
+
+    exit_code = 31
+
+
+class OverrideError(HubError):
+    """get_kernel cannot be overridden here."""
+
+    exit_code = 32
