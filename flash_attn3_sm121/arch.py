@@ -193,7 +193,7 @@ _IMAGE = re.compile(r"(?P<kind>sm|compute)_(?P<number>\d{2,3})(?P<variant>[af]?)
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A piece of code in a fat binary: machine code (`sm_121`) or PTX (`compute_121`); parse() and str() are inverse."""
+    """Code in a fat binary: machine code (`sm_121`) or PTX (`compute_121`); parse() and str() are inverse."""
 
     kind: str
     number: int

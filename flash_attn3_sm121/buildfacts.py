@@ -70,7 +70,8 @@ class BuildFacts:
         missing, extra = sorted(names - {"proxy"} - set(data)), sorted(set(data) - names)
         if missing or extra:
             raise FactsError(f"{origin}: missing fields {missing}, unknown fields {extra}", hint="reinstall the wheel")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     @classmethod
     def read(cls, path: Path) -> BuildFacts:
