@@ -2,34 +2,34 @@
 
     hub.json                      {"schema": 1, "kind": "flash-attn3-hub"}; written once
     CURRENT                       "17\\n": the number of the current generation; renaming this file is THE commit
-    lock                          fcntl-locked by writers (publish, remove, sign, gc); readers take no lock
-    generations/00000017.json     one whole index (see store.Index); immutable once CURRENT names it
+    lock                          locked by writers (publish, remove, sign, gc); readers take no lock
+    generations/00000017.json     one whole index (see index.Index); immutable once CURRENT names it
     objects/ab/abcdef...          content by sha256 (64 hex digits, the first two name the folder), mode 0444
     tmp/                          unfinished writes; gc empties it under the lock
 
-Wheels, each file of a kernel repository, and each revision's manifest are objects. An index names:
+Wheels, their METADATA, each file of a kernel repository, and each revision's manifest are objects. An index names:
 
-    wheels     <file name>.whl -> sha256, size, metadata_sha256 (PEP 658), name, version, platform, families, verify, ...
-    repos      <org>/<name>    -> flavour ("fa3" or "vllm"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
-                                  revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "wheels"}}
+    wheels     file name -> sha256, size, metadata_sha256 (PEP 658), version, platform, families, verify, ...
+    repos      <org>/<name> -> flavour ("fa3" or "vllm"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
+               revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "wheels"}}
 
-A revision's name is 40 lower-case hex digits (the head of its manifest's sha256), like a git commit. A manifest is JSON:
-{"schema": 1, "flavour": "fa3", "version": "...", "files": {"build/torch-cuda/__init__.py": {"sha256": "...", "size": 1}}}
+A revision's name is 40 lower-case hex digits (the head of its manifest's sha256), like a git commit. A manifest is
+JSON: {"schema": 1, "flavour": "fa3", "version": "...", "files": {"<path>": {"sha256": "...", "size": 1}}}
 
 Inside a kernel repository (what a `kernels` client downloads):
 
-    README.md                                          the repository's card
-    build/torch-cuda/__init__.py                       loader: picks the folder of this machine's platform
-    build/torch-cuda/flash_attn_interface.py           ... and the interface as a submodule
-    build/torch-cuda/metadata.json                     what every version of `kernels` parses
-    build/torch-cuda/flash_attn3_variant.json          what we want to know: versions, platforms, families, wheels
-    build/torch-cuda/payload/linux_aarch64/flash_attn3_sm121/...   the package out of the aarch64 wheel, byte for byte
-    build/torch-cuda/payload/linux_x86_64/flash_attn3_sm121/...    the same of the x86_64 wheel
-    build/torch-cuda/payload/any/flash_attn3_sm121/...             Python only: fallbacks for any other machine
-    build/torch-cpu/...                                the same with payload/any alone
-    build/<variant>/SHA256SUMS.json, .sig              when signed: the variant's files and an ed25519 signature
+    README.md                                   the repository's card
+    build/torch-cuda/__init__.py                loader: picks the folder of this machine's platform
+    build/torch-cuda/metadata.json              what every version of `kernels` parses
+    build/torch-cuda/flash_attn3_variant.json   what people want to know: version, platforms, families, wheels
+    build/torch-cuda/payload/linux_aarch64/flash_attn3_sm121/...  the package out of the aarch64 wheel, byte for byte
+    build/torch-cuda/payload/linux_x86_64/flash_attn3_sm121/...   the same of the x86_64 wheel
+    build/torch-cuda/payload/any/flash_attn3_sm121/...            Python only: fallbacks for any other machine
+    build/torch-cpu/...                         the same with payload/any alone
+    build/torch-universal/<name>/...            torch-cuda again, one folder deeper, for kernels 0.9 and 0.10
+    build/<variant>/SIGNED.json, SIGNED.sig     when signed: the variant's files, and an ed25519 signature of that
 
-`torch-cuda` carries no CPU architecture in its name, so both platforms lie side by side and the choice is made at import.
+`torch-cuda` has no CPU architecture in its name, so both platforms lie side by side and the loader chooses at import.
 """
 
 from __future__ import annotations
