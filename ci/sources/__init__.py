@@ -1,0 +1,5 @@
+"""Upstream's sources: fetched by any of several routes, each proven equal to the lock's git trees."""
+
+from ci.sources.tree import SourceTree
+
+__all__ = ["SourceTree"]
