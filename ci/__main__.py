@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
