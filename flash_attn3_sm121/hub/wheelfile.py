@@ -30,6 +30,7 @@ class WheelFile:
     """A wheel whose RECORD, name, metadata and build facts agree with its content."""
 
     path: Path
+    filename: str
     version: str
     requires_python: str
     metadata: bytes
@@ -37,10 +38,7 @@ class WheelFile:
     facts: tuple[BuildFacts, ...]
     verify: str  # pass, no-library, or why it is not verified
     files: tuple[str, ...]  # of the package, PACKAGE/...
-
-    @property
-    def filename(self) -> str:
-        return self.path.name
+    licences: tuple[str, ...]  # <dist-info>/licenses/...
 
     @property
     def public_version(self) -> str:
@@ -51,14 +49,15 @@ class WheelFile:
     def verified(self) -> bool:
         return self.verify in ("pass", "no-library")
 
-    def read(self, name: str) -> bytes:
-        with zipfile.ZipFile(self.path) as archive:
-            return archive.read(name)
-
     def package_files(self, *, native: bool) -> dict[str, bytes]:
         """The package's files; without `native` those that are Python's own (no library, no facts of one)."""
         with zipfile.ZipFile(self.path) as archive:
             return {name: archive.read(name) for name in self.files if native or not name.startswith(LIB)}
+
+    def licence_files(self) -> dict[str, bytes]:
+        """The licence texts, which have to go wherever the code goes."""
+        with zipfile.ZipFile(self.path) as archive:
+            return {f"licenses/{name.split('/licenses/', 1)[1]}": archive.read(name) for name in self.licences}
 
 
 def _check_record(archive: zipfile.ZipFile, names: list[str], dist_info: str) -> None:
@@ -136,15 +135,18 @@ def _platform(tags: frozenset[str], facts: tuple[BuildFacts, ...]) -> str:
     return platform
 
 
-def read_wheel(path: Path) -> WheelFile:
-    """Read and judge a wheel. Raises HubError for one that is not ours, IntegrityError for one that lies."""
-    check_wheel_name(path.name)
+def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
+    """Read and judge a wheel (called `name` where the file is not).
+
+    Raises HubError for one that is not ours, IntegrityError for one that lies.
+    """
+    filename = check_wheel_name(name or path.name)
     try:
-        name, version, _, tags = parse_wheel_filename(path.name)
+        project, version, _, tags = parse_wheel_filename(filename)
     except InvalidWheelFilename as error:
         raise HubError(f"{path}: {error}") from error
-    if name != canonicalize_name(PACKAGE):
-        raise HubError(f"{path}: expected a wheel of {PACKAGE}, found one of {name}")
+    if project != canonicalize_name(PACKAGE):
+        raise HubError(f"{path}: expected a wheel of {PACKAGE}, found one of {project}")
     try:
         with zipfile.ZipFile(path) as archive:
             names = _names(archive)
@@ -162,12 +164,13 @@ def read_wheel(path: Path) -> WheelFile:
     except (zipfile.BadZipFile, KeyError) as error:
         raise IntegrityError(f"{path}: not a whole wheel: {error}", hint=REBUILD) from error
     except HubError as error:
-        raise type(error)(f"{path.name}: {error.args[0]}", hint=error.hint) from error
+        raise type(error)(f"{filename}: {error.args[0]}", hint=error.hint) from error
     headers = email.parser.BytesHeaderParser().parsebytes(metadata)
-    if canonicalize_name(headers["Name"] or "") != name or Version(headers["Version"] or "0") != version:
-        raise IntegrityError(f"{path.name}: METADATA says {headers['Name']} {headers['Version']}", hint=REBUILD)
+    if canonicalize_name(headers["Name"] or "") != project or Version(headers["Version"] or "0") != version:
+        raise IntegrityError(f"{filename}: METADATA says {headers['Name']} {headers['Version']}", hint=REBUILD)
     return WheelFile(
         path=path,
+        filename=filename,
         version=str(version),
         requires_python=headers["Requires-Python"] or "",
         metadata=metadata,
@@ -175,4 +178,5 @@ def read_wheel(path: Path) -> WheelFile:
         facts=facts,
         verify=verdict,
         files=tuple(sorted(n for n in names if n.startswith(f"{PACKAGE}/"))),
+        licences=tuple(sorted(n for n in names if n.startswith(f"{dist_info}/licenses/"))),
     )

@@ -1,0 +1,199 @@
+"""Put verified wheels into the hub: the pip side and the kernel side in one generation, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packaging.version import Version
+
+from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
+from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
+from flash_attn3_sm121.hub.metadata import INTERFACE_VERSION
+from flash_attn3_sm121.hub.sign import SigningKey, wheel_statement
+from flash_attn3_sm121.hub.store import Hub, Transaction, now
+from flash_attn3_sm121.hub.variants import ALIASES, ANY, Flavour, Payload, compose
+from flash_attn3_sm121.hub.wheelfile import WheelFile, read_wheel
+
+MAIN = "main"
+VERSION_REF = f"v{INTERFACE_VERSION}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a publish did, for the summary."""
+
+    generation: int
+    changed: bool
+    wheels: Mapping[str, WheelEntry]
+    repos: Mapping[str, str]  # repository -> revision that holds these wheels
+    skipped: tuple[str, ...]  # warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    payloads: Mapping[str, Payload]
+    wheels: tuple[str, ...]
+
+
+def judge(paths: Iterable[Path], *, allow_unverified: bool = False) -> list[WheelFile]:
+    """Read the wheels and refuse what must not be published."""
+    wheels: dict[str, WheelFile] = {}
+    for path in paths:
+        wheel = read_wheel(path)
+        proxies = [item.family for item in wheel.facts if item.proxy]
+        if proxies:
+            raise IntegrityError(
+                f"{wheel.filename} is a proxy build (family {', '.join(proxies)} with another device's machine code)",
+                hint="proxy builds are for tests only; publish a wheel of `make wheel`",
+            )
+        if not wheel.verified and not allow_unverified:
+            raise IntegrityError(
+                f"{wheel.filename} is not verified: {wheel.verify}",
+                hint="build it with `make wheel`, which verifies, or say --allow-unverified",
+            )
+        wheels[wheel.filename] = wheel
+    if not wheels:
+        raise HubError("no wheel to publish", hint="flash-attn3 hub publish wheels/*.whl")
+    return list(wheels.values())
+
+
+def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, key: SigningKey | None) -> WheelEntry:
+    def joined(values: Iterable[str]) -> str:
+        return ", ".join(sorted(set(values)))
+
+    return WheelEntry(
+        sha256=file.sha256,
+        size=file.size,
+        metadata_sha256=metadata.sha256,
+        metadata_size=metadata.size,
+        name=PACKAGE,
+        version=wheel.version,
+        requires_python=wheel.requires_python,
+        platform=wheel.platform,
+        families=tuple(sorted(item.family for item in wheel.facts)),
+        images=tuple(sorted({image for item in wheel.facts for image in (*item.images, *item.ptx)})),
+        profile=joined(item.profile for item in wheel.facts),
+        cuda=joined(item.cuda for item in wheel.facts),
+        upstream=joined(item.upstream for item in wheel.facts),
+        verify=wheel.verify if wheel.verified else "unverified",
+        published=now(),
+        signature=key.sign(wheel_statement(wheel.filename, file)) if key else "",
+        key=key.key_id if key else "",
+    )
+
+
+def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
+    native = platform != ANY
+    files = {**wheel.package_files(native=native), **wheel.licence_files()}
+    return Payload(
+        platform=platform,
+        wheel=wheel.filename,
+        families=tuple(sorted(item.family for item in wheel.facts)) if native else (),
+        images=tuple(sorted({i for item in wheel.facts for i in (*item.images, *item.ptx)})) if native else (),
+        profile=wheel.facts[0].profile if native and wheel.facts else "",
+        cuda=wheel.facts[0].cuda if native and wheel.facts else "",
+        files={inner: txn.add_bytes(data) for inner, data in files.items()},
+    )
+
+
+def choose(index: Index, version: str, fresh: Sequence[str]) -> dict[str, str]:
+    """platform -> wheel for a release: of several, one of `fresh` (the last), else the one published last."""
+    order = {name: position for position, name in enumerate(fresh, start=1)}
+    chosen: dict[str, tuple[tuple[int, str, str], str]] = {}
+    for name, entry in index.wheels.items():
+        if Version(entry.version).public != version:
+            continue
+        rank = (order.get(name, 0), entry.published, name)
+        if entry.platform not in chosen or rank > chosen[entry.platform][0]:
+            chosen[entry.platform] = (rank, name)
+    return {platform: name for platform, (_, name) in chosen.items()}
+
+
+def gather_payloads(txn: Transaction, index: Index, chosen: Mapping[str, str]) -> dict[str, Payload]:
+    """The chosen wheels' packages as objects; where no pure wheel is there, its Python comes from another one."""
+    opened: dict[str, WheelFile] = {}
+    for platform, name in chosen.items():
+        entry = index.wheels[name]
+        held = txn.hub.verified(FileEntry(sha256=entry.sha256, size=entry.size))
+        opened[platform] = read_wheel(held, name=name)
+    payloads = {platform: _add_payload(txn, wheel, platform) for platform, wheel in sorted(opened.items())}
+    if ANY not in payloads:
+        payloads[ANY] = _add_payload(txn, opened[min(opened)], ANY)
+    return payloads
+
+
+def with_revision(repo: Repo | None, flavour: Flavour, revision: str, entry: Revision) -> Repo:
+    """The repository with a revision added; `main` and `v1` follow the highest release."""
+    base = repo or Repo(flavour=str(flavour), refs={}, revisions={})
+    revisions = {**base.revisions, revision: base.revisions.get(revision, entry)}
+    refs = {**base.refs, entry.version: revision}
+    head = base.refs.get(MAIN)
+    if head is None or Version(base.revisions[head].version) <= Version(entry.version):
+        refs |= {MAIN: revision, VERSION_REF: revision}
+    return replace(base, refs=refs, revisions=revisions)
+
+
+def _with_wheel(index: Index, filename: str, entry: WheelEntry) -> Index:
+    """Publishing the same bytes again changes nothing, unless it adds a signature."""
+    old = index.wheels.get(filename)
+    same = old is not None and old.sha256 == entry.sha256 and (old.key == entry.key or not entry.key)
+    return index if same else index.with_wheel(filename, entry)
+
+
+def _with_release(
+    txn: Transaction, index: Index, target: tuple[RepoName, Flavour, str], chosen: _Chosen, key: SigningKey | None
+) -> Index:
+    name, flavour, version = target
+    repo = index.repos.get(str(name))
+    if repo is not None and repo.flavour != flavour:
+        raise HubError(
+            f"{name} is a repository of flavour {repo.flavour}, not {flavour}",
+            hint=f"flash-attn3 hub remove {name}, then publish again",
+        )
+    files = compose(name, flavour, version, chosen.payloads, txn.add_bytes, key.sign_file if key else None)
+    manifest = Manifest(flavour=str(flavour), version=version, files=files)
+    entry = Revision(
+        manifest=txn.add_bytes(manifest.to_bytes()).sha256, version=version, created=now(), wheels=chosen.wheels
+    )
+    return index.with_repo(str(name), with_revision(repo, flavour, manifest.revision, entry))
+
+
+def publish(
+    hub: Hub,
+    wheels: Sequence[WheelFile],
+    *,
+    repos: Mapping[RepoName, Flavour] | None = None,
+    key: SigningKey | None = None,
+) -> Published:
+    """Publish judged wheels under the known aliases and `repos`; one generation, or none if nothing is new."""
+    names = {**{RepoName.parse(name): flavour for name, flavour in ALIASES.items()}, **(repos or {})}
+    warnings: list[str] = []
+    with hub.transaction() as txn:
+        index, before = txn.base, txn.base.generation
+        names |= {RepoName.parse(name): Flavour(repo.flavour) for name, repo in index.repos.items()} | dict(repos or {})
+        for wheel in wheels:
+            entry = wheel_entry(wheel, txn.add_file(wheel.path), txn.add_bytes(wheel.metadata), key)
+            index = _with_wheel(index, wheel.filename, entry)
+        revisions: dict[str, str] = {}
+        for version in sorted({wheel.public_version for wheel in wheels}, key=Version):
+            chosen = choose(index, version, [wheel.filename for wheel in wheels])
+            warnings += [
+                f"{wheel.filename} is on the pip side only: {chosen[wheel.platform]} serves {wheel.platform}"
+                for wheel in wheels
+                if wheel.public_version == version and chosen[wheel.platform] != wheel.filename
+            ]
+            picked = _Chosen(payloads=gather_payloads(txn, index, chosen), wheels=tuple(sorted(set(chosen.values()))))
+            for name, flavour in sorted(names.items()):
+                index = _with_release(txn, index, (name, flavour, version), picked, key)
+                revisions[str(name)] = index.repos[str(name)].refs[version]
+        done = txn.commit(index)
+    return Published(
+        generation=done.generation,
+        changed=done.generation != before,
+        wheels={wheel.filename: done.wheels[wheel.filename] for wheel in wheels},
+        repos=revisions,
+        skipped=tuple(warnings),
+    )
