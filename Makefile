@@ -15,7 +15,7 @@ PLATFORM ?=
 OUT ?= wheels
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
 
-.PHONY: help venv wheel plan test test-quick lint format clean
+.PHONY: help venv wheel plan verify test test-quick lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -40,6 +40,24 @@ lint: venv  ## ruff and mypy --strict
 format: venv  ## rewrite the sources in house style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# Building needs no torch and no CUDA toolkit: a small environment of its own, made once.
+BUILD_VENV ?= .venv-build
+BUILD_PY := $(BUILD_VENV)/bin/python
+
+$(BUILD_VENV)/.stamp: requirements-build.txt
+	@test -x $(BUILD_PY) || $(PYTHON) -m venv $(BUILD_VENV)
+	$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
+	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
+
+wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=, ARCHS=, JOBS=, PLATFORM=)
+	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
+
+verify: $(BUILD_VENV)/.stamp  ## check the wheels in wheels/ again
+	@$(BUILD_PY) -m ci verify $(wildcard $(OUT)/*.whl)
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser"

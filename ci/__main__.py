@@ -11,6 +11,7 @@ from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
 }
 

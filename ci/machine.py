@@ -1,0 +1,68 @@
+"""The edge to this machine: cores, memory and GPUs. The only file that asks; everything else gets a `Machine`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.platforms import Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What planning and scheduling need to know about the build machine."""
+
+    platform: Platform
+    cores: int
+    memory_gb: float  # what may be used now: MemAvailable, or the control group's limit where that is lower
+    gpus: tuple[str, ...]  # compute capabilities, each once
+
+
+def parse_compute_caps(text: str) -> tuple[str, ...]:
+    """Capabilities out of `nvidia-smi --query-gpu=compute_cap --format=csv,noheader`; [N/A] lines say nothing."""
+    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())))
+
+
+def parse_meminfo(text: str) -> float:
+    """MemAvailable of /proc/meminfo in GB."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(match[1]) / 1e6 if match else 4.0
+
+
+def gpus() -> tuple[str, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return parse_compute_caps(done.stdout) if done.returncode == 0 else ()
+
+
+def cgroup_headroom_gb(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Memory that the control group still allows; None where it sets no limit."""
+    limit, used = root / "memory.max", root / "memory.current"
+    if not limit.is_file() or not used.is_file():
+        return None
+    text = limit.read_text(encoding="ascii").strip()
+    return None if text == "max" else (int(text) - int(used.read_text(encoding="ascii"))) / 1e9
+
+
+def memory_gb() -> float:
+    """Memory that may be used now."""
+    path = Path("/proc/meminfo")
+    available = parse_meminfo(path.read_text(encoding="ascii")) if path.is_file() else 4.0
+    headroom = cgroup_headroom_gb()
+    return available if headroom is None else min(available, headroom)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def gather() -> Machine:
+    return Machine(platform=Platform.parse(platform.machine()), cores=cores(), memory_gb=memory_gb(), gpus=gpus())
