@@ -1,0 +1,34 @@
+"""The FlexAttention backend: torch's compiled, block-sparse attention behind upstream's call.
+
+`refusal(call, device, software())` is pure and imports no torch. `forward` and `backward` compile a kernel on first
+use of a shape class (seconds to a minute) and say so on stderr. Masks of every kind (causal, window, chunk, packed
+sequences) are row intervals, so block masks are derived from O(T) data and never from a (Tq, Tk) matrix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flash_attn3_sm121.flex.auto import MEASURED_WINS, MeasuredWin, measured_win
+from flash_attn3_sm121.flex.refuse import Software, refusal, software
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+
+__all__ = ["MEASURED_WINS", "MeasuredWin", "Software", "backward", "forward", "measured_win", "refusal", "software"]
+
+
+def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
+    """(out, lse) in upstream's layouts."""
+    from flash_attn3_sm121.flex import backend
+
+    return backend.forward(args)
+
+
+def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(dq, dk, dv, None); runs the forward again, since FlexAttention keeps its saved tensors to itself."""
+    from flash_attn3_sm121.flex import backend
+
+    return backend.backward(args)

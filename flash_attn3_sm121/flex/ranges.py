@@ -1,0 +1,94 @@
+"""Every mask that upstream knows, as one interval of keys for each query row: O(T) data, no (Tq, Tk) matrix.
+
+Causal, both window sides, chunks, packed sequences and used lengths all keep a contiguous run of keys, so a row is
+(lo, hi): key j is kept iff lo <= j < hi. An empty interval is a fully masked row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRule:
+    """The value-free part of a mask; -1 is unlimited."""
+
+    window_left: int = -1
+    window_right: int = -1
+    chunk: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """`lo` and `hi` are int32 of shape (rows,) for every batch entry alike, or (batch, rows)."""
+
+    lo: Tensor
+    hi: Tensor
+
+
+def _intervals(
+    row: Tensor, used_q: Tensor | int, used_k: Tensor | int, base: Tensor | int, *, rule: MaskRule
+) -> tuple[Tensor, Tensor]:
+    """Intervals for rows numbered within their sequence; `base` is where the sequence's first key lies."""
+    p = row + (used_k - used_q)  # bottom-right: the last used query meets the last used key
+    lo = torch.zeros_like(p)
+    hi = torch.zeros_like(p) + used_k
+    if rule.window_left >= 0:
+        lo = torch.maximum(lo, p - rule.window_left)
+    if rule.window_right >= 0:
+        hi = torch.minimum(hi, p + (rule.window_right + 1))
+    if rule.chunk > 0:
+        start = torch.div(p, rule.chunk, rounding_mode="floor") * rule.chunk
+        lo, hi = torch.maximum(lo, start), torch.minimum(hi, start + rule.chunk)
+    kept = (row < used_q) & (lo < hi)
+    zero = torch.zeros_like(lo)
+    return (
+        torch.where(kept, lo + base, zero).to(torch.int32).contiguous(),
+        torch.where(kept, hi + base, zero).to(torch.int32).contiguous(),
+    )
+
+
+def dense_ranges(
+    rows: int,
+    keys: int,
+    *,
+    rule: MaskRule,
+    device: torch.device,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
+) -> Ranges:
+    """(b, s, h, d) calls. Without per-sequence lengths the result is shared by all batch entries."""
+    row = torch.arange(rows, device=device)
+    base: Tensor | int = 0 if leftpad_k is None else leftpad_k.long()[:, None]
+    used_q: Tensor | int = rows if seqused_q is None else seqused_q.long()[:, None]
+    used_k: Tensor | int = (keys if seqused_k is None else seqused_k.long()[:, None]) - base
+    lo, hi = _intervals(row, used_q, used_k, base, rule=rule)
+    return Ranges(lo=lo, hi=hi)
+
+
+def packed_ranges(
+    rows: int,
+    *,
+    rule: MaskRule,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
+) -> Ranges:
+    """(total, h, d) calls: rows and keys are numbered over the whole packed tensors."""
+    cu_q, cu_k = cu_seqlens_q.long(), cu_seqlens_k.long()
+    at = torch.arange(rows, device=cu_q.device)
+    # Rows past the last sequence fall in with it and are then past its used length: fully masked.
+    sequence = torch.searchsorted(cu_q[1:].contiguous(), at, right=True).clamp_(max=cu_q.numel() - 2)
+    lengths_q = cu_q.diff() if seqused_q is None else seqused_q.long()
+    lengths_k = cu_k.diff() if seqused_k is None else seqused_k.long()
+    base = cu_k[:-1]
+    if leftpad_k is not None:
+        lengths_k, base = lengths_k - leftpad_k.long(), base + leftpad_k.long()
+    lo, hi = _intervals(at - cu_q[sequence], lengths_q[sequence], lengths_k[sequence], base[sequence], rule=rule)
+    return Ranges(lo=lo, hi=hi)
