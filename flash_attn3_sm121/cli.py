@@ -15,7 +15,9 @@ from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that mends it"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,146 @@
+"""What each client on this machine would get when it looks for FlashAttention-3, and who serves a few typical calls."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flash_attn3_sm121.doctor import probes
+from flash_attn3_sm121.doctor.machine import Call, Client, Gpu
+
+INSTALL = "pip install wheels/flash_attn3_sm121-*.whl"
+KNOWN_REPOSITORIES = (
+    "varunneal/flash-attention-3",
+    "kernels-community/flash-attn3",
+    "kernels-community/vllm-flash-attn3",
+)
+
+
+def _module(name: str) -> Client:
+    """What `import NAME` finds, without importing it."""
+    spec = importlib.util.find_spec(name)
+    title = f"import {name}"
+    if spec is None or spec.origin is None:
+        return Client(
+            name=title,
+            gets="ModuleNotFoundError",
+            ours=False,
+            problem="not importable here",
+            mend=f"{sys.executable} -m {INSTALL}",
+        )
+    ours = "flash_attn3_sm121" in Path(spec.origin).parts
+    if ours:
+        return Client(name=title, gets=spec.origin, ours=True)
+    mend = f"{sys.executable} -m pip uninstall -y flash_attn_3"
+    return Client(name=title, gets=spec.origin, ours=False, problem="finds another package's module", mend=mend)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _transformers() -> Client | None:
+    version = _installed("transformers")
+    if version is None:
+        return None
+    title = f"transformers {version}"
+    answer = probes.ask("transformers")
+    if "error" in answer:
+        return Client(name=title, gets="nothing", ours=False, problem=str(answer["error"]))
+    if answer["detects"]:
+        return Client(name=title, gets='attn_implementation="flash_attention_3" works', ours=True)
+    why = "it asks for a CUDA device first" if not answer["cuda"] else "it does not see the flash_attn_3 distribution"
+    mend = None if not answer["cuda"] else f"{sys.executable} -m {INSTALL}"
+    return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, mend=mend)
+
+
+def _torch_hook() -> Client:
+    title = "torch's own hook (F.scaled_dot_product_attention)"
+    answer = probes.ask("torch_hook")
+    if "error" in answer:
+        return Client(name=title, gets="nothing", ours=False, problem=str(answer["error"]))
+    if answer["available"]:
+        return Client(name=title, gets="on request: flash_attn3_sm121.activate()", ours=True)
+    return Client(name=title, gets="torch's own kernels", ours=False, problem=str(answer["why"]))
+
+
+def _get_kernel() -> tuple[Client, ...]:
+    """What get_kernel of each known repository hands out, in a fresh process of this Python."""
+    version = _installed("kernels")
+    answer = probes.ask("override")
+    found = []
+    for repository in KNOWN_REPOSITORIES:
+        title = f"get_kernel('{repository}')"
+        if "error" in answer:
+            found.append(Client(name=title, gets="nothing", ours=False, problem=str(answer["error"])))
+        elif answer["active"]:
+            found.append(Client(name=title, gets="ours: the override is on for this environment", ours=True))
+        elif version is None:
+            found.append(Client(name=title, gets="`kernels` is not installed; flash-attn3 run serves it", ours=False))
+        else:
+            gets = f"the hub's own build (kernels {version}); flash-attn3 override enable hands out ours"
+            found.append(Client(name=title, gets=gets, ours=False))
+    return tuple(found)
+
+
+def gather(*, torch_works: bool) -> tuple[Client, ...]:
+    """Every client; those that need torch only where torch imports."""
+    found: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3")]
+    if torch_works:
+        transformers = _transformers()
+        found += [transformers] if transformers is not None else []
+        found.append(_torch_hook())
+    return (*found, *_get_kernel())
+
+
+TYPICAL: tuple[tuple[str, dict[str, object]], ...] = (
+    ("training, bf16, d 128, causal", {"features": frozenset({"causal"}), "seqlen_q": 2048, "seqlen_k": 2048}),
+    (
+        "training, bf16, d 128, sliding window",
+        {"features": frozenset({"causal", "local"}), "seqlen_q": 2048, "seqlen_k": 2048},
+    ),
+    (
+        "its backward",
+        {"features": frozenset({"causal"}), "direction": "backward", "seqlen_q": 2048, "seqlen_k": 2048},
+    ),
+    ("packed sequences", {"features": frozenset({"causal", "varlen"})}),
+    (
+        "decode into a cache",
+        {"features": frozenset({"causal", "varlen", "append"}), "seqlen_q": 1, "seqlen_k": 4096},
+    ),
+    ("paged decode", {"features": frozenset({"causal", "varlen", "paged"}), "seqlen_q": 1, "seqlen_k": 4096}),
+    ("fp32 on purpose", {"dtype": "fp32", "dtype_kv": "fp32", "features": frozenset({"causal"})}),
+)
+
+
+def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
+    """The decision for a few typical calls on the first GPU, or the CPU, by the function that decides for real."""
+    from flash_attn3_sm121 import native
+    from flash_attn3_sm121.arch import capability
+    from flash_attn3_sm121.decide import NativeState, decide
+    from flash_attn3_sm121.errors import FactsError
+    from flash_attn3_sm121.facts import CallFacts, DeviceFacts
+
+    device = DeviceFacts(type="cpu", name="CPU")
+    if gpus:
+        gpu = gpus[0]
+        row = capability(*gpu.capability)
+        limit = row.smem_limit if row else None
+        device = DeviceFacts(type="cuda", name=gpu.name, capability=gpu.capability, smem_limit=limit)
+    try:
+        builds = tuple(library.facts for library in native.installed())
+    except FactsError:
+        builds = ()  # judged and shown by itself: facts_errors
+    found = []
+    for name, facts in TYPICAL:
+        base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}
+        call = CallFacts(device_type=device.type, **{**base, **facts})  # type: ignore[arg-type]
+        decision = decide(device=device, native=NativeState(builds=builds), call=call, flex_refusal="only on request")
+        found.append(Call(name=name, device=device.name, decision=str(decision), backend=decision.backend))
+    return tuple(found)

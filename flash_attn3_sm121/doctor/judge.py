@@ -1,0 +1,214 @@
+"""What is right and wrong with a machine: a pure function from facts to findings, each fault with its mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from flash_attn3_sm121.arch import CAPABILITIES, Image, capability
+from flash_attn3_sm121.doctor.machine import Gpu, Library, Machine
+
+Level = Literal["ok", "note", "fault"]
+REBUILD = "make wheel && pip install --force-reinstall --no-deps wheels/flash_attn3_sm121-*.whl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the diagnosis. A fault always has a mend: the one command to type."""
+
+    level: Level
+    title: str
+    detail: str = ""
+    mend: str | None = None
+
+
+def judge(machine: Machine) -> tuple[Finding, ...]:
+    """All findings, faults first as they were found within each topic."""
+    return (
+        *_install(machine),
+        *_torch(machine),
+        *_devices(machine),
+        *_libraries(machine),
+        *_clients(machine),
+        *_canary(machine),
+    )
+
+
+def _install(machine: Machine) -> Iterator[Finding]:
+    ours = machine.distribution("flash_attn3_sm121")
+    if not ours:
+        yield Finding(
+            level="note",
+            title="flash_attn3_sm121 runs from a folder, it is not installed",
+            detail="clients that look for the flash_attn_3 distribution find it only after an install",
+            mend="pip install .",
+        )
+    elif len(ours) > 1:
+        places = ", ".join(f"{found.version} in {found.location}" for found in ours)
+        yield Finding(
+            level="fault",
+            title=f"flash_attn3_sm121 is installed {len(ours)} times",
+            detail=f"{places}; the first one on sys.path wins",
+            mend=f"{machine.executable} -m pip uninstall -y flash_attn3_sm121  # then install the one you want",
+        )
+    else:
+        yield Finding(level="ok", title=f"flash_attn3_sm121 {ours[0].version}", detail=ours[0].location)
+    for other in machine.distribution("flash_attn_3"):
+        if not other.ours:
+            yield Finding(
+                level="fault",
+                title=f"another flash_attn_3 ({other.version}) is installed and hides our flash_attn_interface",
+                detail=f"{other.location}; on GPUs it was not built for it fails, or returns garbage",
+                mend=f"{machine.executable} -m pip uninstall -y flash_attn_3",
+            )
+
+
+def _torch(machine: Machine) -> Iterator[Finding]:
+    torch = machine.torch
+    if torch.error is not None:
+        missing = "No module named 'torch'" in torch.error
+        yield Finding(
+            level="fault",
+            title="torch is not installed" if missing else "torch does not import",
+            detail="" if missing else torch.error,
+            mend=f"{machine.executable} -m pip install {'' if missing else '--force-reinstall '}'torch>=2.9'",
+        )
+        return
+    major, minor = (int(part) for part in torch.version.split(".")[:2])
+    if (major, minor) < (2, 9):
+        yield Finding(
+            level="fault",
+            title=f"torch {torch.version} is too old",
+            detail="expected 2.9 or newer",
+            mend=f"{machine.executable} -m pip install --upgrade 'torch>=2.9'",
+        )
+    else:
+        flavour = f"CUDA {torch.cuda}" if torch.cuda else ("ROCm" if torch.hip else "CPU only")
+        yield Finding(level="ok", title=f"torch {torch.version} ({flavour})")
+    if machine.gpus and torch.cuda is None and torch.hip is None:
+        yield Finding(
+            level="fault",
+            title="this torch is built without CUDA, and the machine has a GPU",
+            detail=f"{machine.gpus[0].name}: every call runs on the CPU fallback",
+            mend=f"{machine.executable} -m pip install --force-reinstall torch --index-url <the CUDA index that "
+            "pytorch's install page names for your driver>",
+        )
+    if torch.cuda_error is not None:
+        yield Finding(
+            level="fault",
+            title="torch cannot use CUDA",
+            detail=torch.cuda_error,
+            mend="nvidia-smi  # a driver that is missing or too old shows here",
+        )
+
+
+def _devices(machine: Machine) -> Iterator[Finding]:
+    if not machine.gpus:
+        yield Finding(level="note", title="no NVIDIA GPU found", detail=machine.driver_error or "")
+        return
+    for gpu in machine.gpus:
+        name = ".".join(str(part) for part in gpu.capability)
+        row = capability(*gpu.capability)
+        if row is None:
+            detail = f"known: {', '.join(CAPABILITIES)}; the fallback serves it"
+            yield Finding(level="note", title=f"{gpu.name}: no kernel family for capability {name}", detail=detail)
+        else:
+            detail = f"capability {name}, family {row.family}, driver {machine.driver}"
+            yield Finding(level="ok", title=gpu.name, detail=detail)
+        yield from _torch_covers(machine, gpu, name)
+
+
+def _torch_covers(machine: Machine, gpu: Gpu, name: str) -> Iterator[Finding]:
+    """Whether torch's own kernels run on a GPU; ours do not depend on it, everything else in a model does."""
+    if not machine.torch.cuda or not machine.torch.arch_list:
+        return
+    images = [Image.parse(text) for text in machine.torch.arch_list if text.startswith(("sm_", "compute_"))]
+    if not any(image.runs_on(*gpu.capability) for image in images):
+        yield Finding(
+            level="fault",
+            title=f"this torch has no kernels for capability {name}",
+            detail=f"it was built for {', '.join(machine.torch.arch_list)}: the model itself fails, with or without us",
+            mend=f"{machine.executable} -m pip install --upgrade torch  # a build whose arch list reaches {name}",
+        )
+
+
+def _libraries(machine: Machine) -> Iterator[Finding]:
+    for error in machine.facts_errors:
+        yield Finding(level="fault", title="a library's facts cannot be read", detail=error, mend=REBUILD)
+    for library in machine.libraries:
+        yield from _library(library)
+    wanted = {row.family.value for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None}
+    present = {library.family for library in machine.libraries if not library.proxy}
+    for gpu in machine.gpus:
+        row = capability(*gpu.capability)
+        if row is None or row.family.value not in present:
+            continue
+        library = next(found for found in machine.libraries if found.family == row.family.value and not found.proxy)
+        code = [Image.parse(text) for text in (*library.images, *library.ptx)]
+        if not any(image.runs_on(*gpu.capability) for image in code):
+            yield Finding(
+                level="fault",
+                title=f"the {library.family} library holds no machine code for {gpu.name}",
+                detail=f"expected code for {row.name}, found {', '.join((*library.images, *library.ptx))}",
+                mend=f'make wheel ARCHS="{row.name}" && pip install --force-reinstall --no-deps wheels/*.whl',
+            )
+    for family in sorted(wanted - present):
+        names = " ".join(row.name for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None)
+        found = ", ".join(sorted(present)) or "none (a wheel without machine code)"
+        yield Finding(
+            level="fault",
+            title=f"no {family} library in this install",
+            detail=f"found: {found}; the fallback serves every call",
+            mend=f'make wheel ARCHS="{names}" && pip install --force-reinstall --no-deps wheels/*.whl',
+        )
+
+
+def _library(library: Library) -> Iterator[Finding]:
+    held = ", ".join((*library.images, *library.ptx))
+    if library.error is not None:
+        yield Finding(
+            level="fault",
+            title=f"the {library.family} library does not load",
+            detail=library.error,
+            mend=REBUILD,
+        )
+    elif not library.intact:
+        yield Finding(
+            level="fault",
+            title=f"the {library.family} library is not the file that was built",
+            detail="its sha256 differs from the one in its facts",
+            mend=REBUILD,
+        )
+    else:
+        mark = " (PROXY: a test build, not for use)" if library.proxy else ""
+        dims = ", ".join(str(dim) for dim in library.head_dims)
+        detail = f"{held}; {', '.join(library.dtypes)}; head dims {dims}; profile {library.profile}"
+        yield Finding(level="ok", title=f"library {library.family}{mark}", detail=detail)
+
+
+def _clients(machine: Machine) -> Iterator[Finding]:
+    for client in machine.clients:
+        if client.problem is not None:
+            yield Finding(
+                level="fault" if client.mend else "note",
+                title=f"{client.name}: {client.problem}",
+                detail=f"gets {client.gets}",
+                mend=client.mend,
+            )
+        else:
+            yield Finding(level="ok" if client.ours else "note", title=client.name, detail=client.gets)
+
+
+def _canary(machine: Machine) -> Iterator[Finding]:
+    if machine.canary is None:
+        return
+    if machine.canary.startswith("failed"):
+        yield Finding(
+            level="fault",
+            title="the native kernels do not agree with the fallback on this device",
+            detail=f"{machine.canary}; native is off, the fallback serves (please report this)",
+            mend="FLASH_ATTN3_BACKEND=sdpa <your command>",
+        )
+    else:
+        yield Finding(level="ok" if machine.canary == "passed" else "note", title=f"canary {machine.canary}")

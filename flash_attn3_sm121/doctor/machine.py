@@ -1,0 +1,101 @@
+"""The facts a diagnosis is made of. Plain data: a test writes one down, `gather` reads one off the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU as the driver names it, with or without torch."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch:
+    """What `import torch` gave. With `error` set nothing else is known."""
+
+    version: str = ""
+    cuda: str | None = None
+    hip: str | None = None
+    arch_list: tuple[str, ...] = ()
+    sees_cuda: bool = False
+    cuda_error: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A family library of this install: what its facts say, and what happened when it was loaded."""
+
+    family: str
+    images: tuple[str, ...]
+    ptx: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    backward_head_dims: tuple[int, ...]
+    features: tuple[str, ...]
+    profile: str
+    proxy: bool
+    size: int
+    intact: bool  # the file's sha256 is the one its facts name
+    error: str | None = None  # why it does not load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """An installed distribution that matters here."""
+
+    name: str
+    version: str
+    location: str
+    ours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """What a client on this machine would get when it looks for FlashAttention-3."""
+
+    name: str
+    gets: str
+    ours: bool
+    problem: str | None = None
+    mend: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A typical call and who would serve it."""
+
+    name: str
+    device: str
+    decision: str  # the whole text of the decision, refusals included
+    backend: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Everything the doctor looks at."""
+
+    python: str
+    executable: str
+    platform: str
+    cpu: str
+    in_venv: bool
+    driver: str | None
+    driver_error: str | None
+    gpus: tuple[Gpu, ...]
+    torch: Torch
+    distributions: tuple[Distribution, ...]
+    libraries: tuple[Library, ...]
+    facts_errors: tuple[str, ...] = ()
+    clients: tuple[Client, ...] = ()
+    calls: tuple[Call, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    canary: str | None = None  # "passed", "skipped: ...", "failed: ..."
+
+    def distribution(self, name: str) -> tuple[Distribution, ...]:
+        return tuple(found for found in self.distributions if found.name == name)

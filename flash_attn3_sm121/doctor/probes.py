@@ -1,0 +1,130 @@
+"""Questions that may take a process down, asked in a child process that answers in JSON on its last line.
+
+`python -m flash_attn3_sm121.doctor.probes NAME ARGUMENT...` answers one; `ask` starts that and reads the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+SECONDS = 180
+
+
+def ask(name: str, *arguments: str) -> dict[str, Any]:
+    """The child's answer, or {"error": ...} with what it said last when it died or hung."""
+    command = [sys.executable, "-m", __spec__.name, name, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {SECONDS} s"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+    if done.returncode < 0:
+        return {"error": f"the process was ended by {signal.Signals(-done.returncode).name}"}
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return {"error": said[-1] if said else f"exit code {done.returncode}, no output"}
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    answer: dict[str, Any] = {
+        "version": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "arch_list": torch.cuda.get_arch_list() if torch.version.cuda else [],
+        "sees_cuda": False,
+        "cuda_error": None,
+    }
+    if torch.version.cuda:
+        try:
+            answer["sees_cuda"] = torch.cuda.device_count() > 0
+            if answer["sees_cuda"]:
+                torch.cuda.init()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # what torch raises for every driver problem
+            answer["cuda_error"] = str(error).splitlines()[0]
+    return answer
+
+
+def _load(path: str, namespace: str) -> dict[str, Any]:
+    import torch
+
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return {"error": str(error)}
+    if not hasattr(getattr(torch.ops, namespace), "fwd"):
+        return {"error": f"it loads, and registers no {namespace}::fwd"}
+    return {"ops": [name for name in ("fwd", "bwd") if hasattr(getattr(torch.ops, namespace), name)]}
+
+
+def _canary() -> dict[str, Any]:
+    """One native call, the canary's verdict on it: passed, or failed with its words."""
+    import warnings
+
+    import torch
+
+    import flash_attn3_sm121
+    from flash_attn3_sm121.errors import BackendError
+
+    dtype = torch.bfloat16
+    q, k, v = (torch.randn(1, 64, 2, 64, device="cuda", dtype=dtype) for _ in range(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with flash_attn3_sm121.use_backend("native"):
+                flash_attn3_sm121.flash_attn_func(q, k, v, causal=True)
+            torch.cuda.synchronize()
+        except BackendError as error:
+            words = str(error).splitlines()
+            return {"canary": f"skipped: {words[0]}"}
+    loud = [str(warning.message) for warning in caught if "canary" in str(warning.message).lower()]
+    return {"canary": f"failed: {loud[0]}" if loud else "passed"}
+
+
+def _transformers() -> dict[str, Any]:
+    """The package's own detection function, as its models call it."""
+    import torch
+    from transformers.utils import is_flash_attn_3_available
+
+    return {"detects": bool(is_flash_attn_3_available()), "cuda": torch.cuda.is_available()}
+
+
+def _torch_hook() -> dict[str, Any]:
+    import torch.nn.attention
+
+    there = hasattr(torch.nn.attention, "register_flash_attention_impl")
+    return {"available": there, "why": None if there else f"torch {torch.__version__} has no hook to register with"}
+
+
+def _override() -> dict[str, Any]:
+    """Whether a plain start of this Python has the override on: it is asked of the process, not of a file."""
+    from flash_attn3_sm121.hub.override import is_active
+
+    return {"active": is_active()}
+
+
+QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "torch": _torch,
+    "load": _load,
+    "canary": _canary,
+    "transformers": _transformers,
+    "torch_hook": _torch_hook,
+    "override": _override,
+}
+
+
+def main(arguments: list[str]) -> int:
+    print(json.dumps(QUESTIONS[arguments[0]](*arguments[1:])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,30 @@
+"""What every test may use: golden files that are compared, or rewritten with --update-goldens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-goldens", action="store_true", help="rewrite the golden files with what the code says now"
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(name, text)` compares `text` with goldens/<name> beside the test, or rewrites that file."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(request.path).parent / "goldens" / name
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.is_file(), f"{path} is missing: run pytest --update-goldens and read what it wrote"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare

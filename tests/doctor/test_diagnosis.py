@@ -1,0 +1,135 @@
+"""Whole diagnoses of faked machines, as a person would read them: one golden file a situation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from flash_attn3_sm121.doctor.judge import judge
+from flash_attn3_sm121.doctor.machine import Call, Client, Distribution, Gpu, Library, Machine, Torch
+from flash_attn3_sm121.doctor.render import render
+
+SITE = "/venv/lib/python3.12/site-packages"
+OURS = Distribution(name="flash_attn3_sm121", version="3.0.0.post1+g3effce8.121.nanochat", location=SITE, ours=True)
+DROPIN = Distribution(name="flash_attn_3", version="3.0.0", location=f"{SITE}/flash_attn3_sm121/_dropin", ours=True)
+GB10 = Gpu(name="NVIDIA GB10", capability=(12, 1))
+LIBRARY = Library(
+    family="sm8x",
+    images=("sm_121",),
+    ptx=(),
+    dtypes=("bf16",),
+    head_dims=(64, 128),
+    backward_head_dims=(64, 128),
+    features=("backward", "causal"),
+    profile="nanochat",
+    proxy=False,
+    size=9_000_000,
+    intact=True,
+)
+TORCH = Torch(
+    version="2.11.0+cu130", cuda="13.0", arch_list=("sm_80", "sm_90", "sm_100", "sm_120", "compute_120"), sees_cuda=True
+)
+CLIENTS = (
+    Client(
+        name="import flash_attn_interface", gets=f"{SITE}/flash_attn3_sm121/_dropin/flash_attn_interface.py", ours=True
+    ),
+    Client(name="transformers 5.23.0", gets='attn_implementation="flash_attention_3" works', ours=True),
+    Client(name="get_kernel('varunneal/flash-attention-3')", gets="ours: the override is on", ours=True),
+)
+HEALTHY = Machine(
+    python="3.12.3",
+    executable="/venv/bin/python",
+    platform="Linux-6.11.0-aarch64",
+    cpu="aarch64",
+    in_venv=True,
+    driver="580.95.05",
+    driver_error=None,
+    gpus=(GB10,),
+    torch=TORCH,
+    distributions=(OURS, DROPIN),
+    libraries=(LIBRARY,),
+    clients=CLIENTS,
+    calls=(
+        Call(
+            name="training, bf16",
+            device="NVIDIA GB10",
+            decision="backend: native (family sm8x, machine code sm_121)",
+            backend="native",
+        ),
+    ),
+    canary="passed",
+)
+UPSTREAM = Distribution(name="flash_attn_3", version="3.0.0b1", location=SITE)
+BROKEN = dataclasses.replace(
+    LIBRARY, error="libcudart.so.13: cannot open shared object file: No such file or directory"
+)
+RTX = Gpu(name="NVIDIA GeForce RTX 2080", capability=(7, 5), memory_mb=8192)
+NO_TORCH = Torch(error="ModuleNotFoundError: No module named 'torch'")
+OLD_ARCHS = dataclasses.replace(TORCH, version="2.9.1+cu126", cuda="12.6", arch_list=("sm_80", "sm_90"))
+NO_DRIVER = "nvidia-smi is not on PATH: no NVIDIA driver on this machine, or not in this container"
+
+SITUATIONS: dict[str, Machine] = {
+    "healthy-gb10": HEALTHY,
+    "no-torch": dataclasses.replace(HEALTHY, torch=NO_TORCH, calls=(), canary=None, clients=CLIENTS[:1]),
+    "torch-does-not-import": dataclasses.replace(
+        HEALTHY, torch=Torch(error="ImportError: libcudnn.so.9: cannot open shared object file"), calls=(), canary=None
+    ),
+    "cpu-torch-on-a-gpu": dataclasses.replace(HEALTHY, torch=Torch(version="2.13.0+cpu"), canary=None),
+    "torch-for-another-arch": dataclasses.replace(HEALTHY, torch=OLD_ARCHS),
+    "torch-too-old": dataclasses.replace(HEALTHY, torch=dataclasses.replace(TORCH, version="2.8.0")),
+    "broken-library": dataclasses.replace(HEALTHY, libraries=(BROKEN,), canary=None),
+    "tampered-library": dataclasses.replace(HEALTHY, libraries=(dataclasses.replace(LIBRARY, intact=False),)),
+    "pure-python-wheel": dataclasses.replace(HEALTHY, libraries=(), canary=None),
+    "library-for-another-gpu": dataclasses.replace(
+        HEALTHY, libraries=(dataclasses.replace(LIBRARY, images=("sm_86", "sm_89")),)
+    ),
+    "upstream-in-the-way": dataclasses.replace(HEALTHY, distributions=(UPSTREAM, OURS, DROPIN)),
+    "installed-twice": dataclasses.replace(
+        HEALTHY, distributions=(OURS, dataclasses.replace(OURS, location="/usr/lib/python3/dist-packages"), DROPIN)
+    ),
+    "canary-failed": dataclasses.replace(HEALTHY, canary="failed: largest difference 0.7, allowed 0.02"),
+    "gpu-without-a-family": dataclasses.replace(
+        HEALTHY, gpus=(RTX,), torch=dataclasses.replace(TORCH, arch_list=("sm_75", "sm_80")), canary=None
+    ),
+    "cuda-does-not-start": dataclasses.replace(
+        HEALTHY,
+        torch=dataclasses.replace(
+            TORCH, cuda_error="The NVIDIA driver on your system is too old (found version 12020)."
+        ),
+    ),
+    "laptop": dataclasses.replace(
+        HEALTHY,
+        driver=None,
+        driver_error=NO_DRIVER,
+        gpus=(),
+        torch=Torch(version="2.13.0"),
+        libraries=(),
+        canary=None,
+        environment={"FLASH_ATTN3_BACKEND": "sdpa"},
+    ),
+    "facts-unreadable": dataclasses.replace(
+        HEALTHY, libraries=(), facts_errors=("sm8x.json: not JSON: Expecting value: line 1 column 1 (char 0)",)
+    ),
+}
+HARMLESS = {"healthy-gb10", "gpu-without-a-family", "laptop"}
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_diagnosis(name: str, golden: Callable[[str, str], None]) -> None:
+    machine = SITUATIONS[name]
+    findings = judge(machine)
+    golden(f"{name}.txt", render(machine, findings))
+    faults = [finding for finding in findings if finding.level == "fault"]
+    assert bool(faults) is (name not in HARMLESS)
+    for fault in faults:
+        assert fault.mend, f"a fault without a mend: {fault.title}"
+
+
+def test_colour_changes_nothing_but_colour() -> None:
+    findings = judge(HEALTHY)
+    coloured = render(HEALTHY, findings, colour=True)
+    for code in ("\033[32m", "\033[33m", "\033[31;1m", "\033[0m"):
+        coloured = coloured.replace(code, "")
+    assert coloured == render(HEALTHY, findings)
