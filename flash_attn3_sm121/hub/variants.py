@@ -18,6 +18,7 @@ from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.index import FileEntry, dump_json
 from flash_attn3_sm121.hub.layout import SCHEMA, RepoName, payload_path, variant_path
 from flash_attn3_sm121.hub.metadata import KernelMetadata
+from flash_attn3_sm121.hub.patch import KNOWN_REPOS
 
 ANY = "any"
 INFO_FILE = "flash_attn3_variant.json"
@@ -67,12 +68,7 @@ class Variant(str, Enum):
         return variant_path(str(self), inner)
 
 
-# What unmodified clients ask for by name.
-ALIASES: dict[str, Flavour] = {
-    "varunneal/flash-attention-3": Flavour.FA3,
-    "kernels-community/flash-attn3": Flavour.FA3,
-    "kernels-community/vllm-flash-attn3": Flavour.VLLM,
-}
+ALIASES: dict[str, Flavour] = {name: Flavour(flavour) for name, flavour in KNOWN_REPOS.items()}
 
 _FLAVOURED = re.compile(r"(?P<repo>[^=]+)=(?P<flavour>[a-z0-9]+)")
 

@@ -29,7 +29,7 @@ def package_sources() -> dict[str, bytes]:
     return {
         f"{PACKAGE}/{path.relative_to(SOURCE).as_posix()}": path.read_bytes()
         for path in sorted(SOURCE.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and not path.relative_to(SOURCE).parts[0] == "lib"
+        if path.is_file() and "__pycache__" not in path.parts and path.relative_to(SOURCE).parts[0] != "lib"
     }
 
 

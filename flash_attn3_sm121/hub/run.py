@@ -1,0 +1,89 @@
+"""`flash-attn3 run -- CMD`: any command, its children included, with `get_kernel` overridden."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.hub.layout import RepoName
+from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig
+
+HOOK_FOLDER = Path(__file__).absolute().parent / "sitehook"
+CONFIG_ENV = "FLASH_ATTN3_OVERRIDE"
+EPILOG = """examples:
+  flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"
+  flash-attn3 run --repo my-lab/attention -- torchrun --nproc_per_node=8 train.py
+  flash-attn3 run --hub /srv/hub -- python train.py
+
+The command's own Python must read PYTHONPATH (python -I and -E don't)."""
+
+
+def add_override_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is overridden and by what; `run` and `override enable` share them."""
+    parser.add_argument(
+        "--repo", action="append", default=[], metavar="ORG/NAME[=FLAVOUR]", help="override this repository as well"
+    )
+    parser.add_argument(
+        "--only", action="store_true", help="override the --repo ones only, not the well-known names too"
+    )
+    parser.add_argument("--hub", type=Path, metavar="DIR", help="serve from this hub folder, not the installed package")
+    parser.add_argument("--quiet", action="store_true", help="don't say on stderr what was overridden")
+
+
+def parse_repo(text: str) -> tuple[str, str]:
+    """`ORG/NAME` or `ORG/NAME=FLAVOUR` as (name, flavour)."""
+    name, _, flavour = text.partition("=")
+    repo = RepoName.parse(name)
+    known = KNOWN_REPOS.get(name, "vllm" if repo.name.startswith("vllm") else "fa3")
+    if flavour and flavour not in ("fa3", "vllm"):
+        raise UsageError(f"--repo {text}: no such flavour {flavour!r} (there are: fa3, vllm)")
+    return name, flavour or known
+
+
+def config_of(args: argparse.Namespace, *, stand_in: bool) -> OverrideConfig:
+    extra = dict(parse_repo(text) for text in args.repo)
+    if args.only and not extra:
+        raise UsageError("--only without --repo would override nothing", hint="add --repo ORG/NAME")
+    if args.hub is not None:
+        from flash_attn3_sm121.hub.store import Hub
+
+        Hub.open(args.hub)  # a wrong folder is said now, not in the middle of somebody's training run
+    return OverrideConfig(
+        repos=extra if args.only else {**KNOWN_REPOS, **extra},
+        hub=None if args.hub is None else str(args.hub.absolute()),
+        quiet=args.quiet,
+        stand_in=stand_in,
+    )
+
+
+def environment(config: OverrideConfig, environ: Mapping[str, str], hook: Path = HOOK_FOLDER) -> dict[str, str]:
+    """The child's environment: our folder leads PYTHONPATH, the configuration travels beside it."""
+    rest = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != str(hook)]
+    return {**environ, "PYTHONPATH": os.pathsep.join([str(hook), *rest]), CONFIG_ENV: config.to_json()}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.usage = "flash-attn3 run [options] -- COMMAND [ARGUMENT ...]"
+    add_override_options(parser)
+    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run")
+
+
+def run(args: argparse.Namespace) -> int:
+    argv: Sequence[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    if not argv:
+        raise UsageError("no command to run", hint='flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"')
+    env = environment(config_of(args, stand_in=True), os.environ)
+    program = shutil.which(argv[0])
+    if program is None:
+        print(f"flash-attn3: error: {argv[0]}: command not found", file=sys.stderr)
+        return 127
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(program, list(argv), env)
