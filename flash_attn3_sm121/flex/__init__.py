@@ -16,8 +16,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+    from flash_attn3_sm121.facts import CallFacts, DeviceFacts
 
-__all__ = ["MEASURED_WINS", "MeasuredWin", "Software", "backward", "forward", "measured_win", "refusal", "software"]
+__all__ = [
+    "MEASURED_WINS",
+    "MeasuredWin",
+    "Software",
+    "backward",
+    "forward",
+    "measured_win",
+    "preferred",
+    "refusal",
+    "software",
+]
+
+
+def preferred(call: CallFacts, device: DeviceFacts | None = None) -> bool:
+    """Whether FlexAttention was measured to be the faster choice for this call; without a device nobody knows."""
+    return device is not None and measured_win(call, device) is not None
 
 
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:

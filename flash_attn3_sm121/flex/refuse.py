@@ -49,8 +49,10 @@ def software() -> Software:
     return Software(torch=(int(major), int(minor)), triton=triton)
 
 
-def refusal(call: CallFacts, device: DeviceFacts, versions: Software) -> str | None:
-    """Why FlexAttention cannot serve this call, or None if it can."""
+def refusal(call: CallFacts, device: DeviceFacts | None = None, versions: Software | None = None) -> str | None:
+    """Why FlexAttention cannot serve this call, or None if it can. Pure when all three are given."""
+    device = device or DeviceFacts(type=call.device_type)
+    versions = versions or software()
     for feature, why in UNSERVED.items():
         if feature in call.features:
             return why
