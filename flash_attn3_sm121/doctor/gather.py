@@ -19,7 +19,7 @@ from pathlib import Path
 
 import flash_attn3_sm121
 from flash_attn3_sm121.buildfacts import BuildFacts
-from flash_attn3_sm121.doctor import probes
+from flash_attn3_sm121.doctor import clients, probes
 from flash_attn3_sm121.doctor.machine import Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.errors import FactsError
 
@@ -155,8 +155,6 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
 
 def machine() -> Machine:
     """Everything, read off this machine."""
-    from flash_attn3_sm121.doctor import clients
-
     driver, driver_error, found_gpus = gpus()
     torch = torch_facts()
     usable = torch.error is None

@@ -1,0 +1,183 @@
+"""The cases: what is called, and what the plain formula gives for it. Small shapes, every feature, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flash_attn3_sm121.selftest import reference
+from flash_attn3_sm121.selftest.reference import Mask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`run(device, dtype)` yields (what, got, wanted) triples; `wanted` is fp64 on the CPU."""
+
+    name: str
+    run: Callable[[torch.device, torch.dtype], Iterator[tuple[str, Tensor, Tensor]]]
+
+
+def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    import torch
+
+    return torch.randn(*shape).to(dtype).to(device)
+
+
+def _dense(mask: Mask, *, dim: int, sq: int = 113, sk: int = 203, kv_heads: int = 2, softcap: float = 0.0) -> Case:
+    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        from flash_attn3_sm121 import flash_attn_func
+
+        q = _random(device, dtype, 2, sq, 4, dim)
+        k, v = (_random(device, dtype, 2, sk, kv_heads, dim) for _ in range(2))
+        window = (mask.left, mask.right)
+        out, lse = flash_attn_func(
+            q,
+            k,
+            v,
+            causal=mask.causal,
+            window_size=window,
+            attention_chunk=mask.chunk,
+            softcap=softcap,
+            return_attn_probs=True,
+        )
+        wanted, wanted_lse = reference.batch(q.cpu(), k.cpu(), v.cpu(), mask, softcap=softcap)
+        yield "out", out, wanted
+        yield "lse", lse, wanted_lse
+
+    parts = [f"d {dim}", "causal" if mask.causal else "full"]
+    parts += [f"window ({mask.left}, {mask.right})"] if mask.left >= 0 or mask.right >= 0 else []
+    parts += [f"chunk {mask.chunk}"] if mask.chunk else []
+    parts += [f"softcap {softcap:g}"] if softcap else []
+    parts += [f"{4 // kv_heads} heads a kv head"] if kv_heads != 4 else []
+    return Case(name=f"forward: {', '.join(parts)}", run=run)
+
+
+def _backward(mask: Mask, *, dim: int, softcap: float = 0.0) -> Case:
+    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        import torch
+
+        from flash_attn3_sm121 import flash_attn_func
+
+        q = _random(device, dtype, 2, 97, 4, dim).requires_grad_()
+        k, v = (_random(device, dtype, 2, 97, 2, dim).requires_grad_() for _ in range(2))
+        weight = torch.randn(2, 97, 4, dim)
+        window = (mask.left, mask.right)
+        out = flash_attn_func(q, k, v, causal=mask.causal, window_size=window, softcap=softcap)
+        grads = torch.autograd.grad(out, (q, k, v), weight.to(out))
+        plain = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
+        wanted_out, _ = reference.batch(plain[0], plain[1], plain[2], mask, softcap=softcap)
+        wanted_grads = torch.autograd.grad(wanted_out, plain, weight.to(dtype).double())
+        yield from zip(("dq", "dk", "dv"), grads, wanted_grads, strict=True)
+
+    kind = "causal" if mask.causal else "full"
+    local = f", window ({mask.left}, {mask.right})" if mask.left >= 0 else ""
+    return Case(name=f"backward: d {dim}, {kind}{local}{', softcap' if softcap else ''}", run=run)
+
+
+def _varlen() -> Case:
+    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        import torch
+
+        from flash_attn3_sm121 import flash_attn_varlen_func
+
+        lengths = (5, 0, 64, 33)
+        ends = torch.tensor((0, *lengths)).cumsum(0)
+        q = _random(device, dtype, int(ends[-1]), 4, 64)
+        k, v = (_random(device, dtype, int(ends[-1]), 2, 64) for _ in range(2))
+        cu = ends.to(torch.int32).to(device)
+        out = flash_attn_varlen_func(q, k, v, cu, cu, max(lengths), max(lengths), causal=True)
+        mask = Mask(causal=True)
+        rows = [
+            reference.sequence(q.cpu()[a:b], k.cpu()[a:b], v.cpu()[a:b], mask)[0]
+            for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        ]
+        yield "out", out, torch.cat(rows)
+
+    return Case(name="forward: packed sequences, one of them empty", run=run)
+
+
+def _cache(*, paged: bool, rotary: bool, splits: int, new: int = 3) -> Case:
+    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        import torch
+
+        from flash_attn3_sm121 import flash_attn_with_kvcache
+
+        page, capacity, lengths = 64, 256, (70, 0, 181)
+        k_cache, v_cache = (_random(device, dtype, 3, capacity, 2, 64) for _ in range(2))
+        q, k, v = (_random(device, dtype, 3, new, heads, 64) for heads in (4, 2, 2))
+        angles = torch.arange(capacity)[:, None] * (10.0 ** -torch.linspace(0, 3, 16))[None, :]
+        cos, sin = (table.to(dtype).to(device) for table in (angles.cos(), angles.sin()))
+        table = torch.randperm(3 * capacity // page).reshape(3, -1).to(torch.int32)
+        stored_k, stored_v = k_cache, v_cache
+        if paged:
+            stored_k, stored_v = torch.empty_like(k_cache), torch.empty_like(v_cache)
+            stored_k, stored_v = (x.reshape(-1, page, 2, 64) for x in (stored_k, stored_v))
+            where = table.flatten().long().to(device)
+            stored_k[where], stored_v[where] = (x.reshape(-1, page, 2, 64) for x in (k_cache, v_cache))
+        before = [x.cpu().clone() for x in (k_cache, v_cache)]
+        out = flash_attn_with_kvcache(
+            q,
+            stored_k,
+            stored_v,
+            k=k,
+            v=v,
+            cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
+            page_table=table.to(device) if paged else None,
+            rotary_cos=cos if rotary else None,
+            rotary_sin=sin if rotary else None,
+            causal=True,
+            num_splits=splits,
+        )
+        rows = []
+        for row, length in enumerate(lengths):
+            a, b, c = (x[row].cpu().double() for x in (q, k, v))
+            if rotary:
+                a, b = (reference.rotate(x, cos.cpu(), sin.cpu(), length, interleaved=True) for x in (a, b))
+            keys = torch.cat((before[0][row, :length].double(), b.to(dtype).double()))
+            values = torch.cat((before[1][row, :length].double(), c))
+            rows.append(reference.sequence(a.to(dtype), keys, values, Mask(causal=True))[0])
+        yield "out", out, torch.stack(rows)
+
+    parts = ["paged" if paged else "plain"] + (["rotary"] if rotary else []) + [f"num_splits {splits}"]
+    return Case(name=f"cache: append {new}, ragged lengths, {', '.join(parts)}", run=run)
+
+
+def _combine() -> Case:
+    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        import torch
+
+        from flash_attn3_sm121 import flash_attn_combine
+
+        parts = torch.randn(3, 2, 17, 4, 64)
+        lse = torch.randn(3, 2, 17, 4)
+        lse[1, 0, 3] = float("-inf")
+        strided = lse.transpose(-1, -2).contiguous().transpose(-1, -2).to(device)
+        out, total = flash_attn_combine(parts.to(device), strided)
+        wanted_lse = torch.logsumexp(lse.double(), dim=0)
+        wanted = (torch.exp(lse.double() - wanted_lse)[..., None] * parts.double()).sum(0)
+        yield "out", out, wanted
+        yield "lse", total, wanted_lse
+
+    return Case(name="combine: three splits, one empty", run=run)
+
+
+def cases() -> tuple[Case, ...]:
+    """All of them; about forty, each a fraction of a second."""
+    causal, full = Mask(causal=True), Mask()
+    found = [_dense(mask, dim=dim) for dim in (16, 32, 64, 96, 128, 192, 256) for mask in (causal, full)]
+    found += [_dense(Mask(left=17, right=0), dim=dim) for dim in (64, 128, 256)]
+    found += [_dense(Mask(left=9, right=21), dim=64), _dense(Mask(causal=True, chunk=32), dim=64)]
+    found += [_dense(causal, dim=dim, softcap=15.0) for dim in (64, 128)]
+    found += [_dense(causal, dim=64, kv_heads=heads) for heads in (1, 4)]
+    found += [_dense(causal, dim=128, sq=200, sk=77)]  # rows that see no key at all
+    found += [_backward(mask, dim=dim) for dim in (32, 64, 128, 256) for mask in (causal, full)]
+    found += [_backward(Mask(left=17, right=0), dim=64), _backward(causal, dim=64, softcap=15.0)]
+    found += [_varlen(), _combine()]
+    found += [_cache(paged=paged, rotary=False, splits=splits) for paged in (False, True) for splits in (1, 4)]
+    found += [_cache(paged=False, rotary=True, splits=1), _cache(paged=True, rotary=True, splits=1, new=1)]
+    return tuple(found)
