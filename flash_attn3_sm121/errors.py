@@ -80,6 +80,12 @@ class AssembleError(FlashAttn3Error):
     exit_code = 16
 
 
+class DiskError(FlashAttn3Error):
+    """There is no room left where something had to be written."""
+
+    exit_code = 17
+
+
 class FactsError(FlashAttn3Error):
     """A library's build facts are missing, malformed or of an unknown schema."""
 
@@ -98,6 +104,12 @@ class BackendError(FlashAttn3Error, RuntimeError):
     exit_code = 22
 
 
+class CallError(FlashAttn3Error, RuntimeError, ValueError):
+    """Arguments that do not fit together; RuntimeError because upstream's checks raise that."""
+
+    exit_code = 23
+
+
 class HubError(FlashAttn3Error):
     """The hub folder cannot be read or written as asked."""
 
@@ -114,3 +126,9 @@ class OverrideError(HubError):
     """get_kernel cannot be overridden here."""
 
     exit_code = 32
+
+
+class ServeError(HubError):
+    """`hub serve` cannot listen, or its configuration cannot be used."""
+
+    exit_code = 34
