@@ -1,0 +1,119 @@
+"""New keys and values written into the cache in place, dense or paged. Tensor arithmetic only; no host reads.
+
+Checks come first and live elsewhere: on the host in `problem.sequences`, or stream-ordered in `static.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.fallback import rotary
+from flash_attn3_sm121.fallback.problem import FP8, Facts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTokens:
+    """The tokens to write: where (row of the cache or page, slot) and what, one entry a token."""
+
+    rows: Tensor  # (n,)
+    slots: Tensor  # (n,)
+    keys: Tensor  # (n, Hk, d), rotated, in the cache's type
+    values: Tensor
+
+
+def _held(args: ForwardArgs) -> Tensor:
+    if args.seqused_k is None:
+        raise ValueError("k (new keys) needs cache_seqlens: give the number of tokens that the cache already holds")
+    return args.seqused_k.long()
+
+
+def rotary_base(args: ForwardArgs) -> Tensor:
+    """The position of a sequence's first new token in the rotary table."""
+    return args.seqlens_rotary.long() if args.seqlens_rotary is not None else _held(args)
+
+
+def _converted(new: Tensor, cache: Tensor, *, name: str) -> Tensor:
+    if (cache.dtype in FP8) != (new.dtype in FP8):
+        raise ValueError(f"{name} and its cache must have the same dtype for fp8, found {new.dtype} and {cache.dtype}")
+    return new.to(cache.dtype)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 3 else tensor.flatten(0, 1)
+
+
+def places(args: ForwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every new token: (sequence, position in the cache, index in k_new), all flat."""
+    held = _held(args)
+    if args.cu_seqlens_k_new is None:
+        index = torch.arange(info.batch * info.new_rows, device=held.device)
+        owner = torch.div(index, max(info.new_rows, 1), rounding_mode="floor")
+        position = held[owner] + index - owner * info.new_rows
+        return owner, position, index
+    offsets = args.cu_seqlens_k_new.long()
+    index = torch.arange(info.new_rows, device=held.device)
+    # Padding behind the last token is aimed at the last real token, with its value: writing it twice is harmless.
+    index = torch.minimum(index, offsets[-1] - 1).clamp(min=0)
+    owner = torch.searchsorted(offsets[1:].contiguous(), index, right=True).clamp(max=info.batch - 1)
+    return owner, held[owner] + index - offsets[owner], index
+
+
+def pages_of(args: ForwardArgs, info: Facts, owner: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, slot) in the cache tensor of positions of sequences; the page number is not checked here."""
+    rows = args.kv_batch_idx.long()[owner] if args.kv_batch_idx is not None else owner
+    if args.page_table is None:
+        return rows, position
+    page = torch.div(position, info.page_size, rounding_mode="floor").clamp(max=args.page_table.shape[1] - 1)
+    return args.page_table[rows, page].long(), position % info.page_size
+
+
+def _without_padding(
+    args: ForwardArgs, rows: Tensor, slots: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A packed k_new that holds padding only must change nothing: write the cache's first token back onto itself."""
+    assert args.cu_seqlens_k_new is not None
+    any_token = args.cu_seqlens_k_new[-1] > 0
+    rows, slots = torch.where(any_token, rows, 0), torch.where(any_token, slots, 0)
+    kept_k, kept_v = args.k[:1, :1].flatten(0, 1), args.v[:1, :1].flatten(0, 1)
+    return rows, slots, _choose(any_token, keys, kept_k), _choose(any_token, values, kept_v)
+
+
+def _choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    if new.dtype in FP8:
+        return torch.where(condition, new.view(torch.uint8), old.view(torch.uint8)).view(new.dtype)
+    return torch.where(condition, new, old)
+
+
+def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
+    """Work out what goes where, without writing; None when there is nothing to write."""
+    if args.k_new is None or args.v_new is None:
+        return None
+    k_new = args.k_new
+    if args.rotary_cos is not None and args.rotary_sin is not None:
+        offsets = args.cu_seqlens_k_new.long() if args.cu_seqlens_k_new is not None else None
+        where = rotary.positions(rotary_base(args), offsets, info.new_rows, advance=True)
+        kept = args.k.dtype if args.k.dtype not in FP8 else k_new.dtype
+        k_new = rotary.rotate(
+            k_new, args.rotary_cos, args.rotary_sin, where, interleaved=args.rotary_interleaved, dtype=kept
+        )
+    keys, values = _converted(k_new, args.k, name="k"), _converted(args.v_new, args.v, name="v")
+    owner, position, index = places(args, info)
+    if index.numel() == 0:
+        return None
+    rows, slots = pages_of(args, info, owner, position)
+    keys, values = _flat(keys)[index], _flat(values)[index]
+    if args.cu_seqlens_k_new is not None:
+        rows, slots, keys, values = _without_padding(args, rows, slots, keys, values)
+    return NewTokens(rows=rows, slots=slots, keys=keys, values=values)
+
+
+def write(args: ForwardArgs, new: NewTokens) -> None:
+    """Write the prepared tokens; everything must have been checked."""
+    for cache, values in ((args.k, new.keys), (args.v, new.values)):
+        if cache.dtype in FP8:  # torch writes no fp8 by index; the bytes are the same
+            cache, values = cache.view(torch.uint8), values.view(torch.uint8)
+        cache.index_put_((new.rows, new.slots), values)

@@ -1,0 +1,103 @@
+"""Attention of one group: the plan's pieces through the fused kernel, or the blocked path where that one can't serve.
+
+Forward and backward hold O(rows) state beside their results; the largest temporary is one block of rows against the
+span of keys it sees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.fallback import blocked, cpu_kernel, pieces
+from flash_attn3_sm121.fallback.blocked import Saved, Scoring
+from flash_attn3_sm121.fallback.geometry import Geometry, Piece, plan
+
+
+def _fused(q: Tensor, v: Tensor, qv: Tensor | None, scoring: Scoring) -> bool:
+    """Whether torch's fused CPU kernel computes this."""
+    plain = qv is None and scoring.softcap == 0.0 and v.shape[-1] <= q.shape[-1]
+    return plain and q.device.type == "cpu" and q.dtype in cpu_kernel.TYPES and cpu_kernel.refusal() is None
+
+
+def merge(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """One result from partial ones over different keys: outs (B, S, H, d), lses (B, H, S); each row saw a key."""
+    stacked = torch.stack(lses)
+    total = stacked.logsumexp(0)
+    shares = (stacked - total).exp().transpose(2, 3).unsqueeze(-1)
+    result = outs[0] * shares[0]
+    for out, share in zip(outs[1:], shares[1:], strict=True):
+        result.addcmul_(out.to(result.dtype), share)
+    return result, total
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, geometry: Geometry, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """q (B, S, H, d), k and v (B, T, Hk, d | dv) of one type to out (B, S, H, dv), contiguous, and lse (B, H, S).
+
+    Rows that see nothing get 0 and -inf. The lse is fp32 (fp64 for fp64 inputs).
+    """
+    if not _fused(q, v, qv, scoring):
+        out, lse = blocked.forward(q, k, v, qv, geometry, scoring)
+        return out.to(q.dtype), lse
+    batch, rows, heads, dim = q.shape
+    dim_v = v.shape[-1]
+    q, k, v = (cpu_kernel.padded(tensor, dim) for tensor in (q, k, v))
+    groups = plan(geometry)
+    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    if len(groups) == 1 and groups[0][0].row_end - groups[0][0].row == rows:
+        out, lse = _group(q, k, v, groups[0], cache, scoring)
+        return out[..., :dim_v].to(q.dtype).contiguous(), lse.contiguous()
+    out = q.new_zeros((batch, rows, heads, dim_v))
+    lse = q.new_full((batch, heads, rows), -torch.inf, dtype=blocked.accumulator(q.dtype))
+    for group in groups:
+        span = slice(group[0].row, group[0].row_end)
+        part, part_lse = _group(q, k, v, group, cache, scoring)
+        out[:, span] = part[..., :dim_v]
+        lse[:, :, span] = part_lse
+    return out, lse
+
+
+def _group(
+    q: Tensor, k: Tensor, v: Tensor, group: tuple[Piece, ...], cache: pieces.MaskCache, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    results = [pieces.forward(q, k, v, piece, cache.get(piece), scoring.scale) for piece in group]
+    if len(results) == 1:
+        return results[0]
+    return merge([out for out, _ in results], [lse for _, lse in results])
+
+
+def backward(
+    rows: pieces.Rows, k: Tensor, v: Tensor, delta: Tensor | None, geometry: Geometry, scoring: Scoring
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) in the sum's type. `delta` (B, H, S) is given where it is not just rowsum(dout * out)."""
+    q = rows.q
+    if delta is not None or not _fused(q, v, None, scoring):
+        if delta is None:
+            delta = row_delta(rows.dout, rows.out)
+        return blocked.backward(rows.dout, q, k, v, Saved(lse=rows.lse, delta=delta), geometry, scoring)
+    dim, dim_v, kind = q.shape[-1], v.shape[-1], blocked.accumulator(q.dtype)
+    k, v = cpu_kernel.padded(k, dim), cpu_kernel.padded(v, dim)
+    rows = pieces.Rows(
+        dout=cpu_kernel.padded(rows.dout, dim),
+        q=cpu_kernel.padded(q, dim),
+        out=cpu_kernel.padded(rows.out, dim),
+        lse=rows.lse.to(kind),
+    )
+    into = pieces.Gradients(
+        dq=torch.zeros(q.shape, dtype=kind, device=q.device),
+        dk=torch.zeros(k.shape, dtype=kind, device=q.device),
+        dv=torch.zeros(v.shape, dtype=kind, device=q.device),
+    )
+    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    for group in plan(geometry):
+        for piece in group:
+            pieces.backward(rows, k, v, piece, cache.get(piece), scoring.scale, into)
+    return into.dq, into.dk, into.dv[..., :dim_v]
+
+
+def row_delta(dout: Tensor, out: Tensor) -> Tensor:
+    """rowsum(dout * out) as (B, H, S), in the sum's type."""
+    kind = blocked.accumulator(dout.dtype)
+    return (dout.to(kind) * out.to(kind)).sum(-1).transpose(1, 2)

@@ -1,0 +1,189 @@
+"""The forward and backward pass where lengths may be read on the host: every sequence gets just the work it needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.fallback import append, attend, gather, pieces, rotary, sinks
+from flash_attn3_sm121.fallback.blocked import Scoring, accumulator
+from flash_attn3_sm121.fallback.gather import Group
+from flash_attn3_sm121.fallback.geometry import Geometry
+from flash_attn3_sm121.fallback.problem import FP8, Facts, Sequence, facts, sequences
+
+
+def _check_pages(args: ForwardArgs, info: Facts, found: tuple[Sequence, ...]) -> None:
+    """Every page that will be written, or read, exists; pages that the window hides may be gone."""
+    if args.page_table is None:
+        return
+    table = args.page_table.tolist()
+    for sequence in found:
+        pages, total, size = table[sequence.k_row], args.k.shape[0], info.page_size
+        geometry = Geometry.bottom_right(rows=sequence.rows, keys=sequence.keys, band=info.band)
+        low, high = geometry.visible()
+        read = (sequence.k_start + low, sequence.k_start + high)
+        written = (sequence.new_position, sequence.new_position + sequence.new_rows)
+        for begin, end in (read, written):
+            if end > begin:
+                gather.check_pages(pages, sequence, begin=begin, end=end, size=size, total=total)
+
+
+def _check_rotary(args: ForwardArgs, info: Facts, found: tuple[Sequence, ...]) -> None:
+    """Every used row stands inside the rotary table."""
+    if args.rotary_cos is None:
+        return
+    base = append.rotary_base(args).tolist()
+    for sequence in found:
+        rows = sequence.rows if info.band.is_local else min(sequence.rows, 1)
+        needed = base[sequence.index] + max(rows, sequence.new_rows)
+        if max(rows, sequence.new_rows) > 0 and not 0 <= base[sequence.index] <= needed <= args.rotary_cos.shape[0]:
+            raise ValueError(
+                f"rotary_cos and rotary_sin hold {args.rotary_cos.shape[0]} positions, but sequence {sequence.index} "
+                f"needs positions {base[sequence.index]} .. {needed - 1}"
+            )
+
+
+def rotated_queries(args: ForwardArgs, info: Facts) -> Tensor:
+    """q, or q rotated: at the new tokens' positions when the mask is local, else all rows at the first."""
+    if args.rotary_cos is None or args.rotary_sin is None or args.k_new is None:
+        return args.q
+    offsets = args.cu_seqlens_q.long() if args.cu_seqlens_q is not None else None
+    rows = args.q.shape[0] if info.packed_q else args.q.shape[1]
+    where = rotary.positions(append.rotary_base(args), offsets, rows, advance=info.band.is_local)
+    dtype = args.q.dtype if args.q.dtype not in FP8 else torch.float32
+    return rotary.rotate(
+        args.q, args.rotary_cos, args.rotary_sin, where, interleaved=args.rotary_interleaved, dtype=dtype
+    )
+
+
+def _queries(args: ForwardArgs, tensor: Tensor, group: Group, info: Facts) -> Tensor:
+    view = gather.queries(tensor, group, packed=info.packed_q)
+    descale = args.q_descale[group.batch_slice] if args.q_descale is not None and args.q.dtype in FP8 else None
+    # Rotated fp8 queries are already fp32: the scale is applied here all the same, rotation is linear.
+    converted = gather.dequantised(view, None, heads=info.kv_heads, dtype=info.compute_dtype)
+    if descale is None:
+        return converted
+    return converted * descale.to(converted.dtype).repeat_interleave(info.group, dim=-1)[:, None, :, None]
+
+
+def _keys(
+    args: ForwardArgs, cache: Tensor, descale: Tensor | None, group: Group, info: Facts, span: tuple[int, int]
+) -> Tensor:
+    if args.page_table is not None:
+        pages = args.page_table[group.first.k_row]
+        view = gather.paged_keys(cache, pages, group.first, *span)
+    else:
+        view = gather.dense_keys(cache, group, *span, packed=info.packed_k)
+    scale = descale[group.batch_slice] if descale is not None else None
+    return gather.dequantised(view, scale, heads=info.kv_heads, dtype=info.compute_dtype)
+
+
+def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
+    """(out, lse); every argument is checked before the cache is written."""
+    info = facts(args)
+    found = sequences(args, info)
+    _check_pages(args, info, found)
+    _check_rotary(args, info, found)
+    new = append.prepare(args, info)
+    q = rotated_queries(args, info)
+    if new is not None:
+        append.write(args, new)
+    scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
+    target = Target(args, info)
+    for group in gather.groups(found, info):
+        if group.first.rows == 0 or group.count == 0:
+            continue
+        geometry = Geometry.bottom_right(rows=group.first.rows, keys=group.first.keys, band=info.band)
+        low, high, inner = geometry.narrowed()
+        queries = _queries(args, q, group, info)
+        qv = _queries(args, args.qv, group, info) if args.qv is not None else None
+        keys = _keys(args, args.k, args.k_descale, group, info, (low, high))
+        values = _keys(args, args.v, args.v_descale, group, info, (low, high))
+        out, lse = attend.forward(queries, keys, values, qv, inner, scoring)
+        if args.s_aux is not None:
+            out, lse = sinks.include(out, lse, args.s_aux)
+        target.put(group, out, lse)
+    return target.result()
+
+
+class Target:
+    """Where results of groups are put together; a group that covers the whole call is handed out as it is."""
+
+    def __init__(self, args: ForwardArgs, info: Facts) -> None:
+        self.args, self.info = args, info
+        self.whole: tuple[Tensor, Tensor] | None = None
+        self._parts: tuple[Tensor, Tensor] | None = None
+        self.out_shape = (*args.q.shape[:-1], info.dim_v)
+        rows = (args.q.shape[0],) if info.packed_q else (info.rows,)
+        self.lse_shape = (info.heads, *rows) if info.packed_q else (info.batch, info.heads, *rows)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        if self._parts is None:
+            device = self.args.q.device
+            self._parts = (
+                torch.zeros(self.out_shape, dtype=self.info.out_dtype, device=device),
+                torch.full(self.lse_shape, -torch.inf, dtype=torch.float32, device=device),
+            )
+        return self._parts
+
+    def put(self, group: Group, out: Tensor, lse: Tensor) -> None:
+        """Take the result of a group: out (count, rows, H, dv) and lse (count, H, rows)."""
+        if not self.info.packed_q and tuple(out.shape) == self.out_shape:
+            self.whole = (out.to(self.info.out_dtype), lse.to(torch.float32))
+            return
+        whole_out, whole_lse = self.parts()
+        gather.queries(whole_out, group, packed=self.info.packed_q).copy_(out)
+        gather.lse_rows(whole_lse, group, packed=self.info.packed_q).copy_(lse)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        if self.whole is not None:
+            out, lse = self.whole
+        else:
+            out, lse = self.parts()
+            if not self.info.has_keys and self.args.s_aux is None:
+                lse.fill_(torch.inf)
+        if not self.info.has_keys and self.args.s_aux is None and self.whole is not None:
+            lse = torch.full_like(lse, torch.inf)
+        if self.args.out is not None:
+            self.args.out.copy_(out)
+            return self.args.out, lse
+        return out, lse
+
+
+def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(dq, dk, dv, ds_aux); tensors that nobody used get zeros."""
+    info = facts(args)
+    kind = accumulator(info.compute_dtype)
+    dq, dk, dv = (
+        torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (args.q, args.k, args.v)
+    )
+    ds_aux = torch.zeros(info.heads, dtype=kind, device=args.q.device) if args.s_aux is not None else None
+    scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
+    for group in gather.groups(sequences(args, info), info):
+        if group.first.rows == 0 or group.count == 0:
+            continue
+        geometry = Geometry.bottom_right(rows=group.first.rows, keys=group.first.keys, band=info.band)
+        dout, q, out = (
+            gather.queries(tensor, group, packed=info.packed_q).to(info.compute_dtype)
+            for tensor in (args.dout, args.q, args.out)
+        )
+        lse = gather.lse_rows(args.softmax_lse, group, packed=info.packed_q)
+        delta = attend.row_delta(dout, out) if args.dlse is not None or args.s_aux is not None else None
+        if delta is not None and args.dlse is not None:
+            delta = delta - gather.lse_rows(args.dlse, group, packed=info.packed_q)
+        if ds_aux is not None and delta is not None and args.s_aux is not None:
+            ds_aux += sinks.gradient(lse.to(kind), delta, args.s_aux)
+        low, high, inner = geometry.narrowed()
+        if high <= low:
+            continue
+        k, v = (
+            gather.dense_keys(tensor, group, low, high, packed=info.packed_k).to(info.compute_dtype)
+            for tensor in (args.k, args.v)
+        )
+        rows = pieces.Rows(dout=dout, q=q, out=out, lse=lse)
+        parts = attend.backward(rows, k, v, delta if args.dlse is not None else None, inner, scoring)
+        gather.queries(dq, group, packed=info.packed_q).copy_(parts[0])
+        for total, part in zip((dk, dv), parts[1:], strict=True):
+            gather.dense_keys(total, group, low, high, packed=info.packed_k).copy_(part)
+    return dq, dk, dv, None if ds_aux is None or args.s_aux is None else ds_aux.to(args.s_aux.dtype)

@@ -1,0 +1,151 @@
+"""One piece of a plan through the fused kernel: views in, results out, nothing copied on the way.
+
+A repeated piece is one call: its row blocks become the batch, and its key spans are overlapping views of the same
+memory. A few query rows per kv head (decoding) fold the query heads into rows, so that each key is read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.fallback import cpu_kernel, masks
+from flash_attn3_sm121.fallback.blocked import fold, unfold
+from flash_attn3_sm121.fallback.geometry import Geometry, Kind, Piece
+
+# With at most this many rows after folding, reading keys costs more than multiplying by them.
+FOLDED_ROWS = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class MaskCache:
+    """The additive masks of one call; blocks of the same relative shape share one."""
+
+    geometry: Geometry
+    dtype: torch.dtype
+    device: torch.device
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def get(self, piece: Piece) -> Tensor | None:
+        if piece.kind is not Kind.BAND:
+            return None
+        chunk = self.geometry.band.chunk
+        phase = piece.key % chunk if chunk > 0 else 0
+        key = (piece.rows, piece.keys, piece.row - piece.key, phase)
+        if key not in self._masks:
+            block = masks.block(self.geometry, piece.row, piece.rows, piece.key, piece.keys, device=self.device)
+            self._masks = {key: masks.additive(block, self.dtype)}  # neighbours share; keeping more would add up
+        return self._masks[key]
+
+
+def query_blocks(tensor: Tensor, piece: Piece) -> Tensor:
+    """Rows of one (S, H, d) sequence as (repeat, H, rows, d)."""
+    span = tensor[piece.row : piece.row_end].view(piece.repeat, piece.rows, *tensor.shape[1:])
+    return span.transpose(1, 2)
+
+
+def lse_blocks(tensor: Tensor, piece: Piece) -> Tensor:
+    """Rows of one (H, S) sequence as (repeat, H, rows)."""
+    span = tensor[:, piece.row : piece.row_end].reshape(tensor.shape[0], piece.repeat, piece.rows)
+    return span.transpose(0, 1)
+
+
+def key_blocks(tensor: Tensor, piece: Piece) -> Tensor:
+    """Keys of one (T, Hk, d) sequence as (repeat, Hk, keys, d): overlapping views."""
+    span = tensor[piece.key : piece.key_end].unfold(0, piece.keys, piece.rows)
+    return span.permute(0, 1, 3, 2)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """q (B, S, H, d), k and v (B, T, Hk, d) to out (B, n, H, d) and lse (B, H, n) over the piece's n rows."""
+    causal = piece.kind is Kind.CAUSAL
+    if piece.repeat > 1:
+        outs, lses = [], []
+        for row in range(q.shape[0]):
+            out, lse = cpu_kernel.forward(
+                query_blocks(q[row], piece),
+                key_blocks(k[row], piece),
+                key_blocks(v[row], piece),
+                scale=scale,
+                mask=mask,
+            )
+            outs.append(out.transpose(1, 2).flatten(0, 1))
+            lses.append(lse.transpose(0, 1).flatten(1, 2))
+        return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0), torch.stack(lses)
+    rows = q[:, piece.row : piece.row_end]
+    keys = k[:, piece.key : piece.key_end].transpose(1, 2)
+    values = v[:, piece.key : piece.key_end].transpose(1, 2)
+    kv_heads = keys.shape[1]
+    group = rows.shape[2] // kv_heads
+    if group > 1 and not causal and piece.rows * group <= FOLDED_ROWS:
+        folded_mask = mask.repeat(group, 1) if mask is not None else None
+        out, lse = cpu_kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
+        return unfold(out, piece.rows), lse.reshape(rows.shape[0], rows.shape[2], piece.rows)
+    out, lse = cpu_kernel.forward(rows.transpose(1, 2), keys, values, scale=scale, causal=causal, mask=mask)
+    return out.transpose(1, 2), lse
+
+
+def _overlap_add(total: Tensor, blocks: Tensor, piece: Piece) -> None:
+    """Add (repeat, Hk, keys, d) gradients of overlapping spans onto (T, Hk, d): one strided add per shift."""
+    for start in range(0, piece.keys, piece.rows):
+        width = min(piece.rows, piece.keys - start)
+        part = blocks[:, :, start : start + width].transpose(1, 2)
+        first = piece.key + start
+        # Spans of one shift do not overlap each other: their starts are `rows` apart and they are at most that wide.
+        target = total[first : first + piece.rows * (piece.repeat - 1) + width].unfold(0, width, piece.rows)
+        target.permute(0, 3, 1, 2).add_(part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Everything per query row that the backward reads: (B, S, H, d) tensors and the lse (B, H, S)."""
+
+    dout: Tensor
+    q: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gradients:
+    """The sums that pieces add onto."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+
+
+def backward(
+    rows: Rows, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float, into: Gradients
+) -> None:
+    """Add the piece's share of dq, dk and dv."""
+    causal = piece.kind is Kind.CAUSAL
+    if piece.repeat > 1:
+        for b in range(k.shape[0]):
+            lse = lse_blocks(rows.lse[b], piece)
+            blocks = (query_blocks(tensor[b], piece) for tensor in (rows.dout, rows.q, rows.out))
+            dout, q, out = blocks
+            dq, dk, dv = cpu_kernel.backward(
+                dout, q, key_blocks(k[b], piece), key_blocks(v[b], piece), out, lse, scale=scale, mask=mask
+            )
+            into.dq[b, piece.row : piece.row_end] += dq.transpose(1, 2).flatten(0, 1)
+            _overlap_add(into.dk[b], dk, piece)
+            _overlap_add(into.dv[b], dv, piece)
+        return
+    row, key = slice(piece.row, piece.row_end), slice(piece.key, piece.key_end)
+    dq, dk, dv = cpu_kernel.backward(
+        rows.dout[:, row].transpose(1, 2),
+        rows.q[:, row].transpose(1, 2),
+        k[:, key].transpose(1, 2),
+        v[:, key].transpose(1, 2),
+        rows.out[:, row].transpose(1, 2),
+        rows.lse[:, :, row],
+        scale=scale,
+        causal=causal,
+        mask=mask,
+    )
+    into.dq[:, row] += dq.transpose(1, 2)
+    into.dk[:, key] += dk.transpose(1, 2)
+    into.dv[:, key] += dv.transpose(1, 2)

@@ -1,0 +1,48 @@
+"""Rotary embedding of new keys and of the queries that meet them, at positions that may differ per sequence.
+
+Tensor arithmetic only: nothing is read on the host. Computed in fp32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.fallback.blocked import accumulator
+from flash_attn3_sm121.fallback.problem import FP8
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleaved: bool, dtype: torch.dtype) -> Tensor:
+    """x (..., H, d) at `positions` (...): pairs (2i, 2i + 1) when interleaved, else (i, i + rd / 2); result in dtype.
+
+    Positions are clamped into the table: only rows that nobody reads (padding) may stand outside, see `check`.
+    """
+    kind = accumulator(cos.dtype if x.dtype in FP8 else torch.promote_types(x.dtype, cos.dtype))
+    half = cos.shape[-1]
+    index = positions.long().clamp(0, max(cos.shape[0] - 1, 0))
+    c, s = cos[index].to(kind).unsqueeze(-2), sin[index].to(kind).unsqueeze(-2)
+    turned, rest = x[..., : 2 * half].to(kind), x[..., 2 * half :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        rotated = torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        rotated = torch.cat((a * c - b * s, a * s + b * c), -1)
+    return torch.cat((rotated.to(dtype), rest.to(dtype)), -1)
+
+
+def token_places(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For packed tokens 0 .. total - 1: the sequence and the index within it (tokens past the end: the last one)."""
+    tokens = torch.arange(total, device=offsets.device, dtype=offsets.dtype)
+    owner = torch.searchsorted(offsets[1:].contiguous(), tokens, right=True)
+    owner = owner.clamp(max=max(offsets.numel() - 2, 0))
+    return owner, tokens - offsets[:-1][owner]
+
+
+def positions(base: Tensor, offsets: Tensor | None, rows: int, *, advance: bool) -> Tensor:
+    """Where each row stands: base + i, or base for all of a sequence. (batch, rows), or (rows,) when packed."""
+    if offsets is None:
+        steps = torch.arange(rows, device=base.device, dtype=base.dtype) if advance else base.new_zeros(rows)
+        return base[:, None] + steps
+    owner, index = token_places(offsets, rows)
+    return base[owner] + index if advance else base[owner]
