@@ -16,6 +16,8 @@ from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "explain": ("flash_attn3_sm121.explain_cli", "which backend would serve a call, and why each other one would not"),
+    "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that mends it"),
 }
 

@@ -110,6 +110,12 @@ class CallError(FlashAttn3Error, RuntimeError, ValueError):
     exit_code = 23
 
 
+class BenchError(FlashAttn3Error):
+    """One of our backends gave a wrong answer while it was being measured."""
+
+    exit_code = 24
+
+
 class HubError(FlashAttn3Error):
     """The hub folder cannot be read or written as asked."""
 

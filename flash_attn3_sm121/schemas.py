@@ -1,0 +1,197 @@
+"""The op schemas, in one table: upstream's public ones (library `flash_attn_3`) and our own functional ones.
+
+Upstream's are kept to the letter, aliases included: clients inspect them and call them positionally. Ours are
+functional (nothing is returned that aliases an input), which is what torch.compile and torch.export want.
+"""
+
+from __future__ import annotations
+
+PUBLIC_NAMESPACE = "flash_attn_3"
+OWN_NAMESPACE = "flash_attn3_sm121"
+
+_FWD = (
+    "Tensor q",
+    "Tensor k",
+    "Tensor v",
+    "Tensor(k_new!)? k_new=None",
+    "Tensor(v_new!)? v_new=None",
+    "Tensor? q_v=None",
+    "Tensor(out!)? out=None",
+    "Tensor? cu_seqlens_q=None",
+    "Tensor? cu_seqlens_k=None",
+    "Tensor? cu_seqlens_k_new=None",
+    "Tensor? seqused_q=None",
+    "Tensor? seqused_k=None",
+    "int? max_seqlen_q=None",
+    "int? max_seqlen_k=None",
+    "Tensor? page_table=None",
+    "Tensor? kv_batch_idx=None",
+    "Tensor? leftpad_k=None",
+    "Tensor? rotary_cos=None",
+    "Tensor? rotary_sin=None",
+    "Tensor? seqlens_rotary=None",
+    "Tensor? q_descale=None",
+    "Tensor? k_descale=None",
+    "Tensor? v_descale=None",
+    "float? softmax_scale=None",
+    "bool is_causal=False",
+    "int window_size_left=-1",
+    "int window_size_right=-1",
+    "int attention_chunk=0",
+    "float softcap=0.0",
+    "bool is_rotary_interleaved=False",
+    "Tensor? scheduler_metadata=None",
+    "int num_splits=0",
+    "bool? pack_gqa=None",
+    "int sm_margin=0",
+)
+_BWD = (
+    "Tensor dout",
+    "Tensor q",
+    "Tensor k",
+    "Tensor v",
+    "Tensor out",
+    "Tensor softmax_lse",
+    "Tensor(dq!)? dq=None",
+    "Tensor(dk!)? dk=None",
+    "Tensor(dv!)? dv=None",
+    "Tensor? cu_seqlens_q=None",
+    "Tensor? cu_seqlens_k=None",
+    "Tensor? seqused_q=None",
+    "Tensor? seqused_k=None",
+    "int? max_seqlen_q=None",
+    "int? max_seqlen_k=None",
+    "float? softmax_scale=None",
+    "bool is_causal=False",
+    "int window_size_left=-1",
+    "int window_size_right=-1",
+    "float softcap=0.0",
+    "bool deterministic=False",
+    "int sm_margin=0",
+)
+_METADATA = (
+    "int batch_size",
+    "int max_seqlen_q",
+    "int max_seqlen_k",
+    "int num_heads",
+    "int num_heads_k",
+    "int headdim",
+    "int headdim_v",
+    "ScalarType qkv_dtype",
+    "Tensor seqused_k",
+    "Tensor? cu_seqlens_q=None",
+    "Tensor? cu_seqlens_k=None",
+    "Tensor? cu_seqlens_k_new=None",
+    "Tensor? seqused_q=None",
+    "Tensor? leftpad_k=None",
+    "int? page_size=None",
+    "int max_seqlen_k_new=0",
+    "bool is_causal=False",
+    "int window_size_left=-1",
+    "int window_size_right=-1",
+    "int attention_chunk=0",
+    "bool has_softcap=False",
+    "int num_splits=0",
+    "bool? pack_gqa=None",
+    "int sm_margin=0",
+)
+
+# The pin's bwd returns the three aliased gradients and five workspaces.
+PUBLIC: dict[str, str] = {
+    "fwd": f"({', '.join(_FWD)}) -> (Tensor(out!), Tensor, Tensor, Tensor)",
+    "bwd": f"({', '.join(_BWD)}) -> (Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "fwd_combine": (
+        "(Tensor out_partial, Tensor lse_partial, Tensor(out!)? out=None, ScalarType? out_dtype=None)"
+        " -> (Tensor(out!), Tensor)"
+    ),
+    "get_scheduler_metadata": f"({', '.join(_METADATA)}) -> Tensor",
+}
+
+# `forward` is differentiable in q, k, v and s_aux. SymInt where a compiled program may see a changing number.
+_INPUTS = ("Tensor q", "Tensor k", "Tensor v", "Tensor? qv")
+_LENGTHS = (
+    "Tensor? cu_seqlens_q",
+    "Tensor? cu_seqlens_k",
+    "Tensor? seqused_q",
+    "Tensor? seqused_k",
+    "SymInt? max_seqlen_q",
+    "SymInt? max_seqlen_k",
+)
+_MASK = (
+    "float softmax_scale",
+    "bool causal",
+    "SymInt window_left",
+    "SymInt window_right",
+    "SymInt attention_chunk",
+    "float softcap",
+)
+_FORWARD_TAIL = (
+    "Tensor? page_table",
+    "Tensor? kv_batch_idx",
+    "Tensor? leftpad_k",
+    "Tensor? q_descale",
+    "Tensor? k_descale",
+    "Tensor? v_descale",
+    "Tensor? s_aux",
+    *_MASK,
+    "Tensor? scheduler_metadata",
+    "int num_splits",
+    "bool? pack_gqa",
+    "bool deterministic",
+    "int sm_margin",
+)
+_APPEND = (
+    "Tensor q",
+    "Tensor(a!) k_cache",
+    "Tensor(b!) v_cache",
+    "Tensor k_new",
+    "Tensor v_new",
+    "Tensor? qv",
+    "Tensor? cu_seqlens_q",
+    "Tensor? cu_seqlens_k_new",
+    "Tensor seqused_k",
+    "SymInt? max_seqlen_q",
+    "Tensor? page_table",
+    "Tensor? kv_batch_idx",
+    "Tensor? leftpad_k",
+    "Tensor? rotary_cos",
+    "Tensor? rotary_sin",
+    "Tensor? seqlens_rotary",
+    "Tensor? q_descale",
+    "Tensor? k_descale",
+    "Tensor? v_descale",
+    "Tensor? s_aux",
+    *_MASK,
+    "bool rotary_interleaved",
+    "Tensor? scheduler_metadata",
+    "int num_splits",
+    "bool? pack_gqa",
+    "int sm_margin",
+)
+_BACKWARD = (
+    "Tensor dout",
+    "Tensor? dlse",
+    "Tensor q",
+    "Tensor k",
+    "Tensor v",
+    "Tensor out",
+    "Tensor softmax_lse",
+    *_LENGTHS,
+    "Tensor? s_aux",
+    *_MASK,
+    "bool deterministic",
+    "int sm_margin",
+)
+
+OWN: dict[str, str] = {
+    "forward": f"({', '.join((*_INPUTS, *_LENGTHS, *_FORWARD_TAIL))}) -> (Tensor, Tensor)",
+    "append": f"({', '.join(_APPEND)}) -> (Tensor, Tensor)",
+    "backward": f"({', '.join(_BACKWARD)}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "combine": "(Tensor out_partial, Tensor lse_partial, ScalarType? out_dtype) -> (Tensor, Tensor)",
+}
+
+
+def argument_names(schema: str) -> tuple[str, ...]:
+    """The names of a schema's arguments, in order."""
+    inside = schema[1 : schema.index(") -> ")]
+    return tuple(part.split("=")[0].split()[-1] for part in inside.split(", "))
