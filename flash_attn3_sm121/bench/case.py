@@ -1,0 +1,88 @@
+"""A workload made flesh: its tensors, seeded, with traps for contenders that read what they must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.bench.workloads import Workload
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+POISON = 30.0  # what lies in a cache beyond its used length: reading it cannot go unnoticed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """Tensors of one call in upstream's layouts. `k` and `v` are pages when `page_table` is there."""
+
+    workload: Workload
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dout: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    cache_seqlens: Tensor | None = None
+    page_table: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        return float(self.workload.head_dim**-0.5)
+
+    def sequence(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(q, k, v, dout) of one sequence, (s, h, d) each, gathered from pages where need be."""
+        rows, keys = self.workload.sequences[i]
+        if self.workload.kind == "packed":
+            start = sum(self.workload.lengths[:i])
+            part = slice(start, start + rows)
+            return self.q[part], self.k[part], self.v[part], None if self.dout is None else self.dout[part]
+        if self.page_table is not None:
+            k, v = (x[self.page_table[i].long()].flatten(0, 1)[:keys] for x in (self.k, self.v))
+            return self.q[i], k, v, None
+        return self.q[i], self.k[i, :keys], self.v[i, :keys], None if self.dout is None else self.dout[i]
+
+
+def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:
+    """The same numbers on every run and machine."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = DTYPES[workload.dtype]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    heads, heads_kv, dim = workload.heads, workload.heads_kv, workload.head_dim
+    if workload.kind == "packed":
+        total = sum(workload.lengths)
+        bounds = torch.tensor([0, *workload.lengths]).cumsum(0).to(torch.int32).to(device)
+        q, k, v = normal(total, heads, dim), normal(total, heads_kv, dim), normal(total, heads_kv, dim)
+        return Case(
+            workload=workload, q=q, k=k, v=v, cu_seqlens=bounds, dout=normal(*q.shape) if workload.backward else None
+        )
+    q = normal(workload.batch, workload.q_len, heads, dim)
+    k, v = (normal(workload.batch, workload.k_len, heads_kv, dim) for _ in range(2))
+    if workload.kind == "dense":
+        return Case(workload=workload, q=q, k=k, v=v, dout=normal(*q.shape) if workload.backward else None)
+    used = torch.tensor(workload.lengths, dtype=torch.int32)
+    for b, length in enumerate(workload.lengths):
+        k[b, length:] = POISON
+        v[b, length:] = POISON
+    if workload.kind == "cache":
+        return Case(workload=workload, q=q, k=k, v=v, cache_seqlens=used.to(device))
+    pages = workload.k_len // workload.page_size
+    order = torch.randperm(workload.batch * pages, generator=generator)
+    table = order.view(workload.batch, pages)
+
+    def paged(x: Tensor) -> Tensor:
+        out = torch.empty_like(x).view(-1, workload.page_size, heads_kv, dim)
+        out[table.flatten().to(device)] = x.view(-1, workload.page_size, heads_kv, dim)
+        return out
+
+    return Case(
+        workload=workload,
+        q=q,
+        k=paged(k),
+        v=paged(v),
+        cache_seqlens=used.to(device),
+        page_table=table.to(torch.int32).to(device),
+    )

@@ -1,0 +1,235 @@
+"""The command line of `flash-attn3 bench`."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flash_attn3_sm121.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from flash_attn3_sm121.bench.contenders import Contender
+    from flash_attn3_sm121.bench.result import Report
+    from flash_attn3_sm121.bench.workloads import Workload
+
+QUICK_SECONDS, FULL_SECONDS = 3.0, 15.0
+MEMORY_SHARE = 0.25  # of the device's memory, for contenders that write out every score
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: under two minutes on a CPU")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--workload", action="append", metavar="GLOB", help="only these (repeatable; see --list)")
+    parser.add_argument(
+        "--backend", action="append", metavar="NAME", help="only these contenders, beside dense-mask (repeatable)"
+    )
+    parser.add_argument("--seconds", type=float, help="timing budget of one workload")
+    parser.add_argument("--list", action="store_true", help="show workloads and contenders, run nothing")
+    parser.add_argument("--all", action="store_true", help="list refusals in the table as well")
+    files = parser.add_argument_group("results")
+    files.add_argument("--json", metavar="FILE", help="the whole run as JSON (- for stdout instead of the table)")
+    files.add_argument("--csv", metavar="FILE", help="one line a contender and workload")
+    files.add_argument("--html", metavar="FILE", help="a report in one file, with plots")
+    files.add_argument("--png", metavar="FILE", help="the plots as a picture (needs matplotlib: the extra [bench])")
+    files.add_argument("--markdown", metavar="FILE", help="the table for an issue (- for stdout instead)")
+    files.add_argument("--from-json", metavar="FILE", help="write the files above from an earlier run")
+    other = parser.add_argument_group("other jobs")
+    other.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two runs, line by line")
+    other.add_argument("--overhead", action="store_true", help="Python-side cost of a call, against upstream's layer")
+    other.add_argument("--roofline", metavar="DEVICE", help="what a device could reach at best, on paper (gb10, ...)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.compare:
+        from flash_attn3_sm121.bench.compare import comparison_text
+        from flash_attn3_sm121.bench.result import Report
+
+        print(comparison_text(*(Report.read(Path(name)) for name in args.compare)), end="")
+        return 0
+    if args.roofline:
+        from flash_attn3_sm121.bench.roofline import roofline_text
+
+        print(roofline_text(args.roofline), end="")
+        return 0
+    if args.overhead:
+        from flash_attn3_sm121.bench.overhead import overhead_text
+
+        print(overhead_text(), end="")
+        return 0
+    if args.from_json:
+        from flash_attn3_sm121.bench.result import Report
+
+        write(Report.read(Path(args.from_json)), args)
+        return 0
+    device = _device(args.device)
+    works = pick_workloads(_suite(device, args.quick), args.workload)
+    everyone = pick_contenders(_contenders(device), args.backend)
+    if args.list:
+        print(_listing(works, everyone), end="")
+        return 0
+    report = _measure(args, device, works, everyone)
+    write(report, args)
+    _fail_on_our_mistakes(report)
+    return 0
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device: {name!r} is not a device", hint="cpu, cuda or cuda:1, for example") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here", hint="flash-attn3 doctor says why")
+    return device
+
+
+def _suite(device: torch.device, quick: bool) -> tuple[Workload, ...]:
+    from flash_attn3_sm121.bench.workloads import suite
+
+    return suite(device.type, quick=quick)
+
+
+def _contenders(device: torch.device) -> tuple[Contender, ...]:
+    from flash_attn3_sm121.bench.contenders import contenders
+
+    return contenders(device)
+
+
+def pick_workloads(works: Sequence[Workload], globs: Sequence[str] | None) -> list[Workload]:
+    if not globs:
+        return list(works)
+    unknown = [glob for glob in globs if not any(fnmatch.fnmatch(work.name, glob) for work in works)]
+    if unknown:
+        names = ", ".join(work.name for work in works)
+        raise UsageError(f"--workload: nothing is called {', '.join(unknown)}; there are {names}")
+    return [work for work in works if any(fnmatch.fnmatch(work.name, glob) for glob in globs)]
+
+
+def pick_contenders(everyone: Sequence[Contender], names: Sequence[str] | None) -> list[Contender]:
+    if not names:
+        return list(everyone)
+    known = [contender.name for contender in everyone]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UsageError(
+            f"--backend: nothing is called {', '.join(unknown)}; on this device there are {', '.join(known)}"
+        )
+    return [contender for contender in everyone if contender.name in {*names, "dense-mask"}]
+
+
+def _listing(works: Sequence[Workload], everyone: Sequence[Contender]) -> str:
+    lines = ["workloads:"]
+    width = max(len(work.name) for work in works)
+    for work in works:
+        shape = f"{work.heads}/{work.heads_kv} heads, D={work.head_dim}, {work.flops / 1e9:.3g} GFLOP, "
+        lines.append(f"  {work.name:<{width}}  {work.about} ({shape}{work.bytes / 2**20:.3g} MiB)")
+    lines.append("contenders:")
+    lines += [f"  {contender.name:<{width}}  {contender.about}" for contender in everyone]
+    return "\n".join(lines) + "\n"
+
+
+def _memory(device: torch.device) -> float:
+    import os
+
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _measure(
+    args: argparse.Namespace, device: torch.device, works: Sequence[Workload], everyone: Sequence[Contender]
+) -> Report:
+    from flash_attn3_sm121.bench.ceiling import measure_ceiling
+    from flash_attn3_sm121.bench.machine import commit, machine, today
+    from flash_attn3_sm121.bench.measure import Budget
+    from flash_attn3_sm121.bench.progress import Progress
+    from flash_attn3_sm121.bench.result import Report
+    from flash_attn3_sm121.bench.session import Rules, run_all
+
+    started = time.monotonic()
+    who = machine(device)
+    progress = Progress(len(works))
+    progress.note(f"flash-attn3 bench: {who['device']}, {len(works)} workloads, {len(everyone)} contenders")
+    dtype = works[0].dtype
+    top = measure_ceiling(device, dtype)
+    progress.note(f"ceiling here and now: {dtype} matmul {top.tflops:.3g} TFLOP/s, copy {top.gbps:.3g} GB/s")
+    seconds = args.seconds or (QUICK_SECONDS if args.quick else FULL_SECONDS)
+    rules = Rules(
+        budget=Budget(seconds=seconds, least=2 if args.quick else 3),
+        memory_limit=MEMORY_SHARE * _memory(device),
+        compile_everywhere=not args.quick or "flex" in (args.backend or ()),
+        device=device,
+    )
+    results = run_all(works, everyone, rules, top, progress)
+    spent = time.monotonic() - started
+    progress.note(f"done in {spent:.0f} s")
+    return Report(
+        date=today(),
+        commit=commit(),
+        command=shlex.join(["flash-attn3", *sys.argv[1:]]),
+        machine=who,
+        dtype=dtype,
+        ceiling_tflops=top.tflops,
+        ceiling_gbps=top.gbps,
+        seconds=spent,
+        results=results,
+    )
+
+
+def write(report: Report, args: argparse.Namespace) -> None:
+    """stdout gets one thing: the table, or what `-` was asked for. Files are written whole or not at all."""
+    from flash_attn3_sm121.bench.text import markdown, table, to_csv
+
+    texts = {args.json: report.to_json, args.csv: lambda: to_csv(report), args.markdown: lambda: markdown(report)}
+    if args.html:
+        from flash_attn3_sm121.bench.html import page
+
+        texts[args.html] = lambda: page(report)
+    for name, text in texts.items():
+        if name == "-":
+            print(text(), end="")
+        elif name is not None:
+            _save(Path(name), text().encode())
+    if args.png:
+        from flash_attn3_sm121.bench.png import picture
+
+        _save(Path(args.png), picture(report))
+    if "-" not in texts:
+        print(table(report, unserved=args.all), end="")
+
+
+def _save(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    print(f"wrote {path} ({len(data):,} bytes)", file=sys.stderr)
+
+
+def _fail_on_our_mistakes(report: Report) -> None:
+    from flash_attn3_sm121.bench.text import OURS
+
+    wrong = [
+        f"{result.workload.name} / {entry.contender}: {entry.why}"
+        for result in report.results
+        for entry in result.entries
+        if entry.contender in OURS and entry.status in ("wrong", "failed")
+    ]
+    if wrong:
+        raise BenchError("a backend of ours gave no right answer:\n  " + "\n  ".join(wrong), hint="flash-attn3 doctor")

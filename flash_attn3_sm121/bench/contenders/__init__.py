@@ -1,0 +1,24 @@
+"""Everything that can answer a workload, one list. A contender refuses with a reason or hands back a call to time."""
+
+from __future__ import annotations
+
+import torch
+
+from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
+from flash_attn3_sm121.bench.contenders.densemask import DenseMask
+from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
+from flash_attn3_sm121.bench.contenders.ours import Ours
+from flash_attn3_sm121.bench.contenders.sdpa import TorchSdpa
+
+__all__ = ["Contender", "Refused", "Runner", "contenders"]
+
+BASELINE = "dense-mask"
+
+
+def contenders(device: torch.device) -> tuple[Contender, ...]:
+    """Ours first. Those that can never run on this kind of device are left out; `--list` shows them all."""
+    ours: tuple[Contender, ...] = (Ours("native"), Ours("sdpa"), Ours("flex"))
+    raw: tuple[Contender, ...] = tuple(TorchSdpa(name) for name in ("flash", "efficient", "cudnn", "math"))
+    others: tuple[Contender, ...] = (FlashAttention2(), FlashAttention4())
+    everyone = (*ours, *raw, *others, DenseMask())
+    return tuple(c for c in everyone if device.type in c.devices)

@@ -1,0 +1,78 @@
+"""Who measured: the facts that make a result file worth reading a year later."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from flash_attn3_sm121._version import __version__
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.machine()
+
+
+def _triton() -> str:
+    from flash_attn3_sm121.flex.refuse import software
+
+    return software().triton or "none"
+
+
+def commit() -> str:
+    """The checkout's commit, `+` if it is changed; the version where there is no checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return __version__
+    try:
+        head = _git(folder, "rev-parse", "--short=12", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", "flash_attn3_sm121")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"{__version__} ({type(error).__name__} from git)"
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Facts for the head of a report, in the order in which they are shown."""
+    facts = {"torch": torch.__version__, "python": platform.python_version(), "system": _system(), "triton": _triton()}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return {
+            "device": found.name,
+            "capability": f"{found.major}.{found.minor}",
+            "SMs": str(found.multi_processor_count),
+            "memory": f"{found.total_memory / 2**30:.0f} GiB",
+            "cuda": str(torch.version.cuda),
+            "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
+            **facts,
+        }
+    cores = os.cpu_count() or 1
+    return {
+        "device": _cpu_name() if device.type == "cpu" else device.type,
+        "threads": f"{torch.get_num_threads()} of {cores} CPUs",
+        "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        **facts,
+    }
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.machine()}"

@@ -1,0 +1,110 @@
+"""Timing: warm up, then rounds in which every contender runs once: ratios hold even on a machine that is not idle."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Clock = Callable[[Callable[[], object]], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a workload may take. Each contender runs at least `least` times, whatever the clock says."""
+
+    seconds: float
+    least: int = 3
+    most: int = 50
+    batch_ms: float = 2.0  # calls shorter than this are timed several at a time
+
+
+def clock_of(device: torch.device) -> Clock:
+    """Milliseconds of one call: the host's clock, or CUDA events around the work on the device."""
+    if device.type != "cuda":
+
+        def host(call: Callable[[], object]) -> float:
+            if device.type == "mps":
+                torch.mps.synchronize()
+            started = time.perf_counter()
+            call()
+            if device.type == "mps":
+                torch.mps.synchronize()
+            return (time.perf_counter() - started) * 1e3
+
+        return host
+
+    def events(call: Callable[[], object]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    return events
+
+
+def inner_count(first_ms: float, budget: Budget) -> int:
+    """How many calls make one sample: enough for the clock to see them."""
+    return max(1, min(1000, int(budget.batch_ms / max(first_ms, 1e-3))))
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    budget: Budget,
+    clock: Clock,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    tick: Callable[[int], None] = lambda n: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of one call, per contender and round; index i of every list is the same round."""
+    counts: dict[str, int] = {}
+    for name, run in runs.items():
+        run()
+        counts[name] = inner_count(clock(run), budget)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    started = now()
+    for turn in range(budget.most):
+        spent = now() - started
+        if turn >= budget.least and spent + spent / turn > budget.seconds:
+            break
+        # Each round starts with another contender: nobody always runs in the wake of the same neighbour.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            count, run = counts[name], runs[name]
+
+            def several(count: int = count, run: Callable[[], object] = run) -> None:
+                for _ in range(count):
+                    run()
+
+            samples[name].append(clock(several) / count)
+        tick(turn + 1)
+    return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Of one contender's samples, in milliseconds."""
+
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    best: float
+    samples: tuple[float, ...]
+
+
+def stats(samples: Sequence[float]) -> Stats:
+    if len(samples) == 1:
+        low = high = samples[0]
+    else:
+        low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Stats(median=statistics.median(samples), low=low, high=high, best=min(samples), samples=tuple(samples))
+
+
+def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times faster `fast` is: the median over rounds, so that a slow moment hits both sides."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))

@@ -1,0 +1,157 @@
+"""One run of the bench: workload after workload, contender after contender, into a Report."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flash_attn3_sm121.bench.case import Case, build
+from flash_attn3_sm121.bench.ceiling import Ceiling
+from flash_attn3_sm121.bench.check import Results, Verdict, judge, reference
+from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
+from flash_attn3_sm121.bench.measure import Budget, clock_of, interleave, stats
+from flash_attn3_sm121.bench.memory import peak_bytes
+from flash_attn3_sm121.bench.progress import Progress
+from flash_attn3_sm121.bench.result import Entry, WorkloadResult
+from flash_attn3_sm121.bench.workloads import Workload
+from flash_attn3_sm121.errors import FlashAttn3Error
+
+# Contenders that write out every score, and what of the device's memory they may ask for.
+NAIVE = frozenset({"torch-math"})
+# The dense mask costs SDPA a mask per head group at worst; it is given the same limit on the mask alone.
+COMPILED = frozenset({"flex"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a run allows. `memory_limit` is in bytes; `compile_everywhere` lets flex compile for every workload."""
+
+    budget: Budget
+    memory_limit: float
+    compile_everywhere: bool
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ready:
+    """A contender that has answered once and was judged."""
+
+    run: Runner
+    verdict: Verdict
+
+
+def _skip(contender: Contender, work: Workload, rules: Rules) -> str | None:
+    if contender.name in NAIVE and 2 * work.score_bytes > rules.memory_limit:
+        return f"would write {work.score_bytes / 2**30:.1f} GiB of scores"
+    if contender.name in COMPILED and not rules.compile_everywhere and not work.compile_in_quick:
+        return "left out of --quick for its compile time (--backend flex)"
+    return None
+
+
+def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry | Ready:
+    why = _skip(contender, case.workload, rules)
+    if why is not None:
+        return Entry(contender=contender.name, status="skipped", why=why)
+    try:
+        run = contender.prepare(case)
+        verdict = judge(run(), want, case.workload.dtype)
+    except Refused as refused:
+        return Entry(contender=contender.name, status="refused", why=str(refused))
+    # Other people's kernels raise what they like; each is shown with its type and text, and the run goes on.
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, FlashAttn3Error) as error:
+        text = str(error).strip().splitlines() or ["no message"]
+        return Entry(contender=contender.name, status="failed", why=f"{type(error).__name__}: {text[0]}")
+    return Ready(run=run, verdict=verdict)
+
+
+def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, work: Workload, top: Ceiling) -> Entry:
+    timed = stats(samples)
+    seconds = timed.median * 1e-3
+    right = ready.verdict.why is None
+    return Entry(
+        contender=name,
+        status="ok" if right else "wrong",
+        why=ready.verdict.why or "",
+        error=ready.verdict.rms,
+        tolerance=ready.verdict.tolerance,
+        median_ms=timed.median,
+        low_ms=timed.low,
+        high_ms=timed.high,
+        samples_ms=timed.samples,
+        peak_bytes=peak,
+        tflops=work.flops / seconds / 1e12 if right else None,
+        gbps=work.bytes / seconds / 1e9 if right else None,
+        of_ceiling=top.ideal_ms(work.flops, work.bytes) / timed.median if right else None,
+    )
+
+
+def run_workload(
+    work: Workload, everyone: Sequence[Contender], rules: Rules, top: Ceiling, *, say: Callable[[str], None]
+) -> WorkloadResult:
+    """Reference, correctness of each, then memory and interleaved timing of those that gave an answer."""
+    say("reference")
+    case = build(work, rules.device)
+    want = reference(case)
+    ready: dict[str, Ready] = {}
+    entries: dict[str, Entry] = {}
+    for contender in everyone:
+        say(f"checking {contender.name}")
+        tried = _try(contender, case, want, rules)
+        if isinstance(tried, Ready):
+            ready[contender.name] = tried
+        else:
+            entries[contender.name] = tried
+    del want
+    peaks: dict[str, int | None] = {}
+    for name, one in ready.items():
+        say(f"memory of {name}")
+        gc.collect()
+        peaks[name] = peak_bytes(one.run, rules.device)
+    samples = interleave(
+        {name: one.run for name, one in ready.items()},
+        rules.budget,
+        clock_of(rules.device),
+        tick=lambda n: say(f"round {n}"),
+    )
+    for name, one in ready.items():
+        entries[name] = _entry(name, one, samples[name], peaks[name], work, top)
+    return WorkloadResult(
+        workload=work,
+        flops=work.flops,
+        bytes=work.bytes,
+        bound=top.bound(work.flops, work.bytes),
+        entries=tuple(entries[contender.name] for contender in everyone),
+    )
+
+
+def summary(result: WorkloadResult) -> str:
+    """One line for the narration: the ranking, and who was wrong."""
+    parts = [f"{entry.contender} {time_text(entry.median_ms)}" for entry in result.ranked()]
+    parts += [f"{entry.contender} WRONG" for entry in result.entries if entry.status == "wrong"]
+    parts += [f"{entry.contender} FAILED" for entry in result.entries if entry.status == "failed"]
+    return ", ".join(parts) or "nobody serves it"
+
+
+def time_text(ms: float | None) -> str:
+    if ms is None:
+        return "-"
+    if ms < 1:
+        return f"{ms * 1e3:.0f} us"
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:.3g} s"
+
+
+def run_all(
+    works: Sequence[Workload], everyone: Sequence[Contender], rules: Rules, top: Ceiling, progress: Progress
+) -> tuple[WorkloadResult, ...]:
+    found = []
+    for work in works:
+        progress.step(f"{work.name}: {work.about}")
+        found.append(run_workload(work, everyone, rules, top, say=progress.detail))
+        progress.done(summary(found[-1]))
+        gc.collect()
+        if rules.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return tuple(found)

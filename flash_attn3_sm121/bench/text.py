@@ -1,0 +1,134 @@
+"""A Report as text: an aligned table for a terminal, the same in Markdown, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from flash_attn3_sm121.bench.contenders import BASELINE
+from flash_attn3_sm121.bench.result import Entry, Report, WorkloadResult
+from flash_attn3_sm121.bench.session import time_text
+
+OURS = ("native", "sdpa", "flex")
+COLUMNS = ("workload", "contender", "median", "spread", "peak memory", "rate", "of ceiling", "against dense-mask")
+
+
+def bytes_text(count: int | None) -> str:
+    if count is None:
+        return "-"
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
+    return f"{count / 2**20:.3g} MiB" if count < 2**30 else f"{count / 2**30:.3g} GiB"
+
+
+def rate_text(entry: Entry, bound: str) -> str:
+    if bound == "compute":
+        return "-" if entry.tflops is None else f"{entry.tflops:.3g} TFLOP/s"
+    return "-" if entry.gbps is None else f"{entry.gbps:.3g} GB/s"
+
+
+def ratio_text(result: WorkloadResult, entry: Entry) -> str:
+    """Speed and memory against the dense mask of the same rounds."""
+    base = result.entry(BASELINE)
+    times = result.times_faster(entry.contender, BASELINE)
+    if times is None or base is None or entry.contender == BASELINE:
+        return "-"
+    text = f"{times:.2f}x"
+    if base.peak_bytes and entry.peak_bytes:
+        text += f", {base.peak_bytes / entry.peak_bytes:.3g}x less memory" if base.peak_bytes > entry.peak_bytes else ""
+    return text + (" (which is wrong)" if base.status == "wrong" else "")
+
+
+def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
+    name = result.workload.name
+    if entry.median_ms is None:
+        return (name, entry.contender, entry.status, "", "", "", "", entry.why)
+    spread = f"{time_text(entry.low_ms)} .. {time_text(entry.high_ms)}"
+    if entry.status == "wrong":
+        wrong = f"WRONG: {entry.why}"
+        return (name, entry.contender, f"({time_text(entry.median_ms)})", spread, bytes_text(entry.peak_bytes), "", "",
+                wrong)  # fmt: skip
+    share = "-" if entry.of_ceiling is None else f"{entry.of_ceiling:.0%}"
+    return (
+        name,
+        entry.contender,
+        time_text(entry.median_ms),
+        spread,
+        bytes_text(entry.peak_bytes),
+        rate_text(entry, result.bound),
+        share,
+        ratio_text(result, entry),
+    )
+
+
+def in_order(result: WorkloadResult) -> list[Entry]:
+    """Ranked first, then wrong ones, then those without a time."""
+    ranked = result.ranked()
+    rest = [entry for entry in result.entries if entry not in ranked]
+    return ranked + sorted(rest, key=lambda entry: (entry.median_ms is None, entry.contender))
+
+
+def head_lines(report: Report) -> list[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in report.machine.items() if name != "device")
+    return [
+        f"{report.title} ({facts})",
+        f"{report.date}, commit {report.commit}, {report.command}, {report.seconds:.0f} s",
+        f"measured in this run: {report.dtype} matmul {report.ceiling_tflops:.3g} TFLOP/s, copy "
+        f"{report.ceiling_gbps:.3g} GB/s",
+    ]
+
+
+def table(report: Report, *, unserved: bool = False) -> str:
+    """For a terminal. `unserved` also lists who refused and why."""
+    lines = [*head_lines(report), ""]
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for result in report.results:
+        previous = ""
+        for entry in in_order(result):
+            if entry.median_ms is None and entry.status != "failed" and not unserved:
+                continue
+            cells = row(result, entry)
+            rows.append(("" if cells[0] == previous else cells[0], *cells[1:]))
+            previous = cells[0]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS) - 1)]
+    for cells in rows:
+        lines.append(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)), cells[-1]]).rstrip()
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)]) + "\n"
+
+
+def markdown(report: Report) -> str:
+    """For an issue or a README."""
+    head = head_lines(report)
+    lines = [
+        f"**{head[0]}**  ",
+        f"{head[1]}  ",
+        head[2],
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for result in report.results:
+        for entry in in_order(result):
+            if entry.median_ms is not None or entry.status == "failed":
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row(result, entry)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """One line a contender and workload, numbers unrounded."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(
+        ["workload", "contender", "status", "median_ms", "low_ms", "high_ms", "rounds", "peak_bytes", "tflops", "gbps",
+         "of_ceiling", "rms_error", "times_faster_than_dense_mask", "why"]
+    )  # fmt: skip
+    for result in report.results:
+        for e in result.entries:
+            writer.writerow(
+                [result.workload.name, e.contender, e.status, e.median_ms, e.low_ms, e.high_ms, len(e.samples_ms),
+                 e.peak_bytes, e.tflops, e.gbps, e.of_ceiling, e.error, result.times_faster(e.contender, BASELINE),
+                 e.why]
+            )  # fmt: skip
+    return sink.getvalue()
