@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "hub": ("flash_attn3_sm121.hub.cli", "the local kernel hub: publish, serve, check, export wheels and kernels"),
     "explain": ("flash_attn3_sm121.explain_cli", "which backend would serve a call, and why each other one would not"),
     "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
+    "selftest": ("flash_attn3_sm121.selftest.cli", "every feature on this device against plain fp64 arithmetic"),
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that mends it"),
 }
 

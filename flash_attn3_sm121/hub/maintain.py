@@ -1,0 +1,232 @@
+"""Look after a hub: check everything, take things out, collect what nothing needs any more, sign what was unsigned."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.checkout import Resolved, verify_signatures
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
+from flash_attn3_sm121.hub.layout import RepoName
+from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys, wheel_statement
+from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, Transaction, hash_file, now
+from flash_attn3_sm121.hub.variants import SIGNATURE_FILE, SIGNED_FILE, Variant, sign_statement
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check` found. `orphans` are objects nothing needs: litter of a killed publish, not a fault."""
+
+    generation: int
+    objects: int
+    size: int
+    wheels: int
+    revisions: int
+    orphans: int
+    signed: bool
+    findings: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+def needed(hub: Hub, index: Index) -> Iterator[tuple[str, FileEntry]]:
+    """(who needs it, object) for everything an index needs; unreadable manifests raise IntegrityError."""
+    for name, wheel in sorted(index.wheels.items()):
+        yield name, FileEntry(sha256=wheel.sha256, size=wheel.size)
+        yield f"{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
+    for name, sha, revision in index.revisions():
+        path = hub.layout.object(revision.manifest)
+        yield f"{name}@{sha[:12]} manifest", FileEntry(sha256=revision.manifest, size=path.stat().st_size)
+        for inner, entry in hub.manifest(revision.manifest).files.items():
+            yield f"{name}@{sha[:12]} {inner}", entry
+
+
+def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
+    """Hash everything again; with keys, every wheel and every revision that a ref names must be signed by one."""
+    index = hub.index()
+    findings: list[str] = []
+    state: dict[str, str] = {}
+    size = 0
+    try:
+        for who, entry in needed(hub, index):
+            if entry.sha256 not in state:
+                state[entry.sha256] = _fault(hub, entry)
+                size += entry.size
+            if state[entry.sha256]:
+                findings.append(f"{who}: {state[entry.sha256]}")
+    except (IntegrityError, FileNotFoundError) as error:
+        findings.append(f"a manifest is missing or damaged: {error}")
+    strays, orphans = _strays(hub, set(state))
+    findings += strays
+    if keys is not None and not findings:
+        findings += list(_unsigned(hub, index, keys))
+    return CheckReport(
+        generation=index.generation,
+        objects=len(state),
+        size=size,
+        wheels=len(index.wheels),
+        revisions=sum(1 for _ in index.revisions()),
+        orphans=orphans,
+        signed=keys is not None,
+        findings=tuple(findings),
+    )
+
+
+def _fault(hub: Hub, entry: FileEntry) -> str:
+    path = hub.layout.object(entry.sha256)
+    if path.is_symlink():
+        return f"{path} is a symbolic link"
+    if not path.is_file():
+        return f"object {entry.sha256} is missing"
+    sha256, size = hash_file(path)
+    if sha256 != entry.sha256:
+        return f"content has sha256 {sha256}, expected {entry.sha256}"
+    return "" if size == entry.size else f"content has {size} bytes, expected {entry.size}"
+
+
+def _strays(hub: Hub, known: set[str]) -> tuple[list[str], int]:
+    """Files that are not what a hub holds, and the number of objects that nothing in this generation needs."""
+    strays, orphans = [], 0
+    for path in sorted(hub.layout.objects.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = hub.layout.parse_object(path)
+        if name is None or path.is_symlink():
+            strays.append(f"{path} has no business in a hub")
+        elif name not in known:
+            orphans += 1
+    return strays, orphans
+
+
+def _unsigned(hub: Hub, index: Index, keys: TrustedKeys) -> Iterator[str]:
+    for name, wheel in sorted(index.wheels.items()):
+        statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
+        try:
+            keys.verify(statement, wheel.key, wheel.signature, origin=name)
+        except IntegrityError as error:
+            yield str(error.args[0])
+    for name, repo in sorted(index.repos.items()):
+        for sha in sorted(set(repo.refs.values())):
+            manifest = hub.manifest(repo.revisions[sha].manifest)
+            found = Resolved(repo=RepoName.parse(name), revision=sha, ref=sha, manifest=manifest)
+            try:
+                verify_signatures(hub, found, keys)
+            except IntegrityError as error:
+                yield str(error.args[0])
+
+
+def remove(hub: Hub, names: list[str]) -> tuple[Index, list[str]]:
+    """Take out wheels (`X.whl`), repositories (`ORG/NAME`) or single revisions (`ORG/NAME@REVISION`)."""
+    with hub.transaction() as txn:
+        index, done = txn.base, []
+        for name in names:
+            if name in index.wheels:
+                index = index.with_wheel(name, None)
+                done.append(f"wheel {name}")
+                continue
+            repo_name, _, revision = name.partition("@")
+            repo = index.repo(repo_name)
+            index = index.with_repo(repo_name, _without(repo_name, repo, revision) if revision else None)
+            done.append(f"revision {name}" if revision else f"repository {repo_name}")
+        return txn.commit(index), done
+
+
+def _without(name: str, repo: Repo, revision: str) -> Repo:
+    sha = repo.resolve(revision) or next(
+        (s for s in repo.revisions if len(revision) >= 7 and s.startswith(revision)), None
+    )
+    if sha is None:
+        raise HubError(f"{name} has no revision {revision!r}", hint=f"flash-attn3 hub show {name}")
+    if repo.refs.get("main") == sha and len(repo.revisions) > 1:
+        raise HubError(f"{name}@{sha[:12]} is what `main` names", hint="publish a newer one, or remove the repository")
+    refs = {ref: target for ref, target in repo.refs.items() if target != sha}
+    return replace(repo, refs=refs, revisions={key: value for key, value in repo.revisions.items() if key != sha})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What gc took away."""
+
+    generations: int
+    objects: int
+    size: int
+    unfinished: int
+
+
+def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) -> Collected:
+    """Remove old generations, objects that no kept generation needs, and unfinished writes."""
+    with hub.transaction() as txn:
+        layout, current = hub.layout, txn.base.generation
+        numbers = sorted(
+            number
+            for path in layout.generations.iterdir()
+            if (number := layout.parse_generation(path.name)) is not None
+        )
+        kept = [number for number in numbers if current - keep < number <= current]
+        wanted: set[str] = set()
+        for number in kept:
+            index = txn.base if number == current else hub._parse_index(layout.generation(number), number)
+            wanted |= {entry.sha256 for _, entry in needed(hub, index)}
+        dropped = [number for number in numbers if number not in kept]
+        garbage = [
+            path
+            for path in layout.objects.glob("*/*")
+            if (name := layout.parse_object(path)) is not None and name not in wanted
+        ]
+        unfinished = list(layout.tmp.iterdir())
+        size = sum(path.lstat().st_size for path in garbage)
+        if not dry_run:
+            for number in dropped:
+                layout.generation(number).unlink()
+            for path in (*garbage, *unfinished):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+    return Collected(generations=len(dropped), objects=len(garbage), size=size, unfinished=len(unfinished))
+
+
+def sign(hub: Hub, key: SigningKey) -> tuple[Index, int]:
+    """Sign every wheel, and the revision that each ref names (that makes new revisions); counts what was signed."""
+    with hub.transaction() as txn:
+        index, count = txn.base, 0
+        for name, wheel in index.wheels.items():
+            if wheel.key != key.key_id:
+                index = index.with_wheel(name, _signed_wheel(name, wheel, key))
+                count += 1
+        for name, repo in index.repos.items():
+            renamed: dict[str, str] = {}
+            revisions = dict(repo.revisions)
+            for sha in sorted(set(repo.refs.values())):
+                manifest = hub.manifest(repo.revisions[sha].manifest)
+                signed = _signed_manifest(txn, RepoName.parse(name), manifest, key)
+                renamed[sha] = signed.revision
+                if signed.revision not in revisions:
+                    held = txn.add_bytes(signed.to_bytes()).sha256
+                    revisions[signed.revision] = replace(revisions[sha], manifest=held, created=now())
+                    count += 1
+            refs = {ref: renamed[sha] for ref, sha in repo.refs.items()}
+            index = index.with_repo(name, replace(repo, refs=refs, revisions=revisions))
+        return txn.commit(index), count
+
+
+def _signed_wheel(name: str, wheel: WheelEntry, key: SigningKey) -> WheelEntry:
+    statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
+    return replace(wheel, signature=key.sign(statement), key=key.key_id)
+
+
+def _signed_manifest(txn: Transaction, repo: RepoName, manifest: Manifest, key: SigningKey) -> Manifest:
+    files: Mapping[str, FileEntry] = dict(manifest.files)
+    for variant in manifest.variants:
+        folder = Variant.parse(variant).folder(repo)
+        statement = sign_statement(manifest.under(folder))
+        files = {
+            **files,
+            f"{folder}/{SIGNED_FILE}": txn.add_bytes(statement),
+            f"{folder}/{SIGNATURE_FILE}": txn.add_bytes(key.sign_file(statement)),
+        }
+    return replace(manifest, files=files)

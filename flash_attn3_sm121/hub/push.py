@@ -1,0 +1,97 @@
+"""Push repositories of this hub to an organisation on the Hugging Face hub. Planning says exactly what would go up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.hub.checkout import Resolved, resolve
+from flash_attn3_sm121.hub.commands.common import human_size
+from flash_attn3_sm121.hub.index import Index
+from flash_attn3_sm121.hub.publish import VERSION_REF
+from flash_attn3_sm121.hub.store import Hub
+
+REPO_TYPE = "kernel"
+BRANCHES = ("main", VERSION_REF)  # `get_kernel(repo, version=1)` looks for the branch v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One repository's revision, and the branches that will hold it."""
+
+    found: Resolved
+    branches: tuple[str, ...] = BRANCHES
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.found.manifest.files.values())
+
+
+class Api(Protocol):
+    """The part of huggingface_hub.HfApi that a push needs."""
+
+    def create_repo(self, repo_id: str, *, repo_type: str, exist_ok: bool) -> Any: ...
+    def create_branch(self, repo_id: str, *, repo_type: str, branch: str, exist_ok: bool) -> Any: ...
+    def list_repo_files(self, repo_id: str, *, repo_type: str, revision: str) -> list[str]: ...
+    def create_commit(
+        self, repo_id: str, operations: list[Any], *, commit_message: str, repo_type: str, revision: str
+    ) -> Any: ...
+
+
+def plan_push(hub: Hub, index: Index, repos: Sequence[str]) -> list[Upload]:
+    return [Upload(found=resolve(hub, index, name)) for name in repos]
+
+
+def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
+    """Every file of every repository, so that nothing goes up unseen."""
+    lines = []
+    for upload in plan:
+        found = upload.found
+        files = found.manifest.files
+        lines.append(
+            f"{'uploading' if really else 'would upload'} {found.repo} (type {REPO_TYPE}, branches "
+            f"{', '.join(upload.branches)}): {len(files)} files, {human_size(upload.size)}, "
+            f"revision {found.revision[:12]}"
+        )
+        lines += [f"  {entry.sha256}  {entry.size:>10}  {path}" for path, entry in sorted(files.items())]
+    if not really:
+        lines.append("nothing was uploaded: say --yes to do it (huggingface_hub must be logged in)")
+    return "\n".join(lines)
+
+
+def _api() -> Api:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise HubError(
+            f"pushing needs huggingface_hub ({error})", hint='pip install "flash_attn3_sm121[hub]"'
+        ) from error
+    api: Api = HfApi(library_name="flash_attn3_sm121")
+    return api
+
+
+def push(hub: Hub, plan: Sequence[Upload], api: Api | None = None) -> None:
+    """Upload: one commit a branch, in which files that are no longer there are deleted."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    client = _api() if api is None else api
+    for upload in plan:
+        found, name = upload.found, str(upload.found.repo)
+        files = found.manifest.files
+        client.create_repo(name, repo_type=REPO_TYPE, exist_ok=True)
+        for branch in upload.branches:
+            if branch != "main":
+                client.create_branch(name, repo_type=REPO_TYPE, branch=branch, exist_ok=True)
+            there = set(client.list_repo_files(name, repo_type=REPO_TYPE, revision=branch))
+            stale = sorted(there - set(files) - {".gitattributes"})
+            operations: list[Any] = [CommitOperationDelete(path_in_repo=path) for path in stale]
+            operations += [
+                CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(hub.verified(entry)))
+                for path, entry in sorted(files.items())
+            ]
+            print(f"flash-attn3: {name}: {len(operations)} operations on {branch} ...", file=sys.stderr)
+            message = f"flash_attn3_sm121 {found.manifest.version} (revision {found.revision[:12]})"
+            client.create_commit(name, operations, commit_message=message, repo_type=REPO_TYPE, revision=branch)
