@@ -10,13 +10,9 @@ from pathlib import Path
 
 from flash_attn3_sm121.doctor import probes
 from flash_attn3_sm121.doctor.machine import Call, Client, Gpu
+from flash_attn3_sm121.hub.patch import KNOWN_REPOS
 
-INSTALL = "pip install wheels/flash_attn3_sm121-*.whl"
-KNOWN_REPOSITORIES = (
-    "varunneal/flash-attention-3",
-    "kernels-community/flash-attn3",
-    "kernels-community/vllm-flash-attn3",
-)
+INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
 
 
 def _module(name: str) -> Client:
@@ -29,7 +25,7 @@ def _module(name: str) -> Client:
             gets="ModuleNotFoundError",
             ours=False,
             problem="not importable here",
-            mend=f"{sys.executable} -m {INSTALL}",
+            mend=INSTALL,
         )
     ours = "flash_attn3_sm121" in Path(spec.origin).parts
     if ours:
@@ -56,7 +52,7 @@ def _transformers() -> Client | None:
     if answer["detects"]:
         return Client(name=title, gets='attn_implementation="flash_attention_3" works', ours=True)
     why = "it asks for a CUDA device first" if not answer["cuda"] else "it does not see the flash_attn_3 distribution"
-    mend = None if not answer["cuda"] else f"{sys.executable} -m {INSTALL}"
+    mend = None if not answer["cuda"] else INSTALL
     return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, mend=mend)
 
 
@@ -75,12 +71,13 @@ def _get_kernel() -> tuple[Client, ...]:
     version = _installed("kernels")
     answer = probes.ask("override")
     found = []
-    for repository in KNOWN_REPOSITORIES:
+    for repository in sorted(KNOWN_REPOS):
         title = f"get_kernel('{repository}')"
         if "error" in answer:
             found.append(Client(name=title, gets="nothing", ours=False, problem=str(answer["error"])))
-        elif answer["active"]:
-            found.append(Client(name=title, gets="ours: the override is on for this environment", ours=True))
+        elif repository in answer["repos"]:
+            origin = answer["hub"] or "the installed package"
+            found.append(Client(name=title, gets=f"ours, from {origin}: the override is on", ours=True))
         elif version is None:
             found.append(Client(name=title, gets="`kernels` is not installed; flash-attn3 run serves it", ours=False))
         else:

@@ -106,9 +106,10 @@ def _torch_hook() -> dict[str, Any]:
 
 def _override() -> dict[str, Any]:
     """Whether a plain start of this Python has the override on: it is asked of the process, not of a file."""
-    from flash_attn3_sm121.hub.override import is_active
+    from flash_attn3_sm121.hub.patch import active
 
-    return {"active": is_active()}
+    config = active()
+    return {"repos": [] if config is None else sorted(config.repos), "hub": None if config is None else config.hub}
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -54,6 +54,7 @@ def _dense(mask: Mask, *, dim: int, sq: int = 113, sk: int = 203, kv_heads: int 
     parts += [f"chunk {mask.chunk}"] if mask.chunk else []
     parts += [f"softcap {softcap:g}"] if softcap else []
     parts += [f"{4 // kv_heads} heads a kv head"] if kv_heads != 4 else []
+    parts += ["more queries than keys"] if sq > sk else []
     return Case(name=f"forward: {', '.join(parts)}", run=run)
 
 
