@@ -12,19 +12,38 @@ do (softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`b
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.fallback import host
+from flash_attn3_sm121.fallback import host, static
 from flash_attn3_sm121.fallback.combine import combine
 
 __all__ = ["backward", "combine", "forward"]
 
 
+def lengths_stay_on_device(args: ForwardArgs) -> bool:
+    """Whether a call must not wait for the device: CUDA with per-sequence lengths, as in decoding or a graph capture.
+
+    A packed call without a cache (training, prefill) is better served by reading its lengths once, unless a CUDA graph
+    is being captured.
+    """
+    if args.q.device.type != "cuda":
+        return False
+    on_cache = (args.seqused_k, args.page_table, args.kv_batch_idx, args.leftpad_k, args.k_new)
+    if any(tensor is not None for tensor in on_cache):
+        return True
+    packed = args.cu_seqlens_q is not None or args.cu_seqlens_k is not None or args.seqused_q is not None
+    return packed and torch.cuda.is_current_stream_capturing()
+
+
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     """(out, lse): out in q's type (bf16 for fp8), lse fp32; fresh, or written to `args.out`."""
     with torch.no_grad():
+        if lengths_stay_on_device(args):
+            return static.forward(args, check=os.environ.get("FLASH_ATTN3_CHECK_CACHE", "1") != "0")
         return host.forward(args)
 
 

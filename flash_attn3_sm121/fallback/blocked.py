@@ -89,7 +89,7 @@ class Online:
         return out, lse.squeeze(-1)
 
 
-def _key_step(batch: int, heads: int, rows: int) -> int:
+def key_step(batch: int, heads: int, rows: int) -> int:
     return max(MIN_KEYS, min(4096, SCORES // max(batch * heads * rows, 1)))
 
 
@@ -119,7 +119,7 @@ def forward(
         folded = fold(q[:, row:end].to(kind), kv_heads)
         folded_v = fold(qv[:, row:end].to(kind), kv_heads) if qv is not None else None
         online = Online(folded, v.shape[-1])
-        step = _key_step(batch, heads, count)
+        step = key_step(batch, heads, count)
         for key in range(low, high, step):
             key_end = min(key + step, high)
             keys = k[:, key:key_end].to(kind).transpose(1, 2)
@@ -161,7 +161,7 @@ def backward(
         lse = saved.lse[:, :, row:end].to(kind).reshape(batch, kv_heads, -1, 1)
         delta = saved.delta[:, :, row:end].to(kind).reshape(batch, kv_heads, -1, 1)
         folded_dq = torch.zeros_like(folded)
-        step = _key_step(batch, heads, count)
+        step = key_step(batch, heads, count)
         for key in range(low, high, step):
             key_end = min(key + step, high)
             keys = k[:, key:key_end].to(kind).transpose(1, 2)

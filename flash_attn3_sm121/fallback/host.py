@@ -141,9 +141,7 @@ class Target:
             out, lse = self.whole
         else:
             out, lse = self.parts()
-            if not self.info.has_keys and self.args.s_aux is None:
-                lse.fill_(torch.inf)
-        if not self.info.has_keys and self.args.s_aux is None and self.whole is not None:
+        if not self.info.has_keys and self.args.s_aux is None:
             lse = torch.full_like(lse, torch.inf)
         if self.args.out is not None:
             self.args.out.copy_(out)

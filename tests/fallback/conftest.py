@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from flash_attn3_sm121.fallback import blocked, cpu_kernel, geometry
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: a second thread only waits, badly so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -17,6 +29,6 @@ def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
         monkeypatch.setattr(geometry, "MAX_REPEAT", 3)
         monkeypatch.setattr(geometry, "SPLIT_ROWS", 1)
-        monkeypatch.setattr(blocked, "SCORES", 1 << 7)
-        monkeypatch.setattr(blocked, "MIN_KEYS", 4)
+        monkeypatch.setattr(blocked, "SCORES", 1 << 9)
+        monkeypatch.setattr(blocked, "MIN_KEYS", 5)
     return str(request.param)
