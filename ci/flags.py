@@ -107,9 +107,13 @@ def cxx_flags(defines: tuple[str, ...]) -> tuple[str, ...]:
     return (*_CXX, *_DEFINES, *defines, *stable, *INCLUDES, *TORCH_INCLUDES)
 
 
-def seed(unit: Unit) -> str:
-    """nvcc puts random numbers into symbol names unless it is given one."""
-    return f"-frandom-seed={unit.name}"
+def naming_flags(unit: Unit) -> tuple[str, ...]:
+    """What goes into the symbol names that nvcc makes up: fixed numbers, and not the folder of the build.
+
+    nvcc hashes the source's absolute path into the names of internal symbols. It tells cudafe++ and cicc the path with
+    an option of theirs, of which the last one counts; so they are told the relative one again.
+    """
+    return (f"-frandom-seed={unit.name}", f"-Xcudafe=--orig_src_path_name,units/{unit.file}")
 
 
 def keep_flags(unit: Unit) -> tuple[str, ...]:

@@ -66,3 +66,27 @@ def cores() -> int:
 
 def gather() -> Machine:
     return Machine(platform=Platform.parse(platform.machine()), cores=cores(), memory_gb=memory_gb(), gpus=gpus())
+
+
+def parse_stat(text: str) -> tuple[int, int]:
+    """(session, resident pages) of a /proc/<pid>/stat line; the command name may hold spaces and parentheses."""
+    words = text.rpartition(")")[2].split()
+    return int(words[3]), int(words[21])
+
+
+def session_rss_gb(sessions: frozenset[int]) -> float:
+    """Resident memory of all processes of these sessions."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            session, pages = parse_stat(stat.read_text(encoding="utf-8", errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        if session in sessions:
+            total += pages
+    return total * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def memory_probe(sessions: frozenset[int]) -> tuple[float, float]:
+    """What the executor asks: memory available now, and what these sessions hold."""
+    return memory_gb(), session_rss_gb(sessions) if sessions else 0.0

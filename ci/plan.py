@@ -167,7 +167,7 @@ def make_plan(
     shard: Shard | None = None,
     proxy: str | None = None,
 ) -> BuildPlan:
-    """Every family that the targets need, in the table's order. `families` narrows; one that is not needed is an error."""
+    """Every family that the targets need, in the table's order. `families` narrows to some of those."""
     shard = shard or Shard()
     needed = tuple(family for family in FAMILIES if any(t.capability.family is family for t in targets))
     strangers = [str(family) for family in families if family not in needed]

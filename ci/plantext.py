@@ -47,7 +47,7 @@ def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) 
     cost = plan.cost
     kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
     lines.append(
-        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, "
-        f"peak {cost.rss_gb:.1f} GB a compiler; about {format_seconds(cost.cpu_s / at_once)} with {at_once} at once here, less what is cached"
+        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, peak {cost.rss_gb:.1f} GB a compiler;"
+        f" {format_seconds(cost.cpu_s / at_once)} with {at_once} at once here, less what is cached"
     )
     return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""The wheel's METADATA, WHEEL and entry points, from pyproject.toml. Pure but for reading that file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flash_attn3_sm121.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GENERATOR = "flash_attn3_sm121 (ci.wheel)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """The part of pyproject.toml that a wheel needs."""
+
+    name: str
+    summary: str
+    readme: str
+    requires_python: str
+    license: str
+    classifiers: tuple[str, ...]
+    dependencies: tuple[str, ...]
+    extras: Mapping[str, tuple[str, ...]]
+    scripts: Mapping[str, str]
+    entry_points: Mapping[str, Mapping[str, str]]
+
+
+def read_project(root: Path) -> Project:
+    """Read `root/pyproject.toml` and the readme that it names."""
+    path = root / "pyproject.toml"
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = data["project"]
+        return Project(
+            name=table["name"],
+            summary=table["description"],
+            readme=(root / table["readme"]).read_text(encoding="utf-8"),
+            requires_python=table["requires-python"],
+            license=table["license"],
+            classifiers=tuple(table.get("classifiers", ())),
+            dependencies=tuple(table.get("dependencies", ())),
+            extras={name: tuple(items) for name, items in table.get("optional-dependencies", {}).items()},
+            scripts=dict(table.get("scripts", {})),
+            entry_points={group: dict(items) for group, items in table.get("entry-points", {}).items()},
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be used for a wheel: {error!r}") from error
+
+
+def metadata(project: Project, *, version: str, licenses: tuple[str, ...]) -> str:
+    lines = [
+        "Metadata-Version: 2.4",
+        f"Name: {project.name}",
+        f"Version: {version}",
+        f"Summary: {project.summary}",
+        f"License-Expression: {project.license}",
+        *(f"License-File: {name}" for name in licenses),
+        *(f"Classifier: {text}" for text in project.classifiers),
+        f"Requires-Python: {project.requires_python}",
+        *(f"Requires-Dist: {text}" for text in project.dependencies),
+    ]
+    for extra, items in project.extras.items():
+        lines += [f"Provides-Extra: {extra}", *(f"Requires-Dist: {_with_extra(item, extra)}" for item in items)]
+    lines += ["Description-Content-Type: text/markdown", "", project.readme]
+    return "\n".join(lines)
+
+
+def _with_extra(requirement: str, extra: str) -> str:
+    body, _, marker = requirement.partition(";")
+    condition = f'extra == "{extra}"'
+    return f"{body.strip()} ; ({marker.strip()}) and {condition}" if marker else f"{body.strip()} ; {condition}"
+
+
+def wheel_file(*, tag: str, pure: bool) -> str:
+    root = "true" if pure else "false"
+    return f"Wheel-Version: 1.0\nGenerator: {GENERATOR}\nRoot-Is-Purelib: {root}\nTag: {tag}\n"
+
+
+def entry_points(project: Project) -> str:
+    groups = {"console_scripts": project.scripts, **project.entry_points}
+    blocks = []
+    for group, items in groups.items():
+        if items:
+            blocks.append(f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in sorted(items.items())))
+    return "\n".join(blocks)

@@ -1,0 +1,51 @@
+"""One verdict: what was looked at, what was found against what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The result of one rule about one subject (a library, or the wheel)."""
+
+    rule: str
+    subject: str
+    ok: bool
+    found: str
+    expected: str
+
+    def line(self) -> str:
+        verdict = "ok  " if self.ok else "FAIL"
+        tail = "" if self.ok else f" (expected {self.expected})"
+        return f"{verdict} {self.subject}: {self.rule}: {self.found}{tail}"
+
+
+def same(rule: str, subject: str, *, found: Iterable[str], expected: Iterable[str]) -> Check:
+    """Two sets of names must be equal."""
+    left, right = sorted(found), sorted(expected)
+    return Check(
+        rule=rule,
+        subject=subject,
+        ok=left == right,
+        found=", ".join(left) or "none",
+        expected=", ".join(right) or "none",
+    )
+
+
+def nothing(rule: str, subject: str, *, bad: Iterable[str], good: str, expected: str, most: int = 6) -> Check:
+    """There must be no offender; the first few are named where there are."""
+    names = list(bad)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return Check(
+        rule=rule,
+        subject=subject,
+        ok=not names,
+        found=("; ".join(names[:most]) + more) if names else good,
+        expected=expected,
+    )
+
+
+def passed(checks: Iterable[Check]) -> bool:
+    return all(check.ok for check in checks)

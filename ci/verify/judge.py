@@ -1,0 +1,216 @@
+"""The rules for a family library. Pure: from a reading and its facts to checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ci.platforms import Platform
+from ci.verify import kernels, policy
+from ci.verify.checks import Check, nothing, same
+from ci.verify.gather import LibraryReading
+from ci.verify.kernels import Kernel
+from flash_attn3_sm121.arch import FAMILIES, Family, Image, capability
+from flash_attn3_sm121.buildfacts import BuildFacts
+
+# A kernel whose guard left its body out has about 16 instructions; the smallest real one has some hundred.
+FEWEST_INSTRUCTIONS = 64
+# A tile needs dozens of tensor-core instructions; fewer means that most of the body is gone.
+FEWEST_TENSOR_CORE = 16
+MOST_REGISTERS = 255
+STATIC_SMEM_LIMIT = 48 * 1024
+# Spill stores (STL instructions) a kernel may have, by head dim, for mma.sync families. 64 and 128 are what training
+# and decoding use most: none.
+SPILL_BUDGET = {64: 0, 96: 32, 128: 0, 192: 64, 256: 96}
+OTHER_SPILL_BUDGET = 128  # Hopper's kernels, and helpers
+
+# Torch functions that a library may need: all are in libtorch_cpu of torch 2.9, the oldest that is served.
+TORCH_PREFIXES = ("aoti_torch_", "torch_")
+WEAK_ONLY = frozenset({"aoti_torch_get_current_cuda_stream"})  # lives in libtorch_cuda: a CPU-only torch lacks it
+NEWER_THAN_MINIMUM = ("torch_new_stable_ivalue", "torch_library_impl", "torch_call_dispatcher", "torch_parallel_for")
+_LINKER_WEAK = frozenset(
+    {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__", "__cxa_finalize"}
+)
+
+
+def judge_library(reading: LibraryReading, facts: BuildFacts, *, schemas: Mapping[str, str]) -> tuple[Check, ...]:
+    """Every rule about one library; `schemas` are those that upstream declares."""
+    subject = reading.name
+    return (
+        *_identity(reading, facts, subject),
+        *_machine_code(reading, facts, subject),
+        *_kernels(reading.kernels, facts, subject),
+        *_contents(reading.kernels, facts, subject),
+        *_linkage(reading, facts, subject),
+        same(
+            "op schemas are upstream's",
+            subject,
+            found=(f"{name}:{text}" for name, text in reading.schemas.items()),
+            expected=(f"{name}:{text}" for name, text in schemas.items()),
+        ),
+        nothing("no path of the build machine", subject, bad=reading.paths, good="none", expected="none"),
+    )
+
+
+def _identity(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
+    yield same("facts hash this library", subject, found=[reading.sha256], expected=[facts.sha256])
+    yield same("facts name this library", subject, found=[reading.name], expected=[facts.library])
+    machine = Platform.parse(facts.platform).elf_machine
+    yield same(f"built for {facts.platform}", subject, found=[str(reading.elf.machine)], expected=[str(machine)])
+
+
+def _machine_code(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
+    yield same("machine code is what the facts say", subject, found=reading.images, expected=facts.images)
+    yield same("PTX is what the facts say", subject, found=reading.ptx, expected=facts.ptx)
+    if not facts.proxy:
+        strangers = [name for name in reading.images if not _serves(Image.parse(name), Family(facts.family))]
+        yield nothing(
+            "machine code is for devices of the family",
+            subject,
+            bad=strangers,
+            good=", ".join(reading.images),
+            expected=f"images of family {facts.family}",
+        )
+    by_image = {image: sum(kernel.image == image for kernel in reading.kernels) for image in reading.images}
+    yield Check(
+        rule="every image holds the same kernels",
+        subject=subject,
+        ok=bool(by_image) and len(set(by_image.values())) == 1 and min(by_image.values()) > 0,
+        found=", ".join(f"{image}: {count}" for image, count in by_image.items()) or "none",
+        expected="equal numbers, more than none",
+    )
+
+
+def _serves(image: Image, family: Family) -> bool:
+    row = capability(image.major, image.minor)
+    return row is not None and row.family is family
+
+
+def label(kernel: Kernel) -> str:
+    """A kernel's name for people: what it is for, where that can be read, else the mangled name's head."""
+    found = kernels.variant(kernel.name)
+    return f"{kernel.kind} {found or kernel.name[:90]} [{kernel.image}]"
+
+
+def _kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+    real = [kernel for kernel in found if kernel.kind != "library"]
+    attention = [kernel for kernel in real if kernels.needs_tensor_cores(kernel.kind)]
+    yield nothing(
+        "no empty kernel",
+        subject,
+        bad=(f"{label(k)}: {k.instructions} instructions" for k in real if k.instructions < FEWEST_INSTRUCTIONS),
+        good=f"{len(real)} kernels",
+        expected=f"at least {FEWEST_INSTRUCTIONS} instructions each",
+    )
+    yield nothing(
+        "attention kernels use tensor cores",
+        subject,
+        bad=(f"{label(k)}: {k.tensor_core}" for k in attention if k.tensor_core < FEWEST_TENSOR_CORE),
+        good=_range("instructions each", [kernel.tensor_core for kernel in attention]),
+        expected=f"at least {FEWEST_TENSOR_CORE} tensor-core instructions each",
+    )
+    yield Check(
+        rule="attention kernels are there",
+        subject=subject,
+        ok=bool(attention),
+        found=str(len(attention)),
+        expected="at least one",
+    )
+    yield nothing(
+        "spills stay within budget",
+        subject,
+        bad=(f"{label(k)}: {k.spill_stores} stores" for k in real if k.spill_stores > spill_budget(k)),
+        good=_range("spill stores", [kernel.spill_stores for kernel in real]),
+        expected=f"spill stores a kernel: {SPILL_BUDGET} by head dim",
+    )
+    yield nothing(
+        "registers",
+        subject,
+        bad=(f"{label(k)}: {k.registers}" for k in real if k.registers > MOST_REGISTERS),
+        good=_range("registers", [kernel.registers for kernel in attention]),
+        expected=f"at most {MOST_REGISTERS}",
+    )
+    limit = min(STATIC_SMEM_LIMIT, facts.smem_limit)
+    yield nothing(
+        "static shared memory",
+        subject,
+        bad=(f"{label(k)}: {k.static_smem}" for k in real if k.static_smem > limit),
+        good=_range("bytes", [kernel.static_smem for kernel in real]),
+        expected=f"at most {limit} bytes",
+    )
+    ceiling = _smallest_limit(facts)
+    yield Check(
+        rule="dynamic shared memory is bounded (by a static_assert in each launch) by what every target has",
+        subject=subject,
+        ok=facts.proxy or facts.smem_limit <= ceiling,
+        found=f"{facts.smem_limit} bytes",
+        expected=f"at most {ceiling} bytes",
+    )
+
+
+def spill_budget(kernel: Kernel) -> int:
+    found = kernels.variant(kernel.name)
+    return OTHER_SPILL_BUDGET if found is None else SPILL_BUDGET.get(found.head_dim, OTHER_SPILL_BUDGET)
+
+
+def _smallest_limit(facts: BuildFacts) -> int:
+    rows = (capability(Image.parse(name).major, Image.parse(name).minor) for name in facts.images)
+    known = [row.smem_limit for row in rows if row is not None]
+    return min(known, default=FAMILIES[Family(facts.family)].smem_limit)
+
+
+def _range(unit: str, values: list[int]) -> str:
+    return f"{min(values)} to {max(values)} {unit}" if values else "none"
+
+
+def _contents(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+    """The facts promise head dims, dtypes and features: each must be there as a kernel, and nothing beyond."""
+    if facts.family == str(Family.SM90):
+        return  # Hopper's kernel names carry these in another form; its counts are checked above
+    forward = [v for k in found if k.kind == "forward" and (v := kernels.variant(k.name))]
+    backward = [v for k in found if k.kind == "backward" and (v := kernels.variant(k.name))]
+    dims = {str(v.head_dim) for v in forward}
+    yield same("forward head dims", subject, found=dims, expected=(str(dim) for dim in facts.head_dims))
+    dims = {str(v.head_dim) for v in backward}
+    yield same("backward head dims", subject, found=dims, expected=(str(dim) for dim in facts.backward_head_dims))
+    yield same("dtypes", subject, found={v.dtype for v in forward}, expected=facts.dtypes)
+    seen: set[str] = set().union(*(v.flags for v in forward)) | ({"backward"} if backward else set())
+    shown = {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa"}
+    yield same("features", subject, found=seen & shown, expected=set(facts.features) & shown)
+
+
+def _linkage(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
+    library = reading.elf
+    platform = Platform.parse(facts.platform)
+    allowed = policy.SYSTEM_LIBRARIES | policy.TORCH_LIBRARIES | {platform.loader}
+    yield nothing(
+        "needs only system libraries and torch",
+        subject,
+        bad=(name for name in library.needed if name not in allowed),
+        good=", ".join(library.needed),
+        expected="libc, libstdc++ and the like, libtorch, libtorch_cpu",
+    )
+    absent = sorted(policy.TORCH_LIBRARIES - set(library.needed))
+    yield nothing("needs torch by name", subject, bad=absent, good="yes", expected="libtorch.so and libtorch_cpu.so")
+    yield nothing(
+        "undefined symbols are ones that torch 2.9 and the system have",
+        subject,
+        bad=sorted(symbol.name for symbol in library.undefined if not _may_be_undefined(symbol.name, symbol.version)),
+        good=f"{len(library.undefined)}",
+        expected="torch's stable C functions, versioned system symbols",
+    )
+    strong = sorted(s.name for s in library.undefined if s.name in WEAK_ONLY and not s.weak)
+    yield nothing("loads on a CPU-only torch", subject, bad=strong, good="yes", expected="weak references only")
+    yield nothing("exports nothing", subject, bad=library.exported, good="nothing", expected="nothing")
+    yield Check(
+        rule="no run path, no executable stack",
+        subject=subject,
+        ok=not library.run_path and not library.executable_stack,
+        found=library.run_path or ("executable stack" if library.executable_stack else "neither"),
+        expected="neither",
+    )
+
+
+def _may_be_undefined(name: str, version: str) -> bool:
+    if name in NEWER_THAN_MINIMUM:
+        return False
+    return bool(version) or name in _LINKER_WEAK or name in WEAK_ONLY or name.startswith(TORCH_PREFIXES)
