@@ -1,0 +1,144 @@
+"""Facts read off real things: a driver tool that fails, broken libraries, a Python without torch, a child that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.buildfacts import BuildFacts
+from flash_attn3_sm121.doctor import gather, probes
+from flash_attn3_sm121.doctor.machine import Gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _tool(folder: Path, script: str) -> None:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def test_the_driver_tool_of_a_gb10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _tool(tmp_path, "echo 'NVIDIA GB10, 12.1, 580.95.05, [N/A]'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gather.gpus() == ("580.95.05", None, (Gpu(name="NVIDIA GB10", capability=(12, 1)),))
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'couldn'\"'\"'t communicate with the NVIDIA driver'; exit 9", "exit code 9: couldn't communicate"),
+        ("exit 127", "exit code 127"),
+    ],
+    ids=["no driver", "broken tool"],
+)
+def test_a_driver_tool_that_fails(script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _tool(tmp_path, script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    driver, problem, found = gather.gpus()
+    assert driver is None and found == () and problem is not None and words in problem
+
+
+def test_two_gpus_and_noise() -> None:
+    text = "warning: something\nNVIDIA H100, 9.0, 570.1, 81559 MiB\nNVIDIA GeForce RTX 5090, 12.0, 570.1, 32607 MiB\n"
+    driver, found = gather.parse_gpus(text)
+    assert driver == "570.1"
+    assert [(gpu.capability, gpu.memory_mb) for gpu in found] == [((9, 0), 81559), ((12, 0), 32607)]
+
+
+def _facts(folder: Path, data: bytes, *, sha256: str) -> None:
+    facts = BuildFacts(
+        family="sm8x",
+        effective_arch=86,
+        library="flash_attn3_sm8x.so",
+        sha256=sha256,
+        namespace="flash_attn3_sm8x",
+        images=("sm_121",),
+        ptx=(),
+        dtypes=("bf16",),
+        head_dims=(64,),
+        backward_head_dims=(),
+        features=("causal",),
+        smem_limit=101376,
+        profile="smoke",
+        platform="linux_x86_64",
+        cuda="13.0",
+        upstream="3effce8",
+    )
+    (folder / "sm8x.json").write_text(facts.to_json(), encoding="utf-8")
+    (folder / "flash_attn3_sm8x.so").write_bytes(data)
+
+
+def test_a_library_that_is_no_library(tmp_path: Path) -> None:
+    _facts(tmp_path, b"not an ELF file", sha256="0" * 64)
+    (library,), errors = gather.libraries(tmp_path, load=True)
+    assert errors == () and not library.intact
+    assert library.error is not None and "flash_attn3_sm8x.so" in library.error
+
+
+def test_facts_without_library_and_facts_that_are_no_facts(tmp_path: Path) -> None:
+    _facts(tmp_path, b"", sha256="0" * 64)
+    (tmp_path / "flash_attn3_sm8x.so").unlink()
+    (tmp_path / "sm90.json").write_text("{", encoding="utf-8")
+    found, errors = gather.libraries(tmp_path, load=False)
+    assert found == () and len(errors) == 2
+    assert "which is not there" in errors[0] and "not JSON" in errors[1]
+
+
+def test_a_child_that_is_killed_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text("#!/bin/sh\nkill -SEGV $$\n", encoding="utf-8")
+    shim.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shim))
+    assert probes.ask("torch") == {"error": "the process was ended by SIGSEGV"}
+
+
+def _distribution(site: Path, name: str, version: str) -> PathDistribution:
+    folder = site / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    return PathDistribution(folder)
+
+
+def test_ours_is_told_from_an_upstream_distribution(tmp_path: Path) -> None:
+    found = gather.distributions(
+        [
+            _distribution(tmp_path, "flash-attn-3", "3.0.0b1"),
+            _distribution(tmp_path / "flash_attn3_sm121" / "_dropin", "flash_attn_3", "3.0.0"),
+            _distribution(tmp_path, "flash_attn3_sm121", "3.0.0.post1"),
+            _distribution(tmp_path, "requests", "2"),
+        ]
+    )
+    assert [(one.name, one.ours) for one in found] == [
+        ("flash_attn_3", False),
+        ("flash_attn_3", True),
+        ("flash_attn3_sm121", True),
+    ]
+
+
+@pytest.mark.slow
+def test_a_python_without_torch_is_diagnosed(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    command = [str(python), "-m", "flash_attn3_sm121", "doctor", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    faults = [finding for finding in json.loads(done.stdout)["findings"] if finding["level"] == "fault"]
+    assert any(fault["title"] == "torch is not installed" for fault in faults)
+    assert all(fault["mend"] for fault in faults)
+
+
+@pytest.mark.slow
+def test_this_very_machine_is_diagnosed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flash_attn3_sm121", "doctor"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "torch 2." in done.stdout and "Who would serve a typical call" in done.stdout
