@@ -14,12 +14,12 @@ _LONGEST = 512
 
 
 def printable(text: str) -> str:
-    """Text from outside, made safe for a terminal and for whoever splits the log at spaces and quotes."""
+    """Text from outside, made safe for a terminal and for whoever splits the log at its quotes."""
     short = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
     return short.encode("ascii", "backslashreplace").decode().translate(_ESCAPES)
 
 
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x21), 0x22, 0x7F)}
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x22, 0x7F)}
 
 
 class AccessLogger(AbstractAccessLogger):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from flash_attn3_sm121._version import __version__
-from flash_attn3_sm121.hub.server import huggingface, simple
-from flash_attn3_sm121.hub.server.assets import PAGE_POLICY, PLAIN_POLICY
-from flash_attn3_sm121.hub.server.assets import asset as find_asset
+from flash_attn3_sm121.hub.server import huggingface, people, simple
+from flash_attn3_sm121.hub.server.assets import PLAIN_POLICY
 from flash_attn3_sm121.hub.server.auth import CHALLENGE, allowed
 from flash_attn3_sm121.hub.server.metrics import CONTENT_TYPE, Gauges
-from flash_attn3_sm121.hub.server.page import PageFacts, render
 from flash_attn3_sm121.hub.server.replies import refuse, send_json, send_text
 from flash_attn3_sm121.hub.server.state import STATE, State
 
@@ -22,7 +19,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 METHODS = ("GET", "HEAD")
 OPEN_PATHS = frozenset({"/healthz"})  # says only that the server is alive: load balancers carry no token
-_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 _COMMON = {
     "Server": "flash-attn3-hub",
     "X-Content-Type-Options": "nosniff",
@@ -74,35 +70,6 @@ async def dressed(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.setdefault("Content-Security-Policy", PLAIN_POLICY)
 
 
-def base_url(request: web.Request, state: State) -> str:
-    """The address as the visitor sees it. The Host header goes into commands, so only a plain one is believed."""
-    host = request.headers.get("Host", "")
-    scheme = request.headers.get("X-Forwarded-Proto", "")
-    if scheme not in ("http", "https"):
-        scheme = state.config.scheme
-    return f"{scheme}://{host}" if _HOST.fullmatch(host) else state.config.url(state.config.port)
-
-
-async def page(request: web.Request) -> web.StreamResponse:
-    state = request.app[STATE]
-    catalog = await state.catalog()
-    facts = PageFacts(
-        base=base_url(request, state),
-        token=state.config.token is not None,
-        stale=bool(state.shelf.trouble),
-        version=__version__,
-    )
-    headers = {"Content-Security-Policy": PAGE_POLICY}
-    return await send_text(request, render(catalog, facts), "text/html; charset=utf-8", headers=headers)
-
-
-async def asset(request: web.Request) -> web.StreamResponse:
-    found = find_asset(request.match_info["name"])
-    if found is None:
-        return refuse(404, "there is nothing under this address")
-    return await send_text(request, found.text, found.content_type)
-
-
 async def healthz(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE]
     catalog = await state.catalog()
@@ -131,11 +98,10 @@ def build(state: State) -> web.Application:
     app.on_response_prepare.append(dressed)
     app.router.add_routes(
         [
-            web.get("/", page),
-            web.get("/-/{name}", asset),
             web.get("/healthz", healthz),
             web.get("/metrics", metrics),
             *simple.routes(),
+            *people.routes(),
             *huggingface.routes(),
         ]
     )

@@ -93,10 +93,11 @@ def run(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.server import accesslog, serve
 
     accesslog.configure(access=config.access_log)
+    tls = serve.check(config)
     with serve.listen(config) as sock:
         url = config.url(sock.getsockname()[1])
         print(greeting(config, url), file=sys.stderr, flush=True)
         print(url, flush=True)
         if args.open:
             webbrowser.open(f"{url}/")
-        return serve.serve(config, sock)
+        return serve.serve(config, sock, tls)

@@ -158,15 +158,6 @@ async def organization(request: web.Request) -> web.StreamResponse:
     return await send_json(request, overview)
 
 
-async def repo_home(request: web.Request) -> web.StreamResponse:
-    """The address that people paste out of error messages: to its place on the page."""
-    org, name = request.match_info["org"], request.match_info["name"]
-    if (await request.app[STATE].catalog()).repo(org, name) is None:
-        return repo_missing()
-    up = "../../" if request.path.startswith("/kernels/") else "../"
-    return web.Response(status=302, headers={"Location": f"{up}#{org}--{name}", "Cache-Control": "no-store"})
-
-
 def routes() -> list[web.RouteDef]:
     kind, repo = "{kind:models|kernels}", "{org}/{name}"
     return [
@@ -179,6 +170,4 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/organizations/{org}/overview", organization),
         web.get(f"/kernels/{repo}/resolve/{{revision}}/{{path:.+}}", resolve),
         web.get(f"/{repo}/resolve/{{revision}}/{{path:.+}}", resolve),
-        web.get(f"/kernels/{repo}", repo_home),
-        web.get(f"/{repo}", repo_home),
     ]

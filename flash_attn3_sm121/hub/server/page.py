@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from flash_attn3_sm121.arch import CAPABILITIES, Capability, Image
 from flash_attn3_sm121.hub.index import FileEntry, Repo, WheelEntry
@@ -63,11 +64,11 @@ class RepoCard:
     older: tuple[str, ...]
     variants: tuple[str, ...]
     wheels: tuple[str, ...]
-    files: tuple[tuple[str, str, FileEntry], ...]  # path, address, entry
+    files: tuple[tuple[str, FileEntry], ...]
 
     @property
     def size(self) -> int:
-        return sum(entry.size for _, _, entry in self.files)
+        return sum(entry.size for _, entry in self.files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ def serves(wheel: WheelEntry, row: Capability) -> str | None:
 
 
 def machine_rows(catalog: Catalog) -> list[MachineRow]:
+    """The arch table; what has kernels here comes first."""
     rows = []
     for row in CAPABILITIES.values():
         native = {
@@ -112,7 +114,7 @@ def machine_rows(catalog: Catalog) -> list[MachineRow]:
             if (image := serves(wheel, row)) is not None
         }
         rows.append(MachineRow(devices=row.devices, capability=row.name, native=tuple(sorted(native))))
-    return rows
+    return sorted(rows, key=lambda row: not row.native)
 
 
 def _repo_card(catalog: Catalog, names: tuple[str, ...], repo: Repo) -> RepoCard:
@@ -130,7 +132,7 @@ def _repo_card(catalog: Catalog, names: tuple[str, ...], repo: Repo) -> RepoCard
         older=_older(repo, sha),
         variants=manifest.variants if manifest else (),
         wheels=revision.wheels if revision else (),
-        files=tuple((path, quote(f"{names[0]}/resolve/{sha}/{path}"), entry) for path, entry in files),
+        files=tuple(files),
     )
 
 
@@ -167,23 +169,51 @@ def wheel_cards(catalog: Catalog) -> list[WheelCard]:
     return cards
 
 
+def folder_of(path: str) -> str:
+    """`build/<variant>` for what lies in a variant, "" for what lies outside of them."""
+    parts = path.split("/", 2)
+    return "/".join(parts[:2]) if len(parts) == 3 and parts[0] == "build" else ""
+
+
+def folders(card: RepoCard) -> list[tuple[str, list[tuple[str, FileEntry]]]]:
+    """The files by variant; what lies outside of them first."""
+    rows = sorted(card.files, key=lambda row: (folder_of(row[0]), row[0]))
+    return [(folder, list(group)) for folder, group in groupby(rows, key=lambda row: folder_of(row[0]))]
+
+
 @cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(human=human, moment=moment)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        human=human, moment=moment, relative=lambda path, folder: path.removeprefix(f"{folder}/" if folder else "")
+    )
     environment.globals.update(address=address)
-    return environment.from_string(read("page.html"))
+    return environment
 
 
 def render(catalog: Catalog, facts: PageFacts) -> str:
-    """The whole page."""
+    """The first page."""
     repos = catalog.index.repos
-    return _template().render(
-        facts=facts,
-        index=catalog.index,
-        total=sum(wheel.size for wheel in catalog.index.wheels.values()),
-        example=FAVOURITE if FAVOURITE in repos else next(iter(sorted(repos)), None),
-        machines=machine_rows(catalog),
-        repos=repo_cards(catalog),
-        wheels=wheel_cards(catalog),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            root="",
+            facts=facts,
+            index=catalog.index,
+            total=sum(wheel.size for wheel in catalog.index.wheels.values()),
+            example=FAVOURITE if FAVOURITE in repos else next(iter(sorted(repos)), None),
+            machines=machine_rows(catalog),
+            repos=repo_cards(catalog),
+            wheels=wheel_cards(catalog),
+        )
     )
+
+
+def render_repo(catalog: Catalog, name: str, facts: PageFacts, *, root: str) -> str:
+    """A repository's own page; `root` leads from its address back to the hub's."""
+    card = _repo_card(catalog, (name,), catalog.index.repos[name])
+    template = _environment().get_template("repo.html")
+    return template.render(root=root, facts=facts, name=name, repo=card, folders=folders(card))

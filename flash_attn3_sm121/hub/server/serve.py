@@ -31,6 +31,7 @@ log = logging.getLogger("flash_attn3_sm121.hub.server")
 _BACKLOG = 1024
 _GRACE = 10.0  # seconds that downloads get to finish after the first SIGTERM or Ctrl-C
 _KEEPALIVE = 75.0
+_LINGER = 2.0  # how long a refused upload is read on, so that its sender gets to see the refusal
 _RESTART_PAUSE = 1.0
 
 
@@ -106,7 +107,7 @@ class Worker:
             access_log_class=AccessLogger,
             access_log=ACCESS if self.config.access_log else None,
             keepalive_timeout=_KEEPALIVE,
-            lingering_time=0.0,
+            lingering_time=_LINGER,
             shutdown_timeout=_GRACE,
         )
         await runner.setup()
@@ -118,10 +119,14 @@ def _leave() -> None:
     os._exit(130)
 
 
-def serve(config: ServeConfig, sock: socket.socket) -> int:
+def check(config: ServeConfig) -> ssl.SSLContext | None:
+    """Find out what would fail before a port is taken or a process made; the TLS context, where there is one."""
+    Shelf(hub=Hub.open(config.root)).load()
+    return tls_context(config)
+
+
+def serve(config: ServeConfig, sock: socket.socket, tls: ssl.SSLContext | None) -> int:
     """Serve until a signal says otherwise. The socket is bound already, so that its port is known."""
-    Shelf(hub=Hub.open(config.root)).load()  # a hub that cannot be read is said before anything is forked
-    tls = tls_context(config)
     metrics = Metrics(config.workers)
     if config.workers == 1:
         Worker(config=config, sock=sock, metrics=metrics, tls=tls).run()
@@ -147,6 +152,7 @@ def _supervise(config: ServeConfig, sock: socket.socket, metrics: Metrics, tls: 
         number = signal.sigwait(signals)
         if number != signal.SIGCHLD:
             stopping += 1
+            sock.close()  # while one process holds it, clients go on queueing
             for pid in workers:
                 os.kill(pid, signal.SIGTERM if stopping == 1 else signal.SIGKILL)
             continue

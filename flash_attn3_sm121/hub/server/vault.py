@@ -61,13 +61,12 @@ class Vault:
             number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise GoneError(f"object {blob.sha256}: {error.strerror}") from error
-        file = io.FileIO(number, "rb", closefd=True)
         info = os.fstat(number)
         if not stat.S_ISREG(info.st_mode) or info.st_size != blob.size:
-            file.close()
+            os.close(number)
             kind = f"{info.st_size} bytes" if stat.S_ISREG(info.st_mode) else "no plain file"
             raise IntegrityError(f"object {blob.sha256}: expected {blob.size} bytes, found {kind}; it is not served")
-        return file, _identity(info)
+        return io.FileIO(number, "rb"), _identity(info)
 
     async def _verify(self, blob: FileEntry, file: io.FileIO, identity: Identity) -> None:
         """Hash once however many clients wait for it; whoever comes later waits for the same result."""

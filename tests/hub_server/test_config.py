@@ -1,0 +1,116 @@
+"""Who may be served at which address, and what a header must carry."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.hub.server.accesslog import printable
+from flash_attn3_sm121.hub.server.auth import allowed
+from flash_attn3_sm121.hub.server.config import ServeConfig, is_loopback
+
+TOKEN = "correct-horse-battery"
+
+
+def config(**changes: Any) -> ServeConfig:
+    return ServeConfig(root=Path("hub"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("host", "yes"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.4", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, yes: bool) -> None:
+    assert is_loopback(host) is yes
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "hub.example", ""])
+def test_other_addresses_want_a_token(host: str) -> None:
+    with pytest.raises(UsageError, match="no token is set"):
+        config(host=host)
+    assert config(host=host, token=TOKEN).token == TOKEN
+    assert config(host=host, insecure=True).token is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"port": -1},
+        {"port": 65536},
+        {"workers": 0},
+        {"workers": 65},
+        {"token": "short"},
+        {"token": "with a space in it"},
+        {"token": "ünprintable-token"},
+        {"tls_key": Path("key.pem")},
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:1"), ("::1", "http://[::1]:1"), ("0.0.0.0", "http://127.0.0.1:1")],
+)
+def test_url(host: str, url: str) -> None:
+    assert config(host=host, insecure=True).url(1) == url
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "yes"),
+    [
+        (None, False),
+        ("", False),
+        (f"Bearer {TOKEN}", True),
+        (f"bearer   {TOKEN} ", True),
+        (basic(f"anybody:{TOKEN}"), True),
+        (basic(f":{TOKEN}"), True),
+        (basic(TOKEN), True),
+        (basic(f"{TOKEN}:"), True),
+        (basic(f"{TOKEN}:wrong"), False),
+        ("Bearer wrong-horse-battery", False),
+        (f"Bearer {TOKEN}x", False),
+        ("Bearer", False),
+        ("Bearer ", False),
+        (TOKEN, False),
+        (f"Digest {TOKEN}", False),
+        ("Basic !!!", False),
+        ("Basic /////w==", False),
+        ("Bearer \udcff\udcfe", False),
+    ],
+)
+def test_token(header: str | None, yes: bool) -> None:
+    assert allowed(TOKEN, header) is yes
+
+
+def test_without_a_token_everybody_reads() -> None:
+    assert allowed(None, None) and allowed(None, "Bearer anything")
+
+
+def test_the_log_cannot_be_forged() -> None:
+    line = printable('a"b\nc\r\x1b[31m\x00é\udc80 d')
+    assert line.isascii() and line.isprintable()
+    assert '"' not in line
+    assert len(printable("x" * 10_000)) < 600

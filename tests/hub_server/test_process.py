@@ -1,0 +1,199 @@
+"""Starting, stopping, sharing the work, and the token over the wire."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.errors import ServeError, UsageError
+from flash_attn3_sm121.hub.store import Hub
+from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, running
+
+TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hub = Hub.create(tmp_path_factory.mktemp("small") / "hub")
+    add_repo(hub, REPO, {INIT: b"x" * 50_000_000})
+    return hub.layout.root
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environ(),
+        check=False,
+    )
+
+
+def test_a_port_in_use_is_said(small: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = call("--hub", str(small), "--port", str(port))
+    assert done.returncode == ServeError.exit_code
+    assert f"127.0.0.1 port {port} is already in use" in done.stderr and "--port" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--host", "0.0.0.0", "--port", "0"], UsageError.exit_code, "no token is set"),
+        (["--host", "203.0.113.7", "--insecure", "--port", "0"], ServeError.exit_code, "cannot listen"),
+        (["--host", "no such host", "--insecure", "--port", "0"], ServeError.exit_code, "cannot listen"),
+        (["--tls-cert", "nothing.pem", "--port", "0"], ServeError.exit_code, "cannot use the certificate"),
+        (["--token-file", "nothing"], UsageError.exit_code, "--token-file"),
+    ],
+)
+def test_what_cannot_be_served_is_said(small: Path, arguments: list[str], code: int, text: str) -> None:
+    done = call("--hub", str(small), *arguments)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert text in done.stderr
+
+
+def test_a_folder_that_is_no_hub(tmp_path: Path) -> None:
+    done = call("--hub", str(tmp_path), "--port", "0")
+    assert done.returncode == 30 and "no hub at" in done.stderr and done.stdout == ""
+
+
+def start_download(server: Server) -> socket.socket:
+    """A download that is stuck in the middle because nobody reads it."""
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    sock.sendall(f"GET /{REPO}/resolve/main/{INIT} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    assert sock.recv(1)
+    return sock
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_downloads_finish(small: Path, workers: int, number: signal.Signals) -> None:
+    with running(small, "--workers", str(workers)) as server, start_download(server) as sock:
+        server.process.send_signal(number)
+        deadline = time.monotonic() + 30
+        while "stopping" not in server.log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(ConnectionError):
+            server.ask("/healthz")  # nobody new
+        size = 1
+        while chunk := sock.recv(1 << 20):
+            size += len(chunk)
+        assert size > 50_000_000
+        assert server.process.wait(30) == 0
+    assert "Traceback" not in server.log
+
+
+def test_the_second_signal_does_not_wait(small: Path) -> None:
+    with running(small) as server, start_download(server):
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while "stopping" not in server.log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert server.process.poll() is None
+        assert server.stop() == 130
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+
+
+def wait_until(what: str, check: object) -> None:
+    assert callable(check)
+    deadline = time.monotonic() + 30
+    while not check():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_workers_share_the_port_and_the_counters(small: Path) -> None:
+    with running(small, "--workers", "3") as server:
+        wait_until("three workers", lambda: len(children(server.process.pid)) == 3)
+        workers = children(server.process.pid)
+        for _ in range(30):
+            assert server.ask("/healthz").status == 200
+        assert 'requests_total{route="healthz",code="200"} 30' in server.ask("/metrics").text
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until("another worker", lambda: len(set(children(server.process.pid)) - {workers[0]}) == 3)
+        assert server.ask("/healthz").status == 200
+        assert server.stop() == 0
+        assert not any(alive(pid) for pid in workers)
+    assert "starting another" in server.log
+
+
+def test_workers_do_not_outlive_their_parent(small: Path) -> None:
+    with running(small, "--workers", "2") as server:
+        wait_until("two workers", lambda: len(children(server.process.pid)) == 2)
+        workers = children(server.process.pid)
+        server.process.kill()
+        wait_until("the workers' end", lambda: not any(alive(pid) for pid in workers))
+
+
+def test_the_token_over_the_wire(small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n", encoding="utf-8")
+    basic = base64.b64encode(f"anybody:{TOKEN}".encode()).decode()
+    with running(small, "--host", "0.0.0.0", "--token-file", str(file)) as server:
+        for path in ("/", "/simple/", "/metrics", f"/{REPO}/resolve/main/{INIT}", "/no/such/thing", "/-/hub.css"):
+            refused = server.ask(path)
+            assert (refused.status, b"x" * 20 in refused.body) == (401, False)
+            assert refused.headers["www-authenticate"].startswith("Basic ")
+            assert server.ask(path, headers={"Authorization": "Bearer wrong-horse-battery"}).status == 401
+        assert server.ask("/healthz").status == 200
+        for header in (f"Bearer {TOKEN}", f"Basic {basic}"):
+            assert server.ask("/simple/", headers={"Authorization": header}).status == 200
+        page = server.ask("/", headers={"Authorization": f"Basic {basic}"}).text
+        assert "HF_TOKEN=$HUB_TOKEN" in page and TOKEN not in page
+        sha = server.ask(f"/api/models/{REPO}", headers={"Authorization": f"Bearer {TOKEN}"}).headers["x-repo-commit"]
+        kept = server.ask(f"/{REPO}/resolve/{sha}/{INIT}", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert kept.headers["cache-control"].startswith("private")
+        server.ask(f"/?token={TOKEN}")
+        server.stop()
+    assert TOKEN not in server.log
+
+
+def test_the_token_from_the_environment(small: Path) -> None:
+    with running(small, env={"FLASH_ATTN3_HUB_TOKEN": TOKEN}) as server:
+        assert server.ask("/").status == 401
+        assert server.ask("/", headers={"Authorization": f"Bearer {TOKEN}"}).status == 200
+
+
+def test_https(small: Path, tmp_path: Path) -> None:
+    pem = tmp_path / "both.pem"
+    recipe = "req -x509 -newkey ed25519 -nodes -subj /CN=hub -days 2 -addext subjectAltName=IP:127.0.0.1"
+    made = subprocess.run(
+        ["openssl", *recipe.split(), "-keyout", str(tmp_path / "key.pem"), "-out", str(pem)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    with running(small, "--tls-cert", str(pem), "--tls-key", str(tmp_path / "key.pem")) as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=pem)
+        bare = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        with context.wrap_socket(bare, server_hostname="127.0.0.1") as sock:
+            sock.sendall(f"GET /{REPO}/resolve/main/{INIT} HTTP/1.0\r\n\r\n".encode())
+            received = b"".join(iter(lambda: sock.recv(1 << 20), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 ") and body == b"x" * 50_000_000
