@@ -54,79 +54,25 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for tensor in tensors)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    qv: Tensor | None = None,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    seqused_q: Tensor | None = None,
-    seqused_k: Tensor | None = None,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    page_table: Tensor | None = None,
-    kv_batch_idx: Tensor | None = None,
-    leftpad_k: Tensor | None = None,
-    q_descale: Tensor | None = None,
-    k_descale: Tensor | None = None,
-    v_descale: Tensor | None = None,
-    s_aux: Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    attention_chunk: int = 0,
-    softcap: float = 0.0,
-    scheduler_metadata: Tensor | None = None,
-    num_splits: int = 1,
-    pack_gqa: bool | None = None,
-    deterministic: bool = False,
-    sm_margin: int = 0,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Attention that writes nothing but its result; differentiable in q, k, v and s_aux."""
-    if softmax_scale is None:
-        softmax_scale = (q.shape[-1] + (0 if qv is None else qv.shape[-1])) ** -0.5
-    wants_grad = torch.is_grad_enabled() and (
-        q.requires_grad or k.requires_grad or v.requires_grad or (s_aux is not None and s_aux.requires_grad)
+def default_scale(q: Tensor, qv: Tensor | None) -> float:
+    width = int(q.shape[-1]) if qv is None else int(q.shape[-1] + qv.shape[-1])
+    return float(width**-0.5)
+
+
+def functional(args: ForwardArgs, *, deterministic: bool) -> tuple[Tensor, Tensor, None, None]:
+    """Through the op that writes nothing but its result; autograd and compilers see what it does."""
+    out, lse = torch.ops.flash_attn3_sm121.forward(
+        *[deterministic if name == "deterministic" else getattr(args, name) for name in ops.FORWARD_FIELDS]
     )
-    left, right = window_size
-    if wants_grad or not is_plain(q):
-        out, lse = torch.ops.flash_attn3_sm121.forward(
-            *(q, k, v, qv, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k),
-            *(page_table, kv_batch_idx, leftpad_k, q_descale, k_descale, v_descale, s_aux),
-            *(softmax_scale, causal, left, right, attention_chunk, softcap),
-            *(scheduler_metadata, num_splits, pack_gqa, deterministic, sm_margin),
-        )
-        return out, lse, None, None
-    return engine().forward(
-        ForwardArgs(
-            q=q,
-            k=k,
-            v=v,
-            qv=qv,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            seqused_q=seqused_q,
-            seqused_k=seqused_k,
-            max_seqlen_q=max_seqlen_q,
-            max_seqlen_k=max_seqlen_k,
-            page_table=page_table,
-            kv_batch_idx=kv_batch_idx,
-            leftpad_k=leftpad_k,
-            q_descale=q_descale,
-            k_descale=k_descale,
-            v_descale=v_descale,
-            s_aux=s_aux,
-            softmax_scale=softmax_scale,
-            causal=causal,
-            window_left=left,
-            window_right=right,
-            attention_chunk=attention_chunk,
-            softcap=softcap,
-            scheduler_metadata=scheduler_metadata,
-            num_splits=num_splits,
-            pack_gqa=pack_gqa,
-            sm_margin=sm_margin,
-        )
-    )
+    return out, lse, None, None
+
+
+def attend(args: ForwardArgs, *, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Attention without appending; differentiable in q, k, v and s_aux."""
+    if not is_plain(args.q):
+        return functional(args, deterministic=deterministic)
+    if torch.is_grad_enabled():
+        wanting = (args.q, args.k, args.v, args.s_aux)
+        if any(tensor is not None and tensor.requires_grad for tensor in wanting):
+            return functional(args, deterministic=deterministic)
+    return engine().forward(args)

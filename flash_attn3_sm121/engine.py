@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -63,13 +63,14 @@ class Plan:
     decision: Decision
     ops: native.LoadedOps | None = None
     may_split: bool = True
+    valid: set[Any] = field(default_factory=set)  # the shapes that passed, where no kernel checks them
     run: Computes | None = None
 
 
 # Fetched in C, in one go: this runs on every call.
 _FORWARD_TENSORS = operator.attrgetter(*native.FORWARD_TENSORS)
 _FORWARD_SCALARS = operator.attrgetter(
-    "causal", "window_left", "window_right", "attention_chunk", "softcap", "num_splits", "pack_gqa"
+    "window_left", "window_right", "attention_chunk", "softcap", "num_splits", "causal", "pack_gqa"
 )
 _BACKWARD_TENSORS = operator.attrgetter(*native.BACKWARD_TENSORS)
 _BACKWARD_SCALARS = operator.attrgetter(
@@ -77,10 +78,17 @@ _BACKWARD_SCALARS = operator.attrgetter(
 )
 
 
-def _key(tensors: tuple[Tensor | None, ...], scalars: tuple[Any, ...], lengths: tuple[bool, bool]) -> Any:
-    """What decides about validity and backend, and nothing that changes from step to step without need."""
-    parts = [None if t is None else (t.shape, t.dtype, t.device, t.stride(-1)) for t in tensors]
-    return (*parts, scalars, lengths, backends.requested())
+def _class_of(args: ForwardArgs | BackwardArgs, tensors: tuple[Tensor | None, ...], scalars: tuple[Any, ...]) -> Any:
+    """What decides: calls of one class share their plan."""
+    q = args.q
+    types = [t if t is None else t.dtype for t in tensors]
+    return (*types, *scalars, q.device, q.size(-1), args.v.size(-1), backends.requested())
+
+
+def _shapes(tensors: tuple[Tensor | None, ...], *lengths: int | None) -> Any:
+    """All that validation looks at, beside what decides."""
+    parts = [None if t is None else (t.shape, t.device) for t in tensors]
+    return (*parts, *(length is None for length in lengths))
 
 
 def normalised_window(args: ForwardArgs | BackwardArgs) -> tuple[int, int]:
@@ -110,6 +118,7 @@ class Engine:
         self._libraries = libraries
         self._gather = gather
         self._plans: dict[Any, Plan] = {}
+        self._short: dict[Any, native.Op | None] = {}
         self._lock = threading.RLock()
         self._verified: set[tuple[torch.device, str, str]] = set()
         self._turned_off: dict[torch.device, str] = {}
@@ -210,6 +219,7 @@ class Engine:
         reason = f"the canary found wrong results on {device} in the {call.direction} of family {family} ({text})"
         self._turned_off[device] = reason
         self._plans.clear()
+        self._short.clear()
         self._warn_once(
             f"flash_attn3_sm121: {reason}. Native kernels are OFF on this device and the fallback is used; please "
             "report the output of `flash-attn3 doctor`. FLASH_ATTN3_CANARY=0 skips this check."
@@ -217,6 +227,7 @@ class Engine:
         return None
 
     def _settle(self, key: Any, args: ForwardArgs | BackwardArgs) -> Plan:
+        """Decide for a class of calls that was not met before."""
         with self._lock:
             if isinstance(args, ForwardArgs):
                 check_forward(args)
@@ -231,32 +242,68 @@ class Engine:
                 self._plans[key] = plan
             return plan
 
+    def _validate(self, plan: Plan, tensors: tuple[Tensor | None, ...], args: ForwardArgs | BackwardArgs) -> None:
+        """Kernels check shapes by themselves, in C++. For the others it is done here, once for each set of shapes."""
+        shapes = _shapes(tensors, args.max_seqlen_q, args.max_seqlen_k)
+        if shapes in plan.valid:
+            return
+        if isinstance(args, ForwardArgs):
+            check_forward(args)
+        else:
+            check_backward(args)
+        if len(plan.valid) >= MAX_PLANS:
+            plan.valid.clear()
+        plan.valid.add(shapes)
+
     # -- running
 
     def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(out, lse, out_accum, lse_accum); the last two are None unless a native kernel split the keys."""
-        lengths = (args.max_seqlen_q is None, args.max_seqlen_k is None)
-        key = _key(_FORWARD_TENSORS(args), _FORWARD_SCALARS(args), lengths)
+        tensors = _FORWARD_TENSORS(args)
+        key = _class_of(args, tensors, _FORWARD_SCALARS(args))
         plan = self._plans.get(key) or self._settle(key, args)
-        args.window_left, args.window_right = normalised_window(args)
         if plan.ops is not None:
-            return self._native_forward(plan, plan.ops, args)
+            return self._native_forward(plan, plan.ops, args, tensors)
+        self._validate(plan, tensors, args)
+        args.window_left, args.window_right = normalised_window(args)
         assert plan.run is not None
         out, lse = plan.run.forward(args)
         if args.out is not None and out is not args.out:
             out = args.out.copy_(out)
         return out, lse, None, None
 
+    def short_way(self, key: Any) -> native.Op | None:
+        """The op for a class of plain decoding calls that native was settled for, if so."""
+        return self._short.get((key, backends.requested()))
+
+    def settle_short_way(self, key: Any, args: ForwardArgs) -> None:
+        """After a decoding call took the long way: whether the next of its class need not."""
+        key = (key, backends.requested())
+        if key in self._short:
+            return
+        plan = self._plans.get(_class_of(args, _FORWARD_TENSORS(args), _FORWARD_SCALARS(args)))
+        if plan is not None and type(args.window_left) is int and type(args.window_right) is int:
+            direct = plan.ops is not None and (plan.may_split or args.num_splits == 1)
+            if len(self._short) >= MAX_PLANS:
+                self._short.clear()
+            self._short[key] = plan.ops.fwd if direct and plan.ops is not None else None
+
     def _native_forward(
-        self, plan: Plan, ops: native.LoadedOps, args: ForwardArgs
+        self, plan: Plan, ops: native.LoadedOps, args: ForwardArgs, tensors: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         if args.k_new is not None and self.settings.check_cache:
-            native.assert_room(args)
+            assert args.seqused_k is not None  # validated
+            cu = args.cu_seqlens_k_new
+            new = args.k_new.shape[1] if cu is None else cu[1:] - cu[:-1]
+            native.assert_room(args.k, args.page_table, args.seqused_k, new)
         if args.num_splits < 1 and not plan.may_split:
             args.num_splits = 1
         if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata):
             args.scheduler_metadata = None  # a fallback's zeros would be taken at their word
-        native.make_contiguous(args)
+        for tensor in tensors:
+            if tensor is not None and tensor.stride(-1) != 1:
+                native.make_contiguous(args)
+                break
         out, lse, out_accum, lse_accum = ops.fwd(*native.FORWARD_POSITIONAL(args))
         if args.seqused_q is not None:
             native.blank_unused_rows(out, lse, args)
@@ -264,11 +311,12 @@ class Engine:
 
     def backward(self, args: BackwardArgs, into: Gradients | None = None) -> BackwardResult:
         """The gradients, written into `into` where given, else fresh."""
-        lengths = (args.max_seqlen_q is None, args.max_seqlen_k is None)
-        key = _key(_BACKWARD_TENSORS(args), _BACKWARD_SCALARS(args), lengths)
+        tensors = _BACKWARD_TENSORS(args)
+        key = _class_of(args, tensors, _BACKWARD_SCALARS(args))
         plan = self._plans.get(key) or self._settle(key, args)
-        args.window_left, args.window_right = normalised_window(args)
         if plan.ops is None:
+            self._validate(plan, tensors, args)
+            args.window_left, args.window_right = normalised_window(args)
             assert plan.run is not None
             dq, dk, dv, ds_aux = plan.run.backward(args)
             if into is not None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.attend import Window, attend, autocast, is_plain, length_of, window_of
+from flash_attn3_sm121.attend import Window, attend, autocast, default_scale, is_plain, length_of, window_of
+from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.engine import engine
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.kvcache import flash_attn_with_kvcache
@@ -52,26 +53,29 @@ def flash_attn_func(
 
     With `return_attn_probs` (out, lse), lse (b, h, sq) in fp32. Its gradient is honoured, which upstream drops.
     """
-    q, k, v = autocast(q, k, v)
-    out, lse, _, _ = attend(
-        q,
-        k,
-        v,
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = autocast(q, k, v)
+    left, right = window_of(window_size)
+    args = ForwardArgs(
+        q=q,
+        k=k,
+        v=v,
         qv=qv,
         q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
         s_aux=s_aux,
-        softmax_scale=softmax_scale,
+        softmax_scale=default_scale(q, qv) if softmax_scale is None else softmax_scale,
         causal=causal,
-        window_size=window_of(window_size),
+        window_left=left,
+        window_right=right,
         attention_chunk=attention_chunk,
         softcap=softcap,
         num_splits=num_splits,
         pack_gqa=pack_gqa,
-        deterministic=deterministic,
         sm_margin=sm_margin,
     )
+    out, lse, _, _ = attend(args, deterministic=deterministic)
     return (out, lse) if return_attn_probs else out
 
 
@@ -105,11 +109,13 @@ def flash_attn_varlen_func(
 
     With `return_attn_probs` (out, lse), lse (h, total_q). The max_seqlen_* are upper bounds and may be 0-d tensors.
     """
-    q, k, v = autocast(q, k, v)
-    out, lse, _, _ = attend(
-        q,
-        k,
-        v,
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = autocast(q, k, v)
+    left, right = window_of(window_size)
+    args = ForwardArgs(
+        q=q,
+        k=k,
+        v=v,
         qv=qv,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
@@ -121,16 +127,17 @@ def flash_attn_varlen_func(
         k_descale=k_descale,
         v_descale=v_descale,
         s_aux=s_aux,
-        softmax_scale=softmax_scale,
+        softmax_scale=default_scale(q, qv) if softmax_scale is None else softmax_scale,
         causal=causal,
-        window_size=window_of(window_size),
+        window_left=left,
+        window_right=right,
         attention_chunk=attention_chunk,
         softcap=softcap,
         num_splits=num_splits,
         pack_gqa=pack_gqa,
-        deterministic=deterministic,
         sm_margin=sm_margin,
     )
+    out, lse, _, _ = attend(args, deterministic=deterministic)
     return (out, lse) if return_attn_probs else out
 
 

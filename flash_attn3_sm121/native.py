@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARY_FOLDER = Path(__file__).absolute().parent / "lib"
+Op = Callable[..., Any]
 OPS = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
 REQUIRED_OPS = ("fwd", "get_scheduler_metadata")
 
@@ -96,28 +97,21 @@ def backward_positional(args: BackwardArgs, dq: Tensor, dk: Tensor, dv: Tensor) 
 
 
 def make_contiguous(args: ForwardArgs | BackwardArgs) -> None:
-    """The kernels want unit stride in the last dimension of data and contiguous index tensors."""
+    """Kernels want unit stride in the last dimension of what they read; `out` is the caller's to get right."""
     forward = isinstance(args, ForwardArgs)
     for name in FORWARD_TENSORS if forward else BACKWARD_TENSORS:
         tensor: Tensor | None = getattr(args, name)
-        if tensor is None or (name == "out" and forward):
-            continue
-        if (tensor.dim() < 3 and not tensor.is_contiguous()) or tensor.stride(-1) != 1:
+        if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
             setattr(args, name, tensor.contiguous())
 
 
-def assert_room(args: ForwardArgs) -> None:
+def assert_room(k_cache: Tensor, pages: Tensor | None, seqlens: Tensor, new: Tensor | int) -> None:
     """Stop a write past the end of the cache, in stream order before it happens and without waiting for the device."""
     import torch
 
-    assert args.k_new is not None and args.seqused_k is not None  # validated
-    capacity = args.k.shape[1]
-    if args.page_table is not None:
-        capacity *= args.page_table.shape[1]
-    cu = args.cu_seqlens_k_new
-    new: Tensor | int = args.k_new.shape[1] if cu is None else cu[1:] - cu[:-1]
+    capacity = k_cache.shape[1] if pages is None else k_cache.shape[1] * pages.shape[1]
     torch._assert_async(
-        ((args.seqused_k >= 0) & (args.seqused_k + new <= capacity)).all(),
+        ((seqlens >= 0) & (seqlens + new <= capacity)).all(),
         f"KV cache overflow: cache_seqlens + new keys must stay within the capacity of {capacity}",
     )
 

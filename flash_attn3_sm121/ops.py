@@ -37,7 +37,7 @@ _RENAMED = {
 }
 FWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["fwd"]))
 BWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["bwd"]))
-_FORWARD_FIELDS = schemas.argument_names(schemas.OWN["forward"])
+FORWARD_FIELDS = schemas.argument_names(schemas.OWN["forward"])
 APPEND_FIELDS = tuple(
     {"k_cache": "k", "v_cache": "v"}.get(name, name) for name in schemas.argument_names(schemas.OWN["append"])
 )
@@ -61,7 +61,7 @@ def empty_like_results(args: ForwardArgs) -> tuple[Tensor, Tensor]:
 
 
 def _forward_args(values: Sequence[Any]) -> ForwardArgs:
-    given = dict(zip(_FORWARD_FIELDS, values, strict=True))
+    given = dict(zip(FORWARD_FIELDS, values, strict=True))
     del given["deterministic"]  # only the backward asks for it
     return ForwardArgs(**given)
 
@@ -110,11 +110,11 @@ def _combine_fake(out_partial: Tensor, lse_partial: Tensor, dtype: torch.dtype |
 
 
 _SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
-_KEPT = tuple(name for name in _FORWARD_FIELDS if name in _BACKWARD_FIELDS and name not in _SAVED)
+_KEPT = tuple(name for name in FORWARD_FIELDS if name in _BACKWARD_FIELDS and name not in _SAVED)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    given = dict(zip(_FORWARD_FIELDS, inputs, strict=True))
+    given = dict(zip(FORWARD_FIELDS, inputs, strict=True))
     ctx.save_for_backward(*(given[name] for name in _SAVED), *output)
     ctx.kept = {name: given[name] for name in _KEPT}
     ctx.forward_only = [n for n in ("qv", "page_table", "kv_batch_idx", "leftpad_k") if given[n] is not None]
@@ -132,7 +132,7 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[
     gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
     if saved["s_aux"] is not None:
         gradients["s_aux"] = ds_aux
-    return tuple(gradients.get(name) for name in _FORWARD_FIELDS)
+    return tuple(gradients.get(name) for name in FORWARD_FIELDS)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

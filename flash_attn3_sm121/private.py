@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import ops
-from flash_attn3_sm121.attend import attend, is_plain, length_of
+from flash_attn3_sm121.attend import attend, default_scale, is_plain, length_of
 from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.engine import engine
 
@@ -81,48 +81,46 @@ def _flash_attn_forward(
     """(out, lse, out_accum, lse_accum); the last two are empty unless a kernel split the keys."""
     if softmax_scale is None:
         softmax_scale = q.shape[-1] ** -0.5
-    shared: dict[str, Any] = {
-        "qv": qv,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k,
-        "seqused_q": seqused_q,
-        "seqused_k": seqused_k,
-        "max_seqlen_q": length_of(max_seqlen_q, q),
-        "max_seqlen_k": length_of(max_seqlen_k, k),
-        "page_table": page_table,
-        "kv_batch_idx": kv_batch_idx,
-        "leftpad_k": leftpad_k,
-        "q_descale": q_descale,
-        "k_descale": k_descale,
-        "v_descale": v_descale,
-        "softmax_scale": softmax_scale,
-        "causal": causal,
-        "attention_chunk": attention_chunk,
-        "softcap": softcap,
-        "scheduler_metadata": scheduler_metadata,
-        "num_splits": num_splits,
-        "pack_gqa": pack_gqa,
-        "sm_margin": sm_margin,
-    }
-    if k_new is None and v_new is None and out_ is None and rotary_cos is None:
-        out, lse, out_accum, lse_accum = attend(q, k, v, window_size=(window_size_left, window_size_right), **shared)
+    args = ForwardArgs(
+        q=q,
+        k=k,
+        v=v,
+        k_new=k_new,
+        v_new=v_new,
+        qv=qv,
+        out=out_,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        cu_seqlens_k_new=cu_seqlens_k_new,
+        seqused_q=seqused_q,
+        seqused_k=seqused_k,
+        max_seqlen_q=length_of(max_seqlen_q, q),
+        max_seqlen_k=length_of(max_seqlen_k, k),
+        page_table=page_table,
+        kv_batch_idx=kv_batch_idx,
+        leftpad_k=leftpad_k,
+        rotary_cos=rotary_cos,
+        rotary_sin=rotary_sin,
+        seqlens_rotary=seqlens_rotary,
+        q_descale=q_descale,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        softmax_scale=default_scale(q, None) if softmax_scale is None else softmax_scale,
+        causal=causal,
+        window_left=window_size_left,
+        window_right=window_size_right,
+        attention_chunk=attention_chunk,
+        softcap=softcap,
+        rotary_interleaved=rotary_interleaved,
+        scheduler_metadata=scheduler_metadata,
+        num_splits=num_splits,
+        pack_gqa=pack_gqa,
+        sm_margin=sm_margin,
+    )
+    writes = k_new is not None or v_new is not None or out_ is not None or rotary_cos is not None
+    if not writes:
+        out, lse, out_accum, lse_accum = attend(args)
     elif is_plain(q):
-        args = ForwardArgs(
-            q=q,
-            k=k,
-            v=v,
-            k_new=k_new,
-            v_new=v_new,
-            out=out_,
-            cu_seqlens_k_new=cu_seqlens_k_new,
-            rotary_cos=rotary_cos,
-            rotary_sin=rotary_sin,
-            seqlens_rotary=seqlens_rotary,
-            rotary_interleaved=rotary_interleaved,
-            window_left=window_size_left,
-            window_right=window_size_right,
-            **shared,
-        )
         with torch.no_grad():
             out, lse, out_accum, lse_accum = engine().forward(args)
     else:
