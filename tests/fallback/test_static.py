@@ -68,13 +68,13 @@ def run(make: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cuts", ["usual", "tiny"], indirect=True)
-@pytest.mark.parametrize("start", range(300_000, 300_150, 25))
+@pytest.mark.parametrize("start", range(300_000, 300_250, 25))
 def test_dense_and_packed(start: int, cuts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run("dense", start, monkeypatch)
 
 
 @pytest.mark.parametrize("cuts", ["usual", "tiny"], indirect=True)
-@pytest.mark.parametrize("start", range(400_000, 400_200, 25))
+@pytest.mark.parametrize("start", range(400_000, 400_500, 25))
 def test_cache(start: int, cuts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run("cache", start, monkeypatch)
 
