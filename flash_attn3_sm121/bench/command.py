@@ -7,7 +7,7 @@ import fnmatch
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,7 +180,7 @@ def _measure(
     return Report(
         date=today(),
         commit=commit(),
-        command=shlex.join(["flash-attn3", *sys.argv[1:]]),
+        command=_command(args),
         machine=who,
         dtype=dtype,
         ceiling_tflops=top.tflops,
@@ -190,16 +190,32 @@ def _measure(
     )
 
 
+def _command(args: argparse.Namespace) -> str:
+    """What to type for the same run; where the results went is nobody's business."""
+    words = ["flash-attn3", "bench"]
+    words += ["--quick"] if args.quick else []
+    for option, value in (("--device", args.device), ("--seconds", args.seconds)):
+        words += [option, str(value)] if value is not None else []
+    for option, values in (("--workload", args.workload), ("--backend", args.backend)):
+        for value in values or ():
+            words += [option, value]
+    return shlex.join(words)
+
+
 def write(report: Report, args: argparse.Namespace) -> None:
     """stdout gets one thing: the table, or what `-` was asked for. Files are written whole or not at all."""
     from flash_attn3_sm121.bench.text import markdown, table, to_csv
 
-    texts = {args.json: report.to_json, args.csv: lambda: to_csv(report), args.markdown: lambda: markdown(report)}
+    texts: list[tuple[str | None, Callable[[], str]]] = [
+        (args.json, report.to_json),
+        (args.csv, lambda: to_csv(report)),
+        (args.markdown, lambda: markdown(report)),
+    ]
     if args.html:
         from flash_attn3_sm121.bench.html import page
 
-        texts[args.html] = lambda: page(report)
-    for name, text in texts.items():
+        texts.append((args.html, lambda: page(report)))
+    for name, text in texts:
         if name == "-":
             print(text(), end="")
         elif name is not None:
@@ -208,7 +224,7 @@ def write(report: Report, args: argparse.Namespace) -> None:
         from flash_attn3_sm121.bench.png import picture
 
         _save(Path(args.png), picture(report))
-    if "-" not in texts:
+    if all(name != "-" for name, _ in texts):
         print(table(report, unserved=args.all), end="")
 
 

@@ -13,13 +13,15 @@ from flash_attn3_sm121.facts import CallFacts, DeviceFacts
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredWin:
-    """One measured win over the sdpa backend; `evidence` is a file in docs/results."""
+    """One measured win over the sdpa backend, at every length; `evidence` is a file in docs/results.
+
+    Lengths are no part of it: the interface decides once per kind of call and reuses that for other lengths.
+    """
 
     device_type: str
     capability: tuple[int, int] | None
     features: frozenset[str]  # the call must ask for exactly these mask features
     head_dims: tuple[int, ...]
-    min_keys: int
     evidence: str
 
 
@@ -37,7 +39,6 @@ def measured_win(
             and win.features == call.features & MASK_FEATURES
             and call.head_dim == call.head_dim_v
             and call.head_dim in win.head_dims
-            and (call.seqlen_k or 0) >= win.min_keys
         ):
             return win
     return None

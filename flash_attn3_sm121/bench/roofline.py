@@ -1,0 +1,95 @@
+"""Rooflines on paper: the least time each workload could take on a device, and what limits it. Predictions, no run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flash_attn3_sm121.bench.ceiling import Ceiling
+from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
+from flash_attn3_sm121.bench.session import time_text
+from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
+
+THREADS_A_WARP = 32
+RESERVED_SMEM_KIB = 1.0  # the driver keeps one KiB of each block's shared memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One workload. `intensity` is FLOPs per byte that must move; `kv_mib` is what all its keys and values take."""
+
+    workload: Workload
+    intensity: float
+    bound: str
+    ms: float
+    tflops: float
+    gbps: float
+    kv_mib: float
+    tiles: int
+
+
+def predict(work: Workload, device: DeviceSheet, *, tile_rows: int = 128) -> Line:
+    """The least time: all operands moved once, all kept pairs computed, whichever takes longer."""
+    top = Ceiling(dtype=work.dtype, tflops=device.tflops, gbps=device.gbps)
+    ms = top.ideal_ms(work.flops, work.bytes)
+    keys = sum(keys for _, keys in work.sequences)
+    rows_a_group = work.heads // work.heads_kv if work.kind in ("cache", "paged") else 1
+    blocks = sum(-(-rows * rows_a_group // tile_rows) for rows, _ in work.sequences) * work.heads // rows_a_group
+    return Line(
+        workload=work,
+        intensity=work.flops / work.bytes,
+        bound=top.bound(work.flops, work.bytes),
+        ms=ms,
+        tflops=work.flops / ms / 1e9,
+        gbps=work.bytes / ms / 1e6,
+        kv_mib=2 * keys * work.heads_kv * work.head_dim * ITEM[work.dtype] / 2**20,
+        tiles=blocks,
+    )
+
+
+def occupancy(device: DeviceSheet, *, threads: int, registers: int, smem_kib: float) -> tuple[int, str]:
+    """(blocks that fit on a multiprocessor at once, what stops one more)."""
+    warps = -(-threads // THREADS_A_WARP)
+    a_warp = -(-registers * THREADS_A_WARP // 256) * 256  # registers are handed out in lots of 256 a warp
+    limits = {
+        "registers": device.registers // (a_warp * warps),
+        "shared memory": int(device.smem_kib // (smem_kib + RESERVED_SMEM_KIB)),
+        "warps": device.warps // warps,
+    }
+    least = min(limits, key=lambda name: limits[name])
+    return limits[least], least
+
+
+def roofline_text(name: str) -> str:
+    """The table of `flash-attn3 bench --roofline NAME`."""
+    device = sheet(name)
+    ridge = device.tflops * 1e3 / device.gbps
+    rows = [
+        ("workload", "GFLOP", "MiB moved", "FLOP/byte", "bound", "least time", "rate then", "K+V", "tiles", "waves")
+    ]
+    for work in CUDA:
+        line = predict(work, device)
+        rate = f"{line.tflops:.3g} TFLOP/s" if line.bound == "compute" else f"{line.gbps:.3g} GB/s"
+        rows.append(
+            (
+                work.name,
+                f"{work.flops / 1e9:.4g}",
+                f"{work.bytes / 2**20:.4g}",
+                f"{line.intensity:.3g}",
+                line.bound,
+                time_text(line.ms),
+                rate,
+                f"{line.kv_mib:.3g} MiB",
+                str(line.tiles),
+                f"{line.tiles / device.sms:.3g}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return (
+        f"{device.name}: {device.tflops:g} TFLOP/s bf16, {device.gbps:g} GB/s, {device.sms} SMs, "
+        f"{device.l2_mib:g} MiB L2 ({device.source})\n"
+        f"compute-bound above {ridge:.0f} FLOP/byte. A prediction on paper: the least time there could be, not a "
+        "measurement.\n\n" + "\n".join(table) + "\n\n"
+        "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call\n"
+        "fills the device only by splitting the keys (num_splits).\n"
+    )
