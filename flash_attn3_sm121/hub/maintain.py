@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, verify_signatures
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys, wheel_statement
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, Transaction, hash_file, now
@@ -33,34 +33,50 @@ class CheckReport:
         return not self.findings
 
 
-def needed(hub: Hub, index: Index) -> Iterator[tuple[str, FileEntry]]:
-    """(who needs it, object) for everything an index needs; unreadable manifests raise IntegrityError."""
+def wheel_objects(index: Index) -> Iterator[tuple[str, FileEntry]]:
+    """(who needs it, object) of the pip side."""
     for name, wheel in sorted(index.wheels.items()):
         yield name, FileEntry(sha256=wheel.sha256, size=wheel.size)
         yield f"{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
+
+
+def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Iterator[tuple[str, FileEntry]]:
+    """(who needs it, object) of one revision; a damaged manifest raises IntegrityError."""
+    who = f"{name}@{sha[:12]}"
+    files = hub.manifest(revision.manifest).files
+    yield f"{who} manifest", FileEntry(sha256=revision.manifest, size=len(hub.manifest_bytes(revision.manifest)))
+    for inner, entry in files.items():
+        yield f"{who} {inner}", entry
+
+
+def needed(hub: Hub, index: Index) -> Iterator[FileEntry]:
+    """Every object that an index needs; a damaged manifest raises, because what it needs is not known."""
+    for _, entry in wheel_objects(index):
+        yield entry
     for name, sha, revision in index.revisions():
-        path = hub.layout.object(revision.manifest)
-        yield f"{name}@{sha[:12]} manifest", FileEntry(sha256=revision.manifest, size=path.stat().st_size)
-        for inner, entry in hub.manifest(revision.manifest).files.items():
-            yield f"{name}@{sha[:12]} {inner}", entry
+        for _, entry in revision_objects(hub, name, sha, revision):
+            yield entry
 
 
 def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
     """Hash everything again; with keys, every wheel and every revision that a ref names must be signed by one."""
     index = hub.index()
     findings: list[str] = []
+    wanted = list(wheel_objects(index))
+    for name, sha, revision in index.revisions():
+        try:
+            wanted += revision_objects(hub, name, sha, revision)
+        except IntegrityError as error:
+            findings.append(f"{name}@{sha[:12]} manifest: {error.args[0]}")
     state: dict[str, str] = {}
     size = 0
-    try:
-        for who, entry in needed(hub, index):
-            if entry.sha256 not in state:
-                state[entry.sha256] = _fault(hub, entry)
-                size += entry.size
-            if state[entry.sha256]:
-                findings.append(f"{who}: {state[entry.sha256]}")
-    except (IntegrityError, FileNotFoundError) as error:
-        findings.append(f"a manifest is missing or damaged: {error}")
-    strays, orphans = _strays(hub, set(state))
+    for who, entry in wanted:
+        if entry.sha256 not in state:
+            state[entry.sha256] = _fault(hub, entry)
+            size += entry.size
+        if state[entry.sha256]:
+            findings.append(f"{who}: {state[entry.sha256]}")
+    strays, orphans = _strays(hub, set(state) | {revision.manifest for _, _, revision in index.revisions()})
     findings += strays
     if keys is not None and not findings:
         findings += list(_unsigned(hub, index, keys))
@@ -135,7 +151,8 @@ def remove(hub: Hub, names: list[str]) -> tuple[Index, list[str]]:
         return txn.commit(index), done
 
 
-def _without(name: str, repo: Repo, revision: str) -> Repo:
+def _without(name: str, repo: Repo, revision: str) -> Repo | None:
+    """The repository without a revision; None when it was the only one."""
     sha = repo.resolve(revision) or next(
         (s for s in repo.revisions if len(revision) >= 7 and s.startswith(revision)), None
     )
@@ -143,6 +160,8 @@ def _without(name: str, repo: Repo, revision: str) -> Repo:
         raise HubError(f"{name} has no revision {revision!r}", hint=f"flash-attn3 hub show {name}")
     if repo.refs.get("main") == sha and len(repo.revisions) > 1:
         raise HubError(f"{name}@{sha[:12]} is what `main` names", hint="publish a newer one, or remove the repository")
+    if len(repo.revisions) == 1:
+        return None
     refs = {ref: target for ref, target in repo.refs.items() if target != sha}
     return replace(repo, refs=refs, revisions={key: value for key, value in repo.revisions.items() if key != sha})
 
@@ -170,7 +189,7 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
         wanted: set[str] = set()
         for number in kept:
             index = txn.base if number == current else hub._parse_index(layout.generation(number), number)
-            wanted |= {entry.sha256 for _, entry in needed(hub, index)}
+            wanted |= {entry.sha256 for entry in needed(hub, index)}
         dropped = [number for number in numbers if number not in kept]
         garbage = [
             path

@@ -148,7 +148,10 @@ class Hub:
 
     def manifest(self, sha256: str) -> Manifest:
         """A manifest by the hash that a revision gives."""
-        return Manifest.from_bytes(self.read(FileEntry(sha256=sha256, size=0)), origin=f"manifest {sha256}")
+        return Manifest.from_bytes(self.manifest_bytes(sha256), origin=f"manifest {sha256}")
+
+    def manifest_bytes(self, sha256: str) -> bytes:
+        return self.read(FileEntry(sha256=sha256, size=0))
 
     # Writing
 
