@@ -11,6 +11,10 @@ from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "wheel": ("ci.commands.wheel", "sources to a checked wheel, published to the local hub"),
+    "build": ("ci.commands.build", "families, or a shard of them, to artifacts for another machine to assemble"),
+    "assemble": ("ci.commands.assemble", "artifacts to a checked wheel, slim or fat"),
+    "verify": ("ci.commands.verify", "check built wheels, reading nothing but them"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
 }

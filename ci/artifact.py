@@ -35,7 +35,7 @@ class Identity:
     profile: str
     platform: str
     version: str  # of the Python package
-    proxy: bool
+    proxy: str  # the device of a test build, else empty
 
     def differences(self, other: Identity) -> list[str]:
         """`field: mine / theirs` for all that differs."""

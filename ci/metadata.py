@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +11,8 @@ from typing import Any
 
 from flash_attn3_sm121.errors import UsageError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+# The same module, in the standard library since 3.11; requirements-build.txt brings it to 3.10.
+_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 GENERATOR = "flash_attn3_sm121 (ci.wheel)"
 
@@ -38,7 +37,7 @@ def read_project(root: Path) -> Project:
     """Read `root/pyproject.toml` and the readme that it names."""
     path = root / "pyproject.toml"
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = _toml.loads(path.read_text(encoding="utf-8"))
         table = data["project"]
         return Project(
             name=table["name"],

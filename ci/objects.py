@@ -1,4 +1,4 @@
-"""The object cache: compiled units by content, outside the clone. A key is a hash of everything an object depends on."""
+"""The object cache: compiled units by content, outside the clone. A key hashes everything an object depends on."""
 
 from __future__ import annotations
 

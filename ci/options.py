@@ -27,7 +27,7 @@ class Request:
     platform: str | None = None
     families: tuple[str, ...] = ()
     shard: str = "1/1"
-    proxy: str | None = None
+    proxy: str = ""
     jobs: int | None = None
     launcher: str | None = None
     source: Path | None = None
@@ -89,7 +89,7 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] | None =
         platform=args.platform or base.platform,
         families=tuple(args.family),
         shard=args.shard,
-        proxy=args.proxy,
+        proxy=args.proxy or "",
         jobs=args.jobs or base.jobs,
         launcher=getattr(args, "launcher", None) or base.launcher,
         source=getattr(args, "source", None) or base.source,

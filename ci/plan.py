@@ -59,7 +59,7 @@ class FamilyPlan:
     ptx: tuple[str, ...]
     gencode: tuple[str, ...]
     units: tuple[PlannedUnit, ...]
-    proxy: bool
+    proxy: str  # the device that a test build is for, else empty
 
     @property
     def family(self) -> Family:
@@ -90,7 +90,7 @@ class BuildPlan:
     cuda: tuple[int, int]
     shard: Shard
     families: tuple[FamilyPlan, ...]
-    proxy: bool
+    proxy: str  # as in FamilyPlan
 
     @property
     def cost(self) -> Cost:
@@ -124,11 +124,9 @@ def _assign(planned: Sequence[PlannedUnit], count: int) -> tuple[PlannedUnit, ..
     )
 
 
-def plan_family(
-    chosen: Selection, targets: tuple[Target, ...], *, proxy: str | None = None, shards: int = 1
-) -> FamilyPlan:
+def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = "", shards: int = 1) -> FamilyPlan:
     """The plan of one family: its machine code, files and flags."""
-    if proxy is None:
+    if not proxy:
         gencode = tuple(flag for target in targets for flag in target.gencode)
         images = tuple(str(target.image) for target in targets)
         ptx = tuple(str(target.ptx_image) for target in targets if target.ptx_image)
@@ -136,7 +134,7 @@ def plan_family(
         _, image = proxy_target(targets[0], proxy)
         gencode = ("-gencode", f"arch=compute_{image.number},code={image}")
         images, ptx = (str(image),), ()
-    family = flags.family_defines(chosen, proxy=proxy is not None)
+    family = flags.family_defines(chosen, proxy=bool(proxy))
     planned = tuple(
         PlannedUnit(
             unit=unit,
@@ -153,7 +151,7 @@ def plan_family(
         ptx=ptx,
         gencode=gencode,
         units=_assign(planned, shards),
-        proxy=proxy is not None,
+        proxy=proxy,
     )
 
 
@@ -165,7 +163,7 @@ def make_plan(
     cuda: tuple[int, int],
     families: tuple[Family, ...] = (),
     shard: Shard | None = None,
-    proxy: str | None = None,
+    proxy: str = "",
 ) -> BuildPlan:
     """Every family that the targets need, in the table's order. `families` narrows to some of those."""
     shard = shard or Shard()
@@ -182,7 +180,7 @@ def make_plan(
         platform=platform,
         cuda=cuda,
         shard=shard,
-        proxy=proxy is not None,
+        proxy=proxy,
         families=tuple(
             plan_family(
                 select(profile, family),

@@ -46,8 +46,9 @@ def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) 
         lines += [*_family(plan, family), ""]
     cost = plan.cost
     kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
+    here = format_seconds(cost.cpu_s / at_once)
     lines.append(
-        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, peak {cost.rss_gb:.1f} GB a compiler;"
-        f" {format_seconds(cost.cpu_s / at_once)} with {at_once} at once here, less what is cached"
+        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
+        f"; {here} with {at_once} at once here, less what is cached"
     )
     return "\n".join(lines) + "\n"

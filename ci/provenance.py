@@ -1,4 +1,4 @@
-"""provenance.json: what a wheel was made from, for people who want to make it again. No time, no path, no machine name."""
+"""provenance.json: what a wheel was made from, for people who want to make it again. No time, path or machine name."""
 
 from __future__ import annotations
 

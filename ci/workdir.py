@@ -1,8 +1,9 @@
-"""A folder to compile in: the edited sources under fixed relative names, so that no command holds a path of this machine.
+"""A folder to compile in: the edited sources under fixed relative names, so that commands hold no path of this machine.
 
     src      -> the edited sources (a shared, read-only entry of the content cache)
     torch    -> torch's headers
-    units/   our generated files        keep/<unit>/  nvcc's intermediate files      obj/  objects      stubs/  for linking
+    units/   our generated files        keep/<unit>/  nvcc's intermediate files
+    obj/     objects                    stubs/        what linking needs
 
 Each run has its own; a killed run's folder is swept by the next one, which sees that nobody holds its lock.
 """
@@ -10,7 +11,6 @@ Each run has its own; a killed run's folder is swept by the next one, which sees
 from __future__ import annotations
 
 import fcntl
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +71,8 @@ def workdir(cache: Path, *, sources: Path, torch: Path) -> Iterator[WorkDir]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for name in ("units", "keep", "obj", "stubs", "tmp"):
             (root / name).mkdir()
-        os.symlink(sources.absolute(), root / "src")
-        os.symlink(torch.absolute(), root / "torch")
+        (root / "src").symlink_to(sources.absolute())
+        (root / "torch").symlink_to(torch.absolute())
         try:
             yield WorkDir(root=root)
         finally:

@@ -150,8 +150,17 @@ def join(
     )
 
 
-def read_wheel(path: Path, *, tool: Disassembler, narrate: Narrator) -> WheelReading:
-    """Read a wheel. Raises VerifyError where it is not one, or lacks the files that every wheel of ours has."""
+def read_wheel(
+    path: Path,
+    *,
+    tool: Disassembler | None = None,
+    narrate: Narrator | None = None,
+    libraries: Mapping[str, LibraryReading] | None = None,
+) -> WheelReading:
+    """Read a wheel. Raises VerifyError where it is not one, or lacks the files that every wheel of ours has.
+
+    Libraries are disassembled with `tool`; a reading in `libraries` is used instead where its bytes are the same.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             contents = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
@@ -161,16 +170,9 @@ def read_wheel(path: Path, *, tool: Disassembler, narrate: Narrator) -> WheelRea
     if len(info) != 1 or f"{LIB}provenance.json" not in contents:
         raise VerifyError(f"{path.name}: not a wheel of this project with machine code (no RECORD or provenance)")
     folder = info[0].removesuffix("RECORD")
-    libraries = sorted(name for name in contents if name.startswith(LIB) and name.endswith(".so"))
-    facts = sorted(
-        name for name in contents if name.startswith(LIB) and f"{LIB}flash_attn3_{_stem(name)}.so" in libraries
-    )
-    with tempfile.TemporaryDirectory(prefix="fa3-verify-") as work:
-        readings = []
-        for name in libraries:
-            copy = Path(work) / name.removeprefix(LIB)
-            copy.write_bytes(contents[name])
-            readings.append(read_library(copy, tool=tool, narrate=narrate))
+    names = sorted(name for name in contents if name.startswith(LIB) and name.endswith(".so"))
+    facts = sorted(name for name in contents if name.startswith(LIB) and f"{LIB}flash_attn3_{_stem(name)}.so" in names)
+    readings = _readings({name: contents[name] for name in names}, tool, narrate or Narrator(), libraries or {})
     return WheelReading(
         name=path.name,
         size=path.stat().st_size,
@@ -180,8 +182,26 @@ def read_wheel(path: Path, *, tool: Disassembler, narrate: Narrator) -> WheelRea
         wheel_metadata=contents.get(f"{folder}WHEEL", b"").decode("utf-8"),
         facts=tuple(BuildFacts.from_json(contents[name].decode("utf-8"), origin=name) for name in facts),
         provenance=json.loads(contents[f"{LIB}provenance.json"]),
-        libraries=tuple(readings),
+        libraries=readings,
     )
+
+
+def _readings(
+    contents: Mapping[str, bytes], tool: Disassembler | None, narrate: Narrator, known: Mapping[str, LibraryReading]
+) -> tuple[LibraryReading, ...]:
+    found = []
+    with tempfile.TemporaryDirectory(prefix="fa3-verify-") as work:
+        for name, data in contents.items():
+            file = name.removeprefix(LIB)
+            if file in known and known[file].sha256 == hashlib.sha256(data).hexdigest():
+                found.append(known[file])
+                continue
+            if tool is None:
+                raise VerifyError(f"{file}: no disassembler to read it with")
+            copy = Path(work) / file
+            copy.write_bytes(data)
+            found.append(read_library(copy, tool=tool, narrate=narrate))
+    return tuple(found)
 
 
 def _stem(name: str) -> str:

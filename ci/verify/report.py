@@ -49,7 +49,8 @@ def _library(library: LibraryReading) -> dict[str, Any]:
 
 
 def _table(kernels: Iterable[Kernel]) -> list[str]:
-    head = f"  {'kernel':66} {'instr':>6} {'MMA':>5} {'copy':>5} {'regs':>5} {'stack':>5} {'STL':>4} {'limit':>5} {'smem':>6}"
+    columns = f"{'instr':>6} {'MMA':>5} {'copy':>5} {'regs':>5} {'stack':>5} {'STL':>4} {'limit':>5} {'smem':>6}"
+    head = f"  {'kernel':66} {columns}"
     rows = [
         f"  {label(k)[:66]:66} {k.instructions:6} {k.tensor_core:5} {k.async_copies:5} {k.registers:5} {k.stack:5} "
         f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6}"

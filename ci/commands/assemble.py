@@ -1,0 +1,56 @@
+"""`python -m ci assemble`: artifacts to a checked wheel. Slim from one family, fat from several; shards are joined."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ci.artifact import read
+from ci.assemble import check_together, read_parts
+from ci.commands import common, wheel
+from ci.finish import make_wheel
+from ci.narrate import Narrator, format_bytes
+from ci.options import Request
+from flash_attn3_sm121.errors import AssembleError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifacts", nargs="+", type=Path, help="folders that `python -m ci build` wrote")
+    parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel")
+    parser.add_argument("--source", type=Path, help="a flash-attention checkout to take the sources from")
+    parser.add_argument("--lock", type=Path, help="another source lock than the repository's")
+    parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
+    parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
+
+
+def run(args: argparse.Namespace) -> int:
+    narrate = Narrator()
+    identity = check_together(read_parts(args.artifacts))
+    targets = " ".join(dict.fromkeys(target for folder in args.artifacts for target in read(folder).targets))
+    base = Request(
+        profile=identity.profile,
+        archs=targets,
+        platform=identity.platform,
+        proxy=identity.proxy,
+        source=args.source,
+        lock=args.lock,
+        cuda_home=args.cuda_home,
+    )
+    session = common.begin(base, narrate)
+    inputs = common.gather(session)
+    if inputs.edited.digest != identity.edits or inputs.tree.lock.key != identity.sources:
+        raise AssembleError(
+            "the artifacts were made from other sources or edits than this checkout holds",
+            hint="assemble with the checkout that built them",
+        )
+    finished = make_wheel(
+        args.artifacts,
+        builder=common.builder(session, inputs),
+        tool=common.disassembler(inputs),
+        schemas=common.upstream_schemas(inputs),
+        output=args.output,
+    )
+    if not finished.proxy and not args.no_publish:
+        wheel.publish(finished.path, narrate)
+    print(f"wheel   {finished.path}\nsize    {format_bytes(finished.size)}\nsha256  {finished.sha256}")
+    return 0

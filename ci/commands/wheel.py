@@ -1,0 +1,96 @@
+"""`python -m ci wheel`: sources to a checked wheel, published to the local hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ci import options, plan, plantext
+from ci.commands import common
+from ci.finish import Finished, make_wheel
+from ci.narrate import Narrator, format_bytes, format_seconds
+from flash_attn3_sm121.errors import CompileError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_build_arguments(parser)
+    parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel (default: wheels)")
+    parser.add_argument("--plan", action="store_true", help="stop after the plan")
+    parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
+    parser.add_argument("--json", action="store_true", help="the summary for programs, on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    begun = time.monotonic()
+    narrate = Narrator()
+    session = common.begin(options.from_arguments(args), narrate)
+    if args.plan:
+        sys.stdout.write(
+            plan.to_json(session.plan)
+            if args.json
+            else plantext.to_text(
+                session.plan,
+                jobs=session.request.jobs,
+                cores=session.machine.cores,
+                memory_gb=session.machine.memory_gb,
+            )
+        )
+        return 0
+    finished = build(session, output=args.output)
+    published = not finished.proxy and not args.no_publish
+    if published:
+        publish(finished.path, narrate)
+    _summary(finished, seconds=time.monotonic() - begun, published=published, as_json=args.json)
+    return 0
+
+
+def build(session: common.Session, *, output: Path) -> Finished:
+    """The whole way, from a planned session to a wheel that passed."""
+    inputs = common.gather(session)
+    builder = common.builder(session, inputs)
+    with tempfile.TemporaryDirectory(prefix="fa3-artifacts-") as scratch:
+        artifacts = builder.build(session.plan, output=Path(scratch))
+        return make_wheel(
+            artifacts,
+            builder=builder,
+            tool=common.disassembler(inputs),
+            schemas=common.upstream_schemas(inputs),
+            output=output,
+        )
+
+
+def publish(path: Path, narrate: Narrator) -> None:
+    """Hand the wheel to the hub's own command, which judges it once more."""
+    argv = [sys.executable, "-m", "flash_attn3_sm121", "hub", "publish", str(path)]
+    narrate.command(argv)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(
+            f"$ {' '.join(argv)}\nexit code {done.returncode}\n{done.stdout}{done.stderr}",
+            hint=f"the wheel is good and stays at {path}; only the hub did not take it",
+        )
+    narrate.note((done.stdout + done.stderr).rstrip())
+
+
+def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bool) -> None:
+    if as_json:
+        value = {
+            "file": str(finished.path),
+            "size": finished.size,
+            "sha256": finished.sha256,
+            "seconds": round(seconds, 2),
+            "published": published,
+            "proxy": finished.proxy,
+        }
+        print(json.dumps(value, indent=1))
+        return
+    kernels = sum(len(library["kernels"]) for library in finished.verdict["libraries"].values())
+    print(f"wheel   {finished.path}")
+    print(f"size    {format_bytes(finished.size)}, {kernels} kernels, {len(finished.verdict['checks'])} checks passed")
+    print(f"sha256  {finished.sha256}")
+    print(f"time    {format_seconds(seconds)}{'' if published else ', not published'}")
