@@ -43,7 +43,8 @@ class LazyFinder:
         sys.meta_path.remove(self)
         _package()
         patch = importlib.import_module(f"{PACKAGE}.hub.patch")
-        patch.activate(patch.OverrideConfig.from_json(self.config))
+        if patch.active() is None:  # what the program itself has asked for goes first
+            patch.activate(patch.OverrideConfig.from_json(self.config))
         return patch.find_spec_through_finder(path, target)
 
 
