@@ -1,0 +1,141 @@
+"""A run as JSON, text, CSV, Markdown, HTML and PNG, and two runs side by side."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.bench.compare import compare, comparison_text
+from flash_attn3_sm121.bench.html import page
+from flash_attn3_sm121.bench.plots import leads
+from flash_attn3_sm121.bench.result import Report
+from flash_attn3_sm121.bench.text import markdown, table, to_csv
+from flash_attn3_sm121.errors import UsageError
+from tests.bench.samples import report
+from tests.browser import find, launch
+
+
+def test_json_round_trip() -> None:
+    made = report()
+    assert Report.from_json(made.to_json(), origin="x") == made
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 99, "results": []}', '{"schema": 1, "results": [1]}']
+)
+def test_other_files_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"other\.json"):
+        Report.from_json(text, origin="other.json")
+
+
+def test_a_wrong_answer_has_no_rank_but_is_compared_with() -> None:
+    won, ragged, nobody = report().results
+    assert [entry.contender for entry in won.ranked()] == ["sdpa", "dense-mask", "torch-math"]
+    assert [entry.contender for entry in ragged.ranked()] == ["sdpa"]
+    assert ragged.times_faster("sdpa", "dense-mask") == pytest.approx(1 / 3)
+    assert nobody.ranked() == [] and nobody.times_faster("sdpa", "dense-mask") is None
+    assert [(result.workload.name, round(times, 2), memory) for result, _, times, memory in leads(report())] == [
+        ("won", 10.0, 30.0),
+        ("ragged", 0.33, 1.0),
+    ]
+
+
+def test_table() -> None:
+    text = table(report())
+    assert "10.00x, 30x less memory" in text
+    assert "WRONG: out: error 3 of its size" in text and "(1 ms)" in text
+    assert "RuntimeError: <boom>" in text and "left out" not in text
+    assert "left out" in table(report(), unserved=True)
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_markdown_is_a_table_even_with_bars_in_it() -> None:
+    lines = markdown(report()).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(report()))))
+    assert len(rows) == 8
+    assert rows[0]["contender"] == "sdpa" and float(rows[0]["times_faster_than_dense_mask"]) == pytest.approx(10)
+    assert rows[-1]["status"] == "refused" and rows[-1]["median_ms"] == ""
+
+
+def test_compare() -> None:
+    before, after = report(), report(scale=0.5)
+    lines, remarks = compare(before, after)
+    by_name = {(line.workload, line.contender): line for line in lines}
+    assert by_name["won", "sdpa"].faster == pytest.approx(2) and by_name["won", "sdpa"].share_gain == pytest.approx(2)
+    assert ("ragged", "dense-mask") not in by_name and remarks == []
+    other = dataclasses.replace(after, results=after.results[:1], machine={"device": "Another"})
+    text = comparison_text(before, other)
+    assert "ragged: only in the first" in text and "The devices differ" in text
+
+
+class Outside(HTMLParser):
+    """Collects what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:")):
+                self.fetched.append(value)
+
+
+def test_the_page_stands_alone_and_escapes() -> None:
+    text = page(report())
+    parser = Outside()
+    parser.feed(text)
+    assert parser.fetched == [] and "@import" not in text and "url(" not in text
+    assert "Imaginary &lt;GPU&gt;" in text and "<GPU>" not in text and "<boom>" not in text
+    assert "10.0x" in text and "2 of 2" in text
+
+
+def test_the_page_of_a_run_without_a_single_time() -> None:
+    empty = dataclasses.replace(report(), results=report().results[2:])
+    assert "Nothing was timed" in page(empty) and "No workload was timed for both" in page(empty)
+
+
+def test_png() -> None:
+    pytest.importorskip("matplotlib")
+    from flash_attn3_sm121.bench.png import picture
+
+    data = picture(report())
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 10_000
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find() is None, reason="no Chromium here (apt-get install chromium)")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page(report()), encoding="utf-8")
+    with launch() as browser:
+        for width, dark in ((1200, False), (390, True)):
+            shown = browser.page(width=width, height=844, dark=dark)
+            shown.open(file.as_uri())
+            assert shown.evaluate("document.title") == "Attention on Imaginary <GPU>"
+            assert shown.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+            bars = "[...document.querySelectorAll('#won .bar')].map(bar => bar.getBoundingClientRect().width)"
+            sdpa, dense, naive = shown.evaluate(bars)
+            assert 0 < sdpa < dense / 5 and naive > dense  # to scale, the naive one cut off at full width
+            background = "getComputedStyle(document.body).backgroundColor"
+            before = shown.evaluate(background)
+            shown.click("#theme")
+            assert shown.evaluate(background) != before
+            overlaps = """[...document.querySelectorAll('.row')].filter(row => {
+              const [who, svg, val] = row.children;
+              const box = element => element.getBoundingClientRect();
+              return box(who).right > box(svg).left + 1 || box(svg).right > box(val).left + 1 ||
+                val.scrollWidth > val.clientWidth + 1; }).length"""
+            assert shown.evaluate(overlaps) == 0
+            assert shown.problems == []
