@@ -8,6 +8,9 @@ from datetime import datetime, timezone
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import HttpProcessingError
+
+from flash_attn3_sm121.hub.server.replies import STOPPED
 
 ACCESS = logging.getLogger("flash_attn3_sm121.hub.server.access")
 _LONGEST = 512
@@ -29,10 +32,11 @@ class AccessLogger(AbstractAccessLogger):
         at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         length = response.content_length if request.method != "HEAD" else 0
         path = printable(request.rel_url.raw_path)
+        note = f" ({printable(request[STOPPED])})" if STOPPED in request else ""
         agent = printable(request.headers.get("User-Agent", "-"))
         self.logger.info(
             f'{request.remote or "-"} {at} "{printable(request.method)} {path}" '
-            f'{response.status} {length or 0} {time:.3f}s "{agent}"'
+            f'{response.status} {length or 0} {time:.3f}s "{agent}"{note}'
         )
 
 
@@ -47,6 +51,15 @@ def configure(*, access: bool) -> None:
     ACCESS.disabled = not access
     aio = logging.getLogger("aiohttp.server")
     aio.handlers[:] = [handler]
+    aio.filters[:] = [without_traceback]
     aio.propagate = False
-    # Malformed requests are the client's affair: aiohttp reports them with a traceback each, at this level.
     aio.setLevel(logging.ERROR)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """What is no HTTP is the client's fault, and worth one line where aiohttp would print thirty."""
+    kind = record.exc_info[0] if record.exc_info else None
+    if kind is not None and issubclass(kind, HttpProcessingError):
+        record.msg = f"{printable(record.getMessage())}: {kind.__name__}"
+        record.args, record.exc_info, record.exc_text = (), None, None
+    return True

@@ -12,7 +12,7 @@ from flash_attn3_sm121.hub.server import huggingface, people, simple
 from flash_attn3_sm121.hub.server.assets import PLAIN_POLICY
 from flash_attn3_sm121.hub.server.auth import CHALLENGE, allowed
 from flash_attn3_sm121.hub.server.metrics import CONTENT_TYPE, Gauges
-from flash_attn3_sm121.hub.server.replies import refuse, send_json, send_text
+from flash_attn3_sm121.hub.server.replies import STOPPED, refuse, send_json, send_text
 from flash_attn3_sm121.hub.server.state import STATE, State
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,23 +33,25 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = getattr(request.match_info.handler, "__name__", "other")
     started = loop.time()
     metrics.started()
-    code, sent = 500, 0
     try:
         response = await handler(request)
-        code, sent = response.status, (response.content_length or 0) if request.method == "GET" else 0
     except (ConnectionError, asyncio.CancelledError):
         metrics.dropped()
         raise
     except Exception:
         metrics.finished(route, 500, sent=0, seconds=loop.time() - started)
         raise
-    metrics.finished(route, code, sent=sent, seconds=loop.time() - started)
+    sent = (response.content_length or 0) if request.method == "GET" else 0
+    if STOPPED in request:
+        metrics.dropped()
+    else:
+        metrics.finished(route, response.status, sent=sent, seconds=loop.time() - started)
     return response
 
 
 @web.middleware
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Only reading, only with the token; what the router refuses is said in the clients' dialect."""
+    """Only reading, and only with the token."""
     if request.method not in METHODS:
         response = refuse(405, "this hub is read-only", headers={"Allow": ", ".join(METHODS)})
         response.force_close()  # whatever body comes with it is not read
@@ -59,9 +61,7 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refuse(401, "this hub needs its token", headers={"WWW-Authenticate": CHALLENGE})
     try:
         return await handler(request)
-    except web.HTTPException as error:
-        if error.status == 404:
-            return refuse(404, "there is nothing under this address")
+    except web.HTTPException as error:  # the router's, for targets that are no path (`*`, `host:443`)
         return refuse(error.status, error.reason)
 
 
@@ -91,6 +91,10 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     return await send_text(request, state.metrics.render(gauges), CONTENT_TYPE, headers={"Cache-Control": "no-store"})
 
 
+async def nothing(request: web.Request) -> web.StreamResponse:
+    return refuse(404, "there is nothing under this address")
+
+
 def build(state: State) -> web.Application:
     """The whole server as an aiohttp application; `state` is the only thing it knows."""
     app = web.Application(middlewares=[counted, guarded])
@@ -103,6 +107,7 @@ def build(state: State) -> web.Application:
             *simple.routes(),
             *people.routes(),
             *huggingface.routes(),
+            web.get("/{anything:.*}", nothing),
         ]
     )
     return app

@@ -29,6 +29,7 @@ from flash_attn3_sm121.hub.server.vault import GoneError, Vault
 
 log = logging.getLogger("flash_attn3_sm121.hub.server")
 
+STOPPED = "flash_attn3_hub_stopped"  # set on a request whose client did not take the whole answer
 IMMUTABLE = "max-age=31536000, immutable"  # the URL names the content
 REVALIDATE = "no-cache"  # kept, but asked for again each time (an ETag makes that cheap)
 _GZIP_FROM = 512
@@ -156,8 +157,9 @@ async def _stream(request: web.Request, response: web.StreamResponse, file: io.F
         await response.write_eof()
     except (asyncio.TimeoutError, ConnectionError) as error:
         # Too slow, gone, or not whole: the connection ends, so that nobody takes the part for the whole.
+        # Not raised further: aiohttp would take it for a fault of ours.
+        request[STOPPED] = f"stopped after {offset - span.start} of {span.count} bytes: {error or 'too slow'}"
         transport.abort()
-        raise ConnectionResetError(f"stopped after {offset - span.start} of {span.count} bytes: {error}") from error
 
 
 def _read_at(file: io.FileIO, offset: int, count: int) -> bytes:

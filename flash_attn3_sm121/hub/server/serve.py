@@ -13,8 +13,11 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDictProxy
 
 from flash_attn3_sm121.errors import ServeError
 from flash_attn3_sm121.hub.server.accesslog import ACCESS, AccessLogger
@@ -111,8 +114,26 @@ class Worker:
             shutdown_timeout=_GRACE,
         )
         await runner.setup()
+        _ignore_expect(runner)
         await web.SockSite(runner, self.sock, backlog=_BACKLOG, ssl_context=self.tls).start()
         return runner
+
+
+def _ignore_expect(runner: web.AppRunner) -> None:
+    """No body is ever wanted, so an `Expect` header is met by the answer itself. aiohttp would answer it on its own,
+    before our code, quoting the header: one that is no text makes that a 500."""
+    server = runner.server
+    assert server is not None
+    make = server.request_factory
+
+    def without_expect(message: RawRequestMessage, *others: Any) -> web.BaseRequest:
+        if "Expect" in message.headers:
+            headers = message.headers.copy()
+            headers.popall("Expect")
+            message = message._replace(headers=CIMultiDictProxy(headers))
+        return make(message, *others)
+
+    server.request_factory = without_expect
 
 
 def _leave() -> None:

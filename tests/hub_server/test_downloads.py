@@ -1,0 +1,118 @@
+"""Many clients at once: every hash right, and a server that stays small."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.hub.store import Hub
+from tests.hub_server.harness import REPO, Server, add_repo, running
+
+CLIENTS = 64
+BIG = "build/torch-cuda/big.bin"
+SIZE = 24 << 20
+
+
+def resident(pid: int) -> int:
+    """Kilobytes of a process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) + sum(
+        resident(int(child)) for child in children
+    )
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, dict[str, str]]:
+    """A hub with one big file and some small ones, and their hashes."""
+    hub = Hub.create(tmp_path_factory.mktemp("big") / "hub")
+    block = hashlib.sha256(b"seed").digest() * 32768
+    files = {BIG: b"".join(bytes([n]) + block[1:] for n in range(SIZE // len(block)))}
+    files |= {f"build/torch-cuda/small{n}.py": b"%d\n" % n * n for n in range(20)}
+    add_repo(hub, REPO, files)
+    return hub, {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+
+
+def download(port: int, path: str, *, pause: float = 0.0) -> str:
+    """The sha256 of what came; slowly, with a pause after each piece."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("GET", f"/{REPO}/resolve/main/{path}")
+    answer, digest = connection.getresponse(), hashlib.sha256()
+    assert answer.status == 200
+    while chunk := answer.read(1 << 20):
+        digest.update(chunk)
+        time.sleep(pause)
+    connection.close()
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_clients_at_once(big: tuple[Hub, dict[str, str]], workers: int) -> None:
+    hub, hashes = big
+    small = [path for path in hashes if path != BIG]
+    with running(hub.layout.root, "--quiet", "--workers", str(workers)) as server:
+        download(server.port, small[0])
+        start, peak = resident(server.process.pid), Peak(server.process.pid)
+        with ThreadPoolExecutor(CLIENTS) as pool, peak:
+            # The first use of a file is when it is hashed: all of them ask for it at that moment.
+            jobs = [pool.submit(download, server.port, BIG, pause=0.01 * (n % 2)) for n in range(CLIENTS)]
+            found = [job.result() for job in jobs]
+            for path in small:
+                assert download(server.port, path) == hashes[path]
+        assert found == [hashes[BIG]] * CLIENTS
+        assert peak.highest - start < 48 * 1024 * workers, f"{start} kB at first, {peak.highest} kB at the most"
+
+
+class Peak:
+    """The highest resident size of a process while a block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.highest = pid, resident(pid)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.highest = max(self.highest, resident(self.pid))
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_clients_that_go_away_cost_nothing(big: tuple[Hub, dict[str, str]]) -> None:
+    hub, hashes = big
+    with running(hub.layout.root, "--quiet") as server:
+        for _ in range(200):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection.request("GET", f"/{REPO}/resolve/main/{BIG}")
+            assert connection.getresponse().read(1000)
+            connection.close()
+        assert download(server.port, BIG) == hashes[BIG]
+        open_files = settled(server)
+        text = server.ask("/metrics").text
+    assert "Traceback" not in server.log
+    assert open_files < 40
+    dropped = next(line for line in text.splitlines() if line.startswith("flash_attn3_hub_dropped_total"))
+    assert float(dropped.split()[1]) > 100
+    assert "flash_attn3_hub_requests_in_flight 1\n" in text
+
+
+def settled(server: Server) -> int:
+    """The server's open descriptors, once it has noticed who has gone."""
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    count, deadline = len(list(folder.iterdir())), time.monotonic() + 20
+    while count >= 40 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        count = len(list(folder.iterdir()))
+    return count
