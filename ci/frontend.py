@@ -1,0 +1,68 @@
+"""What setup.py needs: the version, and setuptools' wheel and sdist commands done by the harness."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.sdist import sdist
+
+from ci import cudaversion, options, wheel
+from ci.lock import read_lock
+from ci.narrate import Narrator
+from flash_attn3_sm121.errors import FlashAttn3Error
+
+SKIP = "FLASH_ATTN3_SKIP_CUDA"
+
+
+def skips_cuda(environ: Mapping[str, str]) -> bool:
+    """Whether only the Python side is wanted; the usual spellings of no mean no."""
+    return environ.get(SKIP, "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def version(environ: Mapping[str, str]) -> str:
+    """The version that a wheel built with this environment gets. Fetches nothing."""
+    if skips_cuda(environ):
+        return wheel.pure_name().version
+    plan = options.plan_of(options.from_environment(environ), machine=options.this_machine(), cuda=cudaversion.pinned())
+    targets = [target.name for target in plan.targets]
+    return wheel.native_version(read_lock().short, targets, profile=plan.profile, proxy=False)
+
+
+def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
+    """Build the wheel that the environment asks for into `folder`."""
+    if skips_cuda(environ):
+        name = wheel.pure_name()
+        # Only our own licence: nothing of FlashAttention's or CUTLASS' is compiled in.
+        files = wheel.wheel_files(name, libraries={}, licenses=wheel.license_files(()))
+        return wheel.write(folder, name, files)
+    from ci.commands import common
+    from ci.commands.wheel import build
+
+    session = common.begin(options.from_environment(environ), Narrator())
+    return build(session, output=folder).path
+
+
+class BdistWheel(bdist_wheel):
+    """setuptools' command by name; the harness makes the wheel, whole and checked."""
+
+    def run(self) -> None:
+        try:
+            path = build_wheel(os.environ, Path(self.dist_dir))
+        except FlashAttn3Error as error:
+            # pip shows the traceback's last line and nothing else of worth: make that line the message.
+            raise SystemExit(f"flash_attn3_sm121: error: {error}") from error
+        self.distribution.dist_files.append(("bdist_wheel", "any", str(path)))
+
+
+class Sdist(sdist):
+    """Everything that git tracks, so that a wheel can be built from the archive."""
+
+    def add_defaults(self) -> None:
+        super().add_defaults()
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=wheel.ROOT, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            self.filelist.extend(name for name in done.stdout.split("\0") if name and Path(name).is_file())
