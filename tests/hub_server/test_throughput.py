@@ -1,4 +1,4 @@
-"""The comparison with nginx runs and counts right. What it finds is kept in docs/results; speed is not asserted here."""
+"""The comparison with nginx runs and counts right. What it finds is kept in docs/results; no speed is asserted here."""
 
 from __future__ import annotations
 
