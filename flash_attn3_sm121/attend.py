@@ -45,12 +45,13 @@ def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
     return value
 
 
+def is_autocast(q: Tensor) -> bool:
+    return not q.is_meta and torch.is_autocast_enabled(q.device.type)
+
+
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What autocast does for scaled_dot_product_attention: fp32 goes down to the autocast dtype."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for tensor in tensors)
 
 
@@ -73,6 +74,6 @@ def attend(args: ForwardArgs, *, deterministic: bool = False) -> tuple[Tensor, T
         return functional(args, deterministic=deterministic)
     if torch.is_grad_enabled():
         wanting = (args.q, args.k, args.v, args.s_aux)
-        if any(tensor is not None and tensor.requires_grad for tensor in wanting):
+        if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanting):
             return functional(args, deterministic=deterministic)
     return engine().forward(args)

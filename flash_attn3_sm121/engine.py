@@ -260,7 +260,11 @@ class Engine:
     def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(out, lse, out_accum, lse_accum); the last two are None unless a native kernel split the keys."""
         tensors = _FORWARD_TENSORS(args)
-        key = _class_of(args, tensors, _FORWARD_SCALARS(args))
+        try:
+            key = _class_of(args, tensors, _FORWARD_SCALARS(args))
+        except AttributeError:
+            check_forward(args)  # says which argument is no tensor
+            raise
         plan = self._plans.get(key) or self._settle(key, args)
         if plan.ops is not None:
             return self._native_forward(plan, plan.ops, args, tensors)

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.attend import Window, attend, autocast, default_scale, is_plain, length_of, window_of
+from flash_attn3_sm121.attend import (
+    Window,
+    attend,
+    autocast,
+    default_scale,
+    is_autocast,
+    is_plain,
+    length_of,
+    window_of,
+)
 from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.engine import engine
 from flash_attn3_sm121.errors import CallError
@@ -53,7 +62,7 @@ def flash_attn_func(
 
     With `return_attn_probs` (out, lse), lse (b, h, sq) in fp32. Its gradient is honoured, which upstream drops.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if is_autocast(q):
         q, k, v = autocast(q, k, v)
     left, right = window_of(window_size)
     args = ForwardArgs(
@@ -109,7 +118,7 @@ def flash_attn_varlen_func(
 
     With `return_attn_probs` (out, lse), lse (h, total_q). The max_seqlen_* are upper bounds and may be 0-d tensors.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if is_autocast(q):
         q, k, v = autocast(q, k, v)
     left, right = window_of(window_size)
     args = ForwardArgs(

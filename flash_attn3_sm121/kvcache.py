@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import native, ops
-from flash_attn3_sm121.attend import Window, autocast, default_scale, functional, is_plain, length_of, window_of
+from flash_attn3_sm121.attend import (
+    Window,
+    autocast,
+    default_scale,
+    functional,
+    is_autocast,
+    is_plain,
+    length_of,
+    window_of,
+)
 from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.engine import engine
 from flash_attn3_sm121.errors import CallError
@@ -99,7 +108,7 @@ def flash_attn_with_kvcache(
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         name = "k_cache" if k_cache.stride(-1) != 1 else "v_cache"
         raise CallError(f"{name} must have contiguous last dimension")
-    if torch.is_autocast_enabled(q.device.type):
+    if is_autocast(q):
         (q,) = autocast(q)
     if isinstance(cache_seqlens, int):
         if page_table is None:
