@@ -71,7 +71,7 @@ def _group(
 def backward(
     rows: pieces.Rows, k: Tensor, v: Tensor, delta: Tensor | None, geometry: Geometry, scoring: Scoring
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) in the sum's type. `delta` (B, H, S) is given where it is not just rowsum(dout * out)."""
+    """(dq, dk, dv) in q's type or the sum's. `delta` (B, H, S) is given where it is not just rowsum(dout * out)."""
     q = rows.q
     if delta is not None or not _fused(q, v, None, scoring):
         if delta is None:
@@ -85,16 +85,25 @@ def backward(
         out=cpu_kernel.padded(rows.out, dim),
         lse=rows.lse.to(kind),
     )
+    groups = plan(geometry, backward=True)
+    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    if len(groups) == 1 and len(groups[0]) == 1 and _covers(groups[0][0], geometry):
+        dq, dk, dv = pieces.gradients(rows, k, v, groups[0][0], cache.get(groups[0][0]), scoring.scale)
+        return dq, dk, dv[..., :dim_v]
     into = pieces.Gradients(
-        dq=torch.zeros(q.shape, dtype=kind, device=q.device),
+        dq=torch.zeros(q.shape, dtype=q.dtype if all(len(group) == 1 for group in groups) else kind, device=q.device),
         dk=torch.zeros(k.shape, dtype=kind, device=q.device),
         dv=torch.zeros(v.shape, dtype=kind, device=q.device),
     )
-    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
-    for group in plan(geometry):
+    for group in groups:
         for piece in group:
             pieces.backward(rows, k, v, piece, cache.get(piece), scoring.scale, into)
     return into.dq, into.dk, into.dv[..., :dim_v]
+
+
+def _covers(piece: Piece, geometry: Geometry) -> bool:
+    """Whether one plain piece is the whole problem."""
+    return (piece.row, piece.rows, piece.key, piece.keys) == (0, geometry.rows, 0, geometry.keys)
 
 
 def row_delta(dout: Tensor, out: Tensor) -> Tensor:

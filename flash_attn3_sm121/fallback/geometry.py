@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 # Rows a block holds when a band is cut up. Fewer rows waste less of the span (span = rows + window), more rows
-# give the kernel longer matrix products; 256 was the best of 64 .. 1024 for windows of 256 .. 2048 on CPU.
+# give the kernel longer matrix products; 256 was the best of 64 .. 1024 for windows of 256 .. 1024 on CPU.
 BLOCK_ROWS = 256
+# The backward kernel takes a better path from 768 rows on, which pays for the waste once the window is this wide.
+WIDE_BLOCK_ROWS = 768
+WIDE_WINDOW = 768
 # A problem with at most this many scores gets one explicit mask instead of being cut.
 SMALL_MASK = 1 << 16
 # From this many rows on, a causal chunk behind a long prefix is computed as prefix + square, merged by LSE.
 SPLIT_ROWS = 16
-# Repeated blocks that go to the kernel in one call: bounds the temporary gradients and outputs.
-MAX_REPEAT = 16
+# Rows that go to the kernel in one call of repeated blocks: bounds the temporary gradients and outputs.
+REPEAT_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,13 +144,13 @@ class Geometry:
         return self.low(row) == self.low(last) and self.high(row) == self.high(last)
 
 
-def _block(geometry: Geometry, row: int) -> Piece:
+def _block(geometry: Geometry, row: int, block_rows: int) -> Piece:
     """The next block of rows from `row`; a block stays within a chunk, or holds whole chunks."""
-    count = min(BLOCK_ROWS, geometry.rows - row)
+    count = min(block_rows, geometry.rows - row)
     chunk = geometry.band.chunk
     if chunk > 0:
         into_chunk = (row + geometry.shift) % chunk
-        whole = max(BLOCK_ROWS // chunk, 1) * chunk
+        whole = max(block_rows // chunk, 1) * chunk
         count = min(count, whole - into_chunk) if whole > into_chunk else min(count, chunk - into_chunk)
     low, high = geometry.low(row), geometry.high(row + count - 1)
     kind = Kind.FULL if geometry.uniform(row, row + count) else Kind.BAND
@@ -157,7 +160,7 @@ def _block(geometry: Geometry, row: int) -> Piece:
 def _extends(run: Piece, block: Piece, chunk: int) -> bool:
     """Whether `block` continues `run`: the same mask, moved on by exactly one block."""
     return (
-        run.repeat < MAX_REPEAT
+        run.rows * (run.repeat + 1) <= REPEAT_ROWS
         and block.rows == run.rows
         and block.keys == run.keys
         and block.kind == run.kind
@@ -166,12 +169,12 @@ def _extends(run: Piece, block: Piece, chunk: int) -> bool:
     )
 
 
-def _banded(geometry: Geometry) -> list[tuple[Piece, ...]]:
+def _banded(geometry: Geometry, block_rows: int) -> list[tuple[Piece, ...]]:
     """Blocks of rows against the span each sees; equal neighbours are folded into one repeated piece."""
     runs: list[Piece] = []
     row = geometry.dead
     while row < geometry.rows:
-        block = _block(geometry, row)
+        block = _block(geometry, row, block_rows)
         row = block.row_end
         if runs and _extends(runs[-1], block, geometry.band.chunk):
             last = runs.pop()
@@ -182,7 +185,7 @@ def _banded(geometry: Geometry) -> list[tuple[Piece, ...]]:
     return [(run,) for run in runs]
 
 
-def plan(geometry: Geometry) -> list[tuple[Piece, ...]]:
+def plan(geometry: Geometry, *, backward: bool = False) -> list[tuple[Piece, ...]]:
     """Groups of pieces that together cover every (row, key) pair that is visible, each pair once.
 
     The pieces of one group share their rows, and their results have to be merged by LSE; different groups have
@@ -208,4 +211,5 @@ def plan(geometry: Geometry) -> list[tuple[Piece, ...]]:
                 Piece(row=dead, rows=count, key=before, keys=count, kind=Kind.CAUSAL),
             )
         ]
-    return _banded(geometry)
+    wide = backward and geometry.band.left >= WIDE_WINDOW and geometry.band.chunk == 0
+    return _banded(geometry, WIDE_BLOCK_ROWS if wide else BLOCK_ROWS)

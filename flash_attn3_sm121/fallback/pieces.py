@@ -17,6 +17,9 @@ from flash_attn3_sm121.fallback.geometry import Geometry, Kind, Piece
 
 # With at most this many rows after folding, reading keys costs more than multiplying by them.
 FOLDED_ROWS = 64
+# Such a piece is split along its keys into parts of about this many, which then are the kernel's batch: it works on
+# them in parallel, where otherwise it would have one job per kv head, and reads memory in shorter strides.
+SPLIT_KEYS = 1024
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,12 +82,31 @@ def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, 
     values = v[:, piece.key : piece.key_end].transpose(1, 2)
     kv_heads = keys.shape[1]
     group = rows.shape[2] // kv_heads
-    if group > 1 and not causal and piece.rows * group <= FOLDED_ROWS:
+    if not causal and piece.rows * group <= FOLDED_ROWS:
         folded_mask = mask.repeat(group, 1) if mask is not None else None
-        out, lse = cpu_kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
+        if piece.keys >= 2 * SPLIT_KEYS and piece.kind is Kind.FULL:
+            parts = [_split(fold(rows[b : b + 1], kv_heads), keys[b], values[b], scale) for b in range(rows.shape[0])]
+            out, lse = torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
+        else:
+            out, lse = cpu_kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
         return unfold(out, piece.rows), lse.reshape(rows.shape[0], rows.shape[2], piece.rows)
     out, lse = cpu_kernel.forward(rows.transpose(1, 2), keys, values, scale=scale, causal=causal, mask=mask)
     return out.transpose(1, 2), lse
+
+
+def _split(rows: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """rows (1, Hk, n, d) against keys and values (Hk, T, d), all visible: out (Hk, n, d) and lse (Hk, n)."""
+    count = keys.shape[1] // SPLIT_KEYS
+    length = -(-keys.shape[1] // count)
+    whole = keys.shape[1] // length  # parts of full length; what is left over is one more
+    end = whole * length
+    blocks = (part[:, :end].view(-1, whole, length, part.shape[-1]).transpose(0, 1) for part in (keys, values))
+    outs, lses = cpu_kernel.forward(rows.expand(whole, -1, -1, -1), *blocks, scale=scale)
+    if end < keys.shape[1]:
+        rest = cpu_kernel.forward(rows, keys[None, :, end:], values[None, :, end:], scale=scale)
+        outs, lses = torch.cat((outs, rest[0])), torch.cat((lses, rest[1]))
+    total = lses.logsumexp(0)
+    return (outs * (lses - total).exp().unsqueeze(-1)).sum(0), total
 
 
 def _overlap_add(total: Tensor, blocks: Tensor, piece: Piece) -> None:
@@ -121,7 +143,6 @@ def backward(
     rows: Rows, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float, into: Gradients
 ) -> None:
     """Add the piece's share of dq, dk and dv."""
-    causal = piece.kind is Kind.CAUSAL
     if piece.repeat > 1:
         for b in range(k.shape[0]):
             lse = lse_blocks(rows.lse[b], piece)
@@ -134,6 +155,17 @@ def backward(
             _overlap_add(into.dk[b], dk, piece)
             _overlap_add(into.dv[b], dv, piece)
         return
+    dq, dk, dv = gradients(rows, k, v, piece, mask, scale)
+    key = slice(piece.key, piece.key_end)
+    into.dq[:, piece.row : piece.row_end] += dq
+    into.dk[:, key] += dk
+    into.dv[:, key] += dv
+
+
+def gradients(
+    rows: Rows, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The share of a piece that is not repeated: dq (B, n, H, d) of its rows, dk and dv of its keys."""
     row, key = slice(piece.row, piece.row_end), slice(piece.key, piece.key_end)
     dq, dk, dv = cpu_kernel.backward(
         rows.dout[:, row].transpose(1, 2),
@@ -143,9 +175,7 @@ def backward(
         rows.out[:, row].transpose(1, 2),
         rows.lse[:, :, row],
         scale=scale,
-        causal=causal,
+        causal=piece.kind is Kind.CAUSAL,
         mask=mask,
     )
-    into.dq[:, row] += dq.transpose(1, 2)
-    into.dk[:, key] += dk.transpose(1, 2)
-    into.dv[:, key] += dv.transpose(1, 2)
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

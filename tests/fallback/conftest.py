@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flash_attn3_sm121.fallback import blocked, cpu_kernel, geometry
+from flash_attn3_sm121.fallback import blocked, cpu_kernel, geometry, pieces
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -27,7 +27,10 @@ def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param != "usual":
         monkeypatch.setattr(geometry, "BLOCK_ROWS", 4)
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
-        monkeypatch.setattr(geometry, "MAX_REPEAT", 3)
+        monkeypatch.setattr(geometry, "WIDE_BLOCK_ROWS", 6)
+        monkeypatch.setattr(geometry, "WIDE_WINDOW", 5)
+        monkeypatch.setattr(geometry, "REPEAT_ROWS", 12)
+        monkeypatch.setattr(pieces, "SPLIT_KEYS", 3)
         monkeypatch.setattr(geometry, "SPLIT_ROWS", 1)
         monkeypatch.setattr(blocked, "SCORES", 1 << 9)
         monkeypatch.setattr(blocked, "MIN_KEYS", 5)

@@ -68,12 +68,26 @@ def test_narrowing_changes_nothing(problem: Geometry) -> None:
 
 @pytest.mark.parametrize("small", [0, 64, 1 << 16])
 @settings(max_examples=150, deadline=None)
-@given(problem=problems(), block=st.sampled_from((1, 3, 4, 8, 64)), repeat=st.sampled_from((1, 3, 16)))
-def test_a_plan_covers_every_visible_entry_once(small: int, problem: Geometry, block: int, repeat: int) -> None:
+@given(
+    problem=problems(),
+    backward=st.booleans(),
+    block=st.sampled_from((1, 3, 4, 8, 64)),
+    repeat=st.sampled_from((1, 3, 16)),
+)
+def test_a_plan_covers_every_visible_entry_once(
+    small: int, problem: Geometry, backward: bool, block: int, repeat: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"BLOCK_ROWS": block, "MAX_REPEAT": repeat, "SMALL_MASK": small, "SPLIT_ROWS": 4}.items():
+        for name, value in {
+            "BLOCK_ROWS": block,
+            "WIDE_BLOCK_ROWS": 2 * block + 1,
+            "WIDE_WINDOW": 9,
+            "REPEAT_ROWS": block * repeat,
+            "SMALL_MASK": small,
+            "SPLIT_ROWS": 4,
+        }.items():
             patch.setattr(geometry, name, value)
-        groups = plan(problem)
+        groups = plan(problem, backward=backward)
         covered = [entry for group in groups for piece in group for entry in entries(problem, piece)]
     want = [(i, j) for i, row in enumerate(matrix(problem)) for j, visible in enumerate(row) if visible]
     assert sorted(covered) == want
