@@ -1,0 +1,113 @@
+"""Real pip and real uv install from the served index, with hashes required."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.hub.store import Hub
+from tests.hub_server.harness import PROJECT, Server, environ, running
+
+TOKEN = "correct-horse-battery"
+Install = Callable[[Path, list[str]], "subprocess.CompletedProcess[str]"]
+
+
+def call(command: list[str], tmp: Path) -> subprocess.CompletedProcess[str]:
+    """Nobody's pip or uv settings, nothing from a cache."""
+    clean = {name: value for name, value in environ().items() if not name.startswith(("PIP_", "UV_"))}
+    clean |= {"HOME": str(tmp), "PIP_CONFIG_FILE": "/dev/null", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    clean.pop("PYTHONPATH")
+    return subprocess.run(command, env=clean, cwd=tmp, capture_output=True, text=True, timeout=300, check=False)
+
+
+def pip(home: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install"]
+    return call([*command, "--no-cache-dir", "--disable-pip-version-check", *arguments], home.parent)
+
+
+def uv(home: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    assert program is not None, "uv is not installed: it is in requirements-dev.txt"
+    command = [program, "pip", "install", "--no-config", "--no-cache", "--python", str(home / "bin" / "python")]
+    return call([*command, *arguments], home.parent)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty virtual environment."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    return tmp_path / "venv"
+
+
+def wheel_for_here(hub: Hub) -> tuple[str, str]:
+    """Version and hash of the wheel of this machine."""
+    entries = hub.index().wheels
+    entry = next(value for name, value in entries.items() if name.endswith(f"{platform.machine()}.whl"))
+    return entry.version, entry.sha256
+
+
+def installed(home: Path) -> str:
+    script = f"import importlib.metadata as m; print(m.version('{PROJECT}'))"
+    return call([str(home / "bin" / "python"), "-c", script], home.parent).stdout.strip()
+
+
+@pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
+def test_install_with_hashes(server: Server, hub: Hub, home: Path, install: Install) -> None:
+    version, sha256 = wheel_for_here(hub)
+    requirements = home.parent / "requirements.txt"
+    requirements.write_text(f"{PROJECT}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
+    done = install(home, ["--require-hashes", "--index-url", f"{server.url}/simple/", "-r", str(requirements)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert installed(home) == version
+    found = list(home.glob("lib/python*/site-packages/flash_attn3_sm121/lib/sm8x.json"))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
+def test_a_wrong_hash_stops_it(server: Server, hub: Hub, home: Path, install: Install) -> None:
+    version, _ = wheel_for_here(hub)
+    requirements = home.parent / "requirements.txt"
+    requirements.write_text(f"{PROJECT}=={version} --hash=sha256:{'0' * 64}\n", encoding="utf-8")
+    done = install(home, ["--require-hashes", "--index-url", f"{server.url}/simple/", "-r", str(requirements)])
+    assert done.returncode != 0
+    assert installed(home) == ""
+
+
+@pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
+def test_the_newest_by_name_through_a_token(hub: Hub, home: Path, install: Install) -> None:
+    with running(hub.layout.root, env={"FLASH_ATTN3_HUB_TOKEN": TOKEN}) as server:
+        host = server.url.removeprefix("http://")
+        refused = install(home, ["--index-url", f"http://hub:wrong-{TOKEN}@{host}/simple/", PROJECT])
+        assert refused.returncode != 0
+        done = install(home, ["--index-url", f"http://hub:{TOKEN}@{host}/simple/", PROJECT])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert installed(home) == wheel_for_here(hub)[0]  # the local version sorts behind the bare one
+    assert ".whl.metadata" in server.log  # PEP 658: decided without the wheel
+    assert f'.whl" 200 {_size(hub)} ' in server.log
+    assert TOKEN not in server.log
+
+
+def _size(hub: Hub) -> int:
+    _, sha256 = wheel_for_here(hub)
+    return next(entry.size for entry in hub.index().wheels.values() if entry.sha256 == sha256)
+
+
+@pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
+def test_the_line_on_the_page(server: Server, hub: Hub, home: Path, install: Install) -> None:
+    """The page's own command for one wheel: an address with the hash behind it."""
+    version, sha256 = wheel_for_here(hub)
+    name = next(key for key, entry in hub.index().wheels.items() if entry.sha256 == sha256).replace("+", "%2B")
+    address = f"{server.url}/files/{name}#sha256={sha256}"
+    assert address in server.ask("/").text
+    bad = install(home, ["--no-deps", address[:-1] + ("0" if address[-1] != "0" else "1")])
+    assert bad.returncode != 0 and installed(home) == ""
+    done = install(home, ["--no-deps", address])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert installed(home) == version
