@@ -92,9 +92,16 @@ def family_defines(chosen: Selection, *, proxy: bool) -> tuple[str, ...]:
     )
 
 
-def unit_flags(unit: Unit, defines: tuple[str, ...], gencode: tuple[str, ...]) -> tuple[str, ...]:
-    """A unit's flags: all that matters to its object, but for the tools, the seed and the file names."""
-    return nvcc_flags(defines, gencode) if unit.is_cuda else cxx_flags(defines)
+def unit_flags(
+    unit: Unit, defines: tuple[str, ...], *, gencode: tuple[str, ...], images: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A unit's flags: all that matters to its object, but for the tools, the seed and the file names.
+
+    The host file is told which code the library holds, to refuse a device that could run none of it.
+    """
+    if unit.is_cuda:
+        return nvcc_flags(defines, gencode)
+    return cxx_flags((*defines, f"-DFA3_IMAGES={','.join(images)}"))
 
 
 def nvcc_flags(defines: tuple[str, ...], gencode: tuple[str, ...]) -> tuple[str, ...]:

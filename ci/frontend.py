@@ -46,7 +46,7 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
     return build(session, output=folder).path
 
 
-class BdistWheel(bdist_wheel):
+class BdistWheel(bdist_wheel):  # type: ignore[misc]  # setuptools is untyped
     """setuptools' command by name; the harness makes the wheel, whole and checked."""
 
     def run(self) -> None:
@@ -58,7 +58,7 @@ class BdistWheel(bdist_wheel):
         self.distribution.dist_files.append(("bdist_wheel", "any", str(path)))
 
 
-class Sdist(sdist):
+class Sdist(sdist):  # type: ignore[misc]
     """Everything that git tracks, so that a wheel can be built from the archive."""
 
     def add_defaults(self) -> None:

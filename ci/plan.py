@@ -138,7 +138,12 @@ def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = 
     planned = tuple(
         PlannedUnit(
             unit=unit,
-            flags=flags.unit_flags(unit, (*family, *flags.feature_defines(chosen, unit.kind)), gencode),
+            flags=flags.unit_flags(
+                unit,
+                (*family, *flags.feature_defines(chosen, unit.kind)),
+                gencode=gencode,
+                images=(*images, *ptx),
+            ),
             cost=costs.estimate(unit, family=chosen.family, images=len(images)),
             shard=1,
         )
