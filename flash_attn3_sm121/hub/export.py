@@ -96,7 +96,7 @@ def export(hub: Hub, target: Path) -> Exported:
         for name, repo in sorted(index.repos.items()):
             _refs(writer, name, repo)
         for org in sorted(catalog.organizations):
-            writer.text(f"api/organizations/{org}/overview/index.json", _organization(index, org))
+            writer.text(f"api/organizations/{org}/overview/index.json", huggingface.organization_body(index, org))
         writer.text("nginx.conf", nginx_conf(index))
         _swap(beside, target)
     finally:
@@ -172,10 +172,6 @@ def _repo_side(writer: _Writer, item: _Found) -> None:
 def _refs(writer: _Writer, name: str, repo: Repo) -> None:
     for kind in KINDS:
         writer.text(f"api/{kind}/{name}/refs/index.json", huggingface.refs_body(repo))
-
-
-def _organization(index: Index, org: str) -> dict[str, Any]:
-    return huggingface.organization_body(index, org)
 
 
 def _swap(beside: Path, target: Path) -> None:

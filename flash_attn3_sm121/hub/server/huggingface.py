@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from flash_attn3_sm121.hub.index import FileEntry, Manifest, Repo
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo
 from flash_attn3_sm121.hub.layout import is_revision
 from flash_attn3_sm121.hub.server.catalog import Catalog, children, descendants
 from flash_attn3_sm121.hub.server.replies import IMMUTABLE, REVALIDATE, refuse, send_file, send_json
@@ -103,19 +103,21 @@ async def tree(request: web.Request) -> web.StreamResponse:
     return await send_json(request, items, headers={"X-Repo-Commit": sha})
 
 
-async def refs(request: web.Request) -> web.StreamResponse:
+def refs_body(repo: Repo) -> dict[str, Any]:
     """`main` and the whole-number versions (v1, v2, ...) are branches, as `kernels` expects; other refs are tags."""
-    found = await _find(request, "main")
-    if isinstance(found, web.Response):
-        return found
     branches: list[dict[str, str]] = []
     tags: list[dict[str, str]] = []
-    for name, sha in sorted(found[0].refs.items()):
+    for name, sha in sorted(repo.refs.items()):
         branch = name == "main" or (name[:1] == "v" and name[1:].isdecimal())
         (branches if branch else tags).append(
             {"name": name, "ref": f"refs/{'heads' if branch else 'tags'}/{name}", "targetCommit": sha}
         )
-    return await send_json(request, {"branches": branches, "converts": [], "tags": tags, "pullRequests": []})
+    return {"branches": branches, "converts": [], "tags": tags, "pullRequests": []}
+
+
+async def refs(request: web.Request) -> web.StreamResponse:
+    found = await _find(request, "main")
+    return found if isinstance(found, web.Response) else await send_json(request, refs_body(found[0]))
 
 
 async def resolve(request: web.Request) -> web.StreamResponse:
@@ -136,14 +138,9 @@ async def resolve(request: web.Request) -> web.StreamResponse:
     return await send_file(request, state.vault, entry, path, headers=headers)
 
 
-async def organization(request: web.Request) -> web.StreamResponse:
-    """What `kernels` 0.14 and later ask before they run code: whoever set HF_ENDPOINT to this hub chose to trust it."""
-    catalog: Catalog = await request.app[STATE].catalog()
-    name = request.match_info["org"]
-    if name not in catalog.organizations:
-        return refuse(404, "Organization not found", code="RepoNotFound")
-    count = sum(1 for repo in catalog.index.repos if repo.partition("/")[0] == name)
-    overview = {
+def organization_body(index: Index, name: str) -> dict[str, Any]:
+    count = sum(1 for repo in index.repos if repo.partition("/")[0] == name)
+    return {
         "name": name,
         "fullname": name,
         "avatarUrl": "",
@@ -155,7 +152,15 @@ async def organization(request: web.Request) -> web.StreamResponse:
         "numDatasets": 0,
         "numSpaces": 0,
     }
-    return await send_json(request, overview)
+
+
+async def organization(request: web.Request) -> web.StreamResponse:
+    """What `kernels` 0.14 and later ask before they run code: whoever set HF_ENDPOINT to this hub chose to trust it."""
+    catalog: Catalog = await request.app[STATE].catalog()
+    name = request.match_info["org"]
+    if name not in catalog.organizations:
+        return refuse(404, "Organization not found", code="RepoNotFound")
+    return await send_json(request, organization_body(catalog.index, name))
 
 
 def routes() -> list[web.RouteDef]:

@@ -83,14 +83,21 @@ def project_html(catalog: Catalog, project: str) -> str:
     return _html(f"Links for {project}", rows)
 
 
+def list_json(catalog: Catalog) -> dict[str, Any]:
+    return {"meta": {"api-version": API_VERSION}, "projects": [{"name": name} for name in sorted(catalog.projects)]}
+
+
+def list_html(catalog: Catalog) -> str:
+    rows = [f'<a href="{quote(name)}/">{escape(name)}</a>' for name in sorted(catalog.projects)]
+    return _html("Simple index", rows)
+
+
 async def simple_list(request: web.Request) -> web.StreamResponse:
     catalog = await request.app[STATE].catalog()
-    names, accept = sorted(catalog.projects), request.headers.get("Accept")
+    accept = request.headers.get("Accept")
     if wants_json(accept):
-        value = {"meta": {"api-version": API_VERSION}, "projects": [{"name": name} for name in names]}
-        return await send_json(request, value, content_type=JSON_TYPE)
-    rows = [f'<a href="{quote(name)}/">{escape(name)}</a>' for name in names]
-    return await send_text(request, _html("Simple index", rows), html_type(accept))
+        return await send_json(request, list_json(catalog), content_type=JSON_TYPE)
+    return await send_text(request, list_html(catalog), html_type(accept))
 
 
 async def simple_project(request: web.Request) -> web.StreamResponse:
