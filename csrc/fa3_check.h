@@ -1,0 +1,26 @@
+// CUDA errors as exceptions, where upstream prints and ends the process. BSD-3-Clause, see LICENSE.
+//
+// std::runtime_error passes through torch's dispatcher and becomes Python's RuntimeError. The text holds no path of the
+// machine that built the library.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace fa3 {
+
+inline void check_cuda(cudaError_t status, char const* what) {
+    if (status == cudaSuccess) {
+        return;
+    }
+    // Take the error back, where that is possible: it is reported here, not by some later innocent call.
+    static_cast<void>(cudaGetLastError());
+    throw std::runtime_error(std::string("FlashAttention-3: CUDA error: ") + cudaGetErrorName(status) + ": " +
+                             cudaGetErrorString(status) + " (" + what + ")");
+}
+
+}  // namespace fa3
+
+#define CHECK_CUDA(call) ::fa3::check_cuda((call), #call)

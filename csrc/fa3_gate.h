@@ -1,0 +1,73 @@
+// No kernel is launched where it cannot run: the gate in front of every call. BSD-3-Clause, see LICENSE.
+//
+// FA3_IMAGES is what the library was compiled to, separated by commas: machine code (sm_121, sm_90a) and PTX
+// (compute_121). The Python side asks the same question from the build facts; this is for callers that come without it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "fa3_family.h"
+
+#define FA3_TEXT_(...) #__VA_ARGS__
+#define FA3_TEXT(...) FA3_TEXT_(__VA_ARGS__)
+
+#if !defined(FA3_IMAGES)
+#error "FA3_IMAGES must be given on the command line, for example sm_120,sm_121,compute_121"
+#endif
+
+namespace fa3 {
+
+// Whether a driver runs this code on a device of that capability: CUDA's rules of binary compatibility.
+inline bool image_runs_on(std::string const& image, int major, int minor) {
+    bool const ptx = image.rfind("compute_", 0) == 0;
+    size_t const first = image.find('_') + 1;
+    size_t const last = image.find_first_not_of("0123456789", first);
+    int const number = std::stoi(image.substr(first, last - first));
+    char const variant = last == std::string::npos ? ' ' : image[last];
+    int const image_major = number / 10;
+    int const image_minor = number % 10;
+    if (variant == 'a') {
+        return image_major == major && image_minor == minor;
+    }
+    if (!ptx || variant == 'f') {
+        return image_major == major && image_minor <= minor;
+    }
+    return number <= major * 10 + minor;
+}
+
+// Why this library cannot serve a device; empty if it can.
+inline std::string refusal(int major, int minor, size_t smem_limit) {
+    std::string const images = FA3_TEXT(FA3_IMAGES);
+    bool runs = false;
+    for (size_t start = 0; start < images.size();) {
+        size_t const end = std::min(images.find(',', start), images.size());
+        size_t const word = images.find_first_not_of(' ', start);
+        runs = runs || image_runs_on(images.substr(word, end - word), major, minor);
+        start = end + 1;
+    }
+    if (!runs) {
+        return "it holds code for " + images + " only";
+    }
+    if (smem_limit < static_cast<size_t>(kSmemLimit)) {
+        return "its kernels may need " + std::to_string(kSmemLimit) + " bytes of shared memory a block, the device has " +
+               std::to_string(smem_limit);
+    }
+    return "";
+}
+
+// The properties themselves, if the device may be used; an exception otherwise.
+inline cudaDeviceProp* admitted(cudaDeviceProp* device) {
+    std::string const why = refusal(device->major, device->minor, device->sharedMemPerBlockOptin);
+    if (!why.empty()) {
+        throw std::runtime_error("FlashAttention-3: the library " FA3_TEXT(FA3_NAMESPACE) " cannot run on " +
+                                 std::string(device->name) + " (" + std::to_string(device->major) + "." +
+                                 std::to_string(device->minor) + "): " + why);
+    }
+    return device;
+}
+
+}  // namespace fa3
