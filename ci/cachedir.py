@@ -75,16 +75,17 @@ def making(cache: Path, key: str) -> Iterator[Path]:
 
 
 def make_read_only(root: Path) -> None:
-    """Take write permission from everything below `root` (not from `root`: it must stay movable and removable)."""
-    for folder, names, files in os.walk(root, topdown=False):
-        for name in (*files, *names):
+    """Take write permission from every file below `root`; folders stay, so that copies of them can be written to."""
+    for folder, _, files in os.walk(root):
+        for name in files:
             path = Path(folder) / name
             if not path.is_symlink():
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a folder, read-only or not."""
+    """Remove a folder, even one in which folders were made read-only."""
+    root.chmod(0o755)
     for folder, names, _ in os.walk(root):
         for name in names:
             path = Path(folder) / name

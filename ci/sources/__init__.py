@@ -1,5 +1,6 @@
 """Upstream's sources: fetched by any of several routes, each proven equal to the lock's git trees."""
 
+from ci.sources.fetch import fetch
 from ci.sources.tree import SourceTree
 
-__all__ = ["SourceTree"]
+__all__ = ["SourceTree", "fetch"]

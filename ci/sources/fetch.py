@@ -1,0 +1,100 @@
+"""Get the locked sources: a local checkout, the content cache, the source distribution, git; in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci.cachedir import locked, make_read_only, making
+from ci.index import IndexConfig, read_config
+from ci.lock import SourceLock
+from ci.narrate import Narrator
+from ci.sources.routes import ROUTES, Request, Route, copy_checkout, fill_checked
+from ci.sources.tree import SourceTree
+from ci.sources.verify import check_checkout
+from flash_attn3_sm121.errors import FlashAttn3Error, SourceError
+
+
+def fetch(
+    lock: SourceLock,
+    *,
+    source: Path | None,
+    cache: Path,
+    narrate: Narrator,
+    config: IndexConfig | None = None,
+    routes: Sequence[Route] = ROUTES,
+) -> SourceTree:
+    """The locked trees, in the content cache, read-only.
+
+    A `source` that was asked for and does not fit the lock stops everything: another route would build something else
+    than what the user pointed at. Raises SourceError; where no route works its text is the whole trace.
+    """
+    if source is not None:
+        _check_source(source, lock)
+    key = f"sources/{lock.key}"
+    with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches the sources")):
+        trace: list[str] = []
+        if _cached(cache / key, lock, trace):
+            narrate.note(f"sources: {_name(lock)} from the cache")
+            return _tree(cache / key, lock, "cache")
+        if source is not None:
+            with making(cache, key) as work:
+                copy_checkout(source, lock, work)
+                check_checkout(work, lock)
+                make_read_only(work)
+            narrate.note(f"sources: {_name(lock)} from {source}")
+            return _tree(cache / key, lock, "checkout")
+        request = Request(lock=lock, cache=cache, config=config or read_config(), narrate=narrate)
+        for route in routes:
+            try:
+                with making(cache, key) as work:
+                    fill_checked(route, request, work)
+                    make_read_only(work)
+            except FlashAttn3Error as error:
+                trace.append(f"{route.name}: {error}")
+                continue
+            narrate.note(f"sources: {_name(lock)} from {route.name}, git trees verified")
+            return _tree(cache / key, lock, route.name)
+    lines = "".join("\n  - " + line.replace("\n", "\n    ") for line in ["checkout: none was given", *trace])
+    raise SourceError(
+        f"no route gives the sources {_name(lock)}; tried:{lines}",
+        hint="give a flash-attention checkout at that commit, submodules included: --source DIR (or FA3_SOURCE=DIR)",
+    )
+
+
+def _check_source(source: Path, lock: SourceLock) -> None:
+    try:
+        check_checkout(source, lock)
+    except SourceError as error:
+        raise SourceError(
+            f"the checkout {source} is not what the lock pins: {error}",
+            hint="restore those files (`git status --ignored` shows them), or pin this tree instead: "
+            f"python -m ci lock --source {source} --output own-lock.json, then --lock own-lock.json",
+        ) from error
+
+
+def _cached(entry: Path, lock: SourceLock, trace: list[str]) -> bool:
+    """Whether the cache has the trees, hashed anew; a damaged entry is reported and will be replaced."""
+    if not entry.is_dir():
+        trace.append("cache: not there yet")
+        return False
+    try:
+        check_checkout(entry, lock)
+    except SourceError as error:
+        trace.append(f"cache: damaged, replaced: {error}")
+        return False
+    return True
+
+
+def _name(lock: SourceLock) -> str:
+    return f"{lock.short} (hopper {lock.hopper.id[:7]}, cutlass {lock.cutlass_include.id[:7]})"
+
+
+def _tree(entry: Path, lock: SourceLock, route: str) -> SourceTree:
+    return SourceTree(
+        lock=lock,
+        hopper=entry / lock.hopper.path,
+        cutlass_include=entry / lock.cutlass_include.path,
+        route=route,
+        licenses=lock.licenses,
+    )
