@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import ops
+from flash_attn3_sm121 import eager, ops
 from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.engine import engine
 
@@ -75,5 +75,6 @@ def attend(args: ForwardArgs, *, deterministic: bool = False) -> tuple[Tensor, T
     if torch.is_grad_enabled():
         wanting = (args.q, args.k, args.v, args.s_aux)
         if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanting):
-            return functional(args, deterministic=deterministic)
+            way = eager.attend if eager.serves(args) else functional
+            return way(args, deterministic=deterministic)
     return engine().forward(args)

@@ -41,7 +41,7 @@ FORWARD_FIELDS = schemas.argument_names(schemas.OWN["forward"])
 APPEND_FIELDS = tuple(
     {"k_cache": "k", "v_cache": "v"}.get(name, name) for name in schemas.argument_names(schemas.OWN["append"])
 )
-_BACKWARD_FIELDS = schemas.argument_names(schemas.OWN["backward"])
+BACKWARD_FIELDS = schemas.argument_names(schemas.OWN["backward"])
 _METADATA_DEFAULTS = (None, None, None, None, None, None, 0, False, -1, -1, 0, False, 0, None, 0)
 
 
@@ -85,14 +85,14 @@ def _append_fake(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = BackwardArgs(**dict(zip(_BACKWARD_FIELDS, values, strict=True)))
+    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
     result = engine().backward(args)
     ds_aux = result.ds_aux if result.ds_aux is not None else args.q.new_empty(0)
     return result.dq.contiguous(), result.dk.contiguous(), result.dv.contiguous(), ds_aux
 
 
 def _backward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = BackwardArgs(**dict(zip(_BACKWARD_FIELDS, values, strict=True)))
+    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
     check_backward(args)
     dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in (args.q, args.k, args.v))
     return dq, dk, dv, args.q.new_empty(0) if args.s_aux is None else args.s_aux.new_empty(args.s_aux.shape)
@@ -109,28 +109,34 @@ def _combine_fake(out_partial: Tensor, lse_partial: Tensor, dtype: torch.dtype |
     return out, lse_partial.new_empty(lse_partial.shape[1:])
 
 
-_SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
-_KEPT = tuple(name for name in FORWARD_FIELDS if name in _BACKWARD_FIELDS and name not in _SAVED)
+SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
+FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k")
+KEPT = tuple(name for name in FORWARD_FIELDS if name in BACKWARD_FIELDS and name not in SAVED)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     given = dict(zip(FORWARD_FIELDS, inputs, strict=True))
-    ctx.save_for_backward(*(given[name] for name in _SAVED), *output)
-    ctx.kept = {name: given[name] for name in _KEPT}
-    ctx.forward_only = [n for n in ("qv", "page_table", "kv_batch_idx", "leftpad_k") if given[n] is not None]
+    ctx.save_for_backward(*(given[name] for name in SAVED), *output)
+    ctx.kept = {name: given[name] for name in KEPT}
+    ctx.forward_only = [name for name in FORWARD_ONLY if given[name] is not None]
     ctx.set_materialize_grads(False)  # an unused LSE then has no gradient at all, instead of zeros to compute with
 
 
-def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+def backward_arguments(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> dict[str, Any]:
+    """The backward call that belongs to a saved forward call."""
     if ctx.forward_only:
         raise CallError(f"{', '.join(ctx.forward_only)}: forward only, there is no gradient through this call")
-    saved = dict(zip((*_SAVED, "out", "softmax_lse"), ctx.saved_tensors, strict=True))
+    saved = dict(zip((*SAVED, "out", "softmax_lse"), ctx.saved_tensors, strict=True))
     if dout is None:
         dout = torch.zeros_like(saved["out"])
-    given = {"dout": dout, "dlse": dlse, **saved, **ctx.kept}
-    dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in _BACKWARD_FIELDS))
+    return {"dout": dout, "dlse": dlse, **saved, **ctx.kept}
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    given = backward_arguments(ctx, dout, dlse)
+    dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in BACKWARD_FIELDS))
     gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
-    if saved["s_aux"] is not None:
+    if given["s_aux"] is not None:
         gradients["s_aux"] = ds_aux
     return tuple(gradients.get(name) for name in FORWARD_FIELDS)
 

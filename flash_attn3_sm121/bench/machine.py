@@ -30,7 +30,7 @@ def _triton() -> str:
 
 def commit() -> str:
     """The checkout's commit, `+` if it is changed; the version where there is no checkout."""
-    folder = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).absolute().parents[2]
     if not (folder / ".git").exists():
         return __version__
     try:

@@ -7,7 +7,6 @@ layer. Ours is measured on the path of a native kernel: validated, decided, plan
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import attend, interface, kvcache, native, ops, private, schemas
+from flash_attn3_sm121 import attend, eager, interface, kvcache, native, ops, private, schemas
 from flash_attn3_sm121.bench import upstream
 from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.engine import Engine
 from flash_attn3_sm121.facts import DeviceFacts, Settings
 
 NAMESPACE = "flash_attn3_overhead"
-CALLS, ROUNDS = 400, 25
-_HOLDERS = (attend, interface, kvcache, ops, private)
+CALLS, ROUNDS = 200, 60
+_HOLDERS = (attend, eager, interface, kvcache, ops, private)
 
 _LIBRARY: Any = None
 
@@ -90,7 +89,7 @@ def native_on_cpu() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Microseconds of one call, medians over rounds, with the bare op's time taken off."""
+    """Microseconds of one call, the least over rounds, with the bare op's taken off."""
 
     name: str
     bare: float
@@ -154,14 +153,14 @@ def measure(theirs: Any | None) -> list[Cost]:
             sides |= {"theirs": upstreams[name]} if theirs is not None else {}
             with torch.set_grad_enabled(grad):
                 samples = _rounds(sides)
-            medians = {side: statistics.median(values) for side, values in samples.items()}
-            floor = medians["bare"]
+            least = {side: min(values) for side, values in samples.items()}  # whatever interrupts a round only adds
+            floor = least["bare"]
             found.append(
                 Cost(
                     name=name,
                     bare=floor,
-                    ours=medians["ours"] - floor,
-                    theirs=None if theirs is None else medians["theirs"] - floor,
+                    ours=least["ours"] - floor,
+                    theirs=None if theirs is None else least["theirs"] - floor,
                 )
             )
     return found

@@ -24,8 +24,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, BlockMask], tuple[Tensor, Tensor | No
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
 COMPILE_HINT = (
-    "on a new GPU set TRITON_PTXAS_PATH to the CUDA toolkit's ptxas (docs/performance.md), "
-    "or use FLASH_ATTN3_BACKEND=sdpa"
+    "if ptxas does not know the GPU: triton 3.6 or later, or TRITON_PTXAS_PATH=<the CUDA toolkit's ptxas> with 3.5 "
+    "(docs/performance.md); or FLASH_ATTN3_BACKEND=sdpa"
 )
 
 
