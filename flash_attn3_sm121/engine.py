@@ -357,9 +357,12 @@ class Engine:
         ops = self.native_ops(seqused_k.device)
         if ops is not None:
             return native.mark_native_metadata(ops.get_scheduler_metadata(*call))
-        capability = self._gather(seqused_k.device).capability
-        length = native.metadata_length(call, arch=0 if capability is None else capability[0] * 10 + capability[1])
-        return torch.zeros(length, dtype=torch.int32, device=seqused_k.device)
+        return torch.zeros(self.metadata_length(call), dtype=torch.int32, device=seqused_k.device)
+
+    def metadata_length(self, call: tuple[Any, ...]) -> int:
+        """How long that vector is; a device that is no GPU counts as an old one."""
+        capability = self._gather(call[8].device).capability
+        return native.metadata_length(call, arch=0 if capability is None else capability[0] * 10 + capability[1])
 
     def native_ops(self, device: torch.device) -> native.LoadedOps | None:
         """The loaded ops for work that is not attention itself (combine, metadata), or None: use the fallback."""

@@ -233,10 +233,13 @@ def get_scheduler_metadata(
 ) -> Tensor:
     """An opaque int32 vector for `flash_attn_with_kvcache(scheduler_metadata=...)`; it may be used again."""
     left, right = window_of(window_size)
-    metadata: Tensor = torch.ops.flash_attn_3.get_scheduler_metadata(
+    call = (
         *(batch_size, int(max_seqlen_q), int(max_seqlen_k), num_heads_q, num_heads_kv, headdim),
         *(headdim if headdim_v is None else headdim_v, qkv_dtype, cache_seqlens.contiguous()),
         *(cu_seqlens_q, None, cu_seqlens_k_new, None, cache_leftpad, page_size, max_seqlen_k_new),
         *(causal, left, right, attention_chunk, has_softcap, num_splits, pack_gqa, sm_margin),
     )
+    if is_plain(cache_seqlens):
+        return engine().scheduler_metadata(call)
+    metadata: Tensor = torch.ops.flash_attn_3.get_scheduler_metadata(*call)
     return metadata

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,14 +186,19 @@ def _bwd_args(values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None,
     return BackwardArgs(**given), into
 
 
-def _public_bwd(*values: Any) -> tuple[Tensor, ...]:
+def row_sums(out: Tensor, dout: Tensor) -> Tensor:
+    """softmax_d, in the layout of the LSE."""
+    return (out.float() * dout.float()).sum(-1).transpose(-1, -2).contiguous()
+
+
+def public_bwd(*values: Any) -> tuple[Tensor, ...]:
     args, given = _bwd_args(values)
     wanted = (args.q, args.k, args.v)
     dq, dk, dv = (new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True))
     result = engine().backward(args, into=(dq, dk, dv))
     softmax_d = result.softmax_d
     if softmax_d is None:
-        softmax_d = (args.out.float() * args.dout.float()).sum(-1).transpose(-1, -2).contiguous()
+        softmax_d = row_sums(args.out, args.dout)
     rest = [args.q.new_empty(0, dtype=torch.float32) for _ in range(4)]
     return (dq, dk, dv, softmax_d, *rest)
 
@@ -223,6 +229,12 @@ def _public_metadata(*values: Any) -> Tensor:
     return engine().scheduler_metadata((*values, *_METADATA_DEFAULTS[len(values) - 9 :]))
 
 
+def _public_metadata_fake(*values: Any) -> Tensor:
+    call = (*values, *_METADATA_DEFAULTS[len(values) - 9 :])
+    lengths: Tensor = call[8]
+    return lengths.new_empty(engine().metadata_length(call), dtype=torch.int32)
+
+
 # -- registration
 
 
@@ -237,8 +249,7 @@ def _define(library: torch.library.Library, table: dict[str, str], kernels: dict
         kernel, fake = kernels[name]
         for device in _DEVICES:
             library.impl(name, kernel, device)  # type: ignore[no-untyped-call]
-        if fake is not None:
-            torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
 
 
 def register() -> types.ModuleType:
@@ -272,15 +283,23 @@ def register() -> types.ModuleType:
                 schemas.PUBLIC,
                 {
                     "fwd": (_public_fwd, _public_fwd_fake),
-                    "bwd": (_public_bwd, _public_bwd_fake),
+                    "bwd": (public_bwd, _public_bwd_fake),
                     "fwd_combine": (_public_combine, _public_combine_fake),
-                    "get_scheduler_metadata": (_public_metadata, None),
+                    "get_scheduler_metadata": (_public_metadata, _public_metadata_fake),
                 },
             )
             libraries.append(public)
         record.__dict__.update(libraries=libraries, foreign=foreign, version=__version__, file=__file__)
         sys.modules[_MARK] = record
-        return record
+    if foreign:
+        warnings.warn(
+            f"flash_attn3_sm121: torch.ops.{schemas.PUBLIC_NAMESPACE} belongs to another flash_attn_3 in this process; "
+            "clients that call those ops get that one. To have ours: "
+            f"{sys.executable} -m pip uninstall flash_attn_3",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return record
 
 
 def owner() -> str:

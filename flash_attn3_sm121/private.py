@@ -159,10 +159,19 @@ def _flash_attn_backward(
     sm_margin: int = 0,
 ) -> Tensor:
     """Write the gradients into dq, dk and dv; returns softmax_d, the row sums of dO * O."""
-    results = torch.ops.flash_attn_3.bwd(
-        *(dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, sequed_q, sequed_k),
-        *(length_of(max_seqlen_q, q), length_of(max_seqlen_k, k), softmax_scale, is_causal),
-        *(window_size_left, window_size_right, softcap, deterministic, sm_margin),
+    max_q, max_k = length_of(max_seqlen_q, q), length_of(max_seqlen_k, k)
+    lengths = (cu_seqlens_q, cu_seqlens_k, sequed_q, sequed_k, max_q, max_k)
+    scale = default_scale(q, None) if softmax_scale is None else softmax_scale
+    tail = (scale, is_causal, window_size_left, window_size_right)
+    if is_plain(q):
+        results = ops.public_bwd(
+            *(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths, *tail, softcap, deterministic, sm_margin)
+        )
+        return results[3]
+    gradients = torch.ops.flash_attn3_sm121.backward(
+        *(dout, None, q, k, v, out, softmax_lse, *lengths, None, *tail, 0, softcap, deterministic, sm_margin)
     )
-    softmax_d: Tensor = results[3]
-    return softmax_d
+    for mine, found in zip((dq, dk, dv), gradients[:3], strict=True):
+        if mine is not None:
+            mine.copy_(found)
+    return ops.row_sums(out, dout)

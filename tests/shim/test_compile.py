@@ -197,3 +197,29 @@ def test_public_ops_under_fake_tensors(varlen: bool) -> None:
         fakes = [None if x is None else mode.from_tensor(x) for x in (q, k, v, cu)]
         fake = forward_and_backward(*fakes)  # type: ignore[arg-type]
     assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
+
+
+def test_private_functions_can_be_compiled() -> None:
+    from flash_attn_interface import _flash_attn_backward, _flash_attn_forward
+
+    def step(q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        out, lse, _, _ = _flash_attn_forward(q, k, v, causal=True, window_size=(3, 0))
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        softmax_d = _flash_attn_backward(dout, q, k, v, out, lse, *[None] * 6, *grads, None, True, 3, 0)
+        return (out, lse, softmax_d, *grads)
+
+    q, k, v = dense()
+    dout = torch.randn_like(q)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for mine, right in zip(compiled(q, k, v, dout), step(q, k, v, dout), strict=True):
+        torch.testing.assert_close(mine, right)
+
+
+def test_scheduler_metadata_under_fake_tensors() -> None:
+    def length(lengths: Tensor) -> int:
+        return fa3.get_scheduler_metadata(5, 1, 64, 4, 2, 16, lengths, causal=True, num_splits=2).numel()
+
+    lengths = torch.ones(5, dtype=torch.int32)
+    with FakeTensorMode() as mode:
+        fake = length(mode.from_tensor(lengths))
+    assert fake == length(lengths) == 8 * 4 + 1

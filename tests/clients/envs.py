@@ -1,0 +1,79 @@
+"""Virtual environments with real versions of client packages and an install of ours, kept in the content cache.
+
+torch is big and the same everywhere: a `.pth` file shares the one of the running environment, behind everything that
+the environment has itself. Our package is put there the way the wheel does it: the package folder (a link to this
+checkout) and the `.pth` line that adds the drop-in modules behind site-packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from ci.cachedir import cache_root, locked, making
+
+REPOSITORY = Path(__file__).parents[2]
+COMMON = ("safetensors==0.8.0", "regex==2026.11.15", "numpy==2.2.6")
+
+# client -> what its users would have beside it; pinned, so that a run in a year tests the same.
+CLIENTS: dict[str, tuple[str, ...]] = {
+    "transformers-4.57": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", *COMMON),
+    "transformers-5.17": ("transformers==5.17.0", "tokenizers==0.23.3", "huggingface_hub==1.33.0", *COMMON),
+    "transformers-5.23": ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
+}
+TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith("transformers"))
+
+
+@functools.cache
+def python_of(client: str) -> Path:
+    """The interpreter of a client's environment; made if the cache has none."""
+    wanted = CLIENTS[client]
+    shared = sysconfig.get_path("purelib")
+    recipe = json.dumps([wanted, sys.version, shared, str(REPOSITORY), 1])
+    key = f"client-envs/{client}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    cache = cache_root()
+    python = cache / key / "bin" / "python"
+    with locked(cache, key):
+        if not python.exists():
+            with making(cache, key) as folder:
+                _make(folder, wanted, shared)
+    return python
+
+
+def _make(folder: Path, wanted: tuple[str, ...], shared: str) -> None:
+    _call([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    target = str(folder / "bin" / "python")
+    _call([sys.executable, "-m", "pip", "--python", target, "install", "--quiet", "--no-compile", *wanted])
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
+    (site / "flash_attn3_sm121").symlink_to(REPOSITORY / "flash_attn3_sm121")
+    (site / "flash_attn3_sm121.pth").write_text("flash_attn3_sm121/_dropin\n", encoding="utf-8")
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+def run(client: str, script: Path, *arguments: str, home: Path) -> dict[str, object]:
+    """Run a script in a client's environment, offline and at home in `home`; the JSON object of its last line."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LD_LIBRARY_PATH")},
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [str(python_of(client)), str(script), *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert isinstance(answer, dict)
+    return answer
