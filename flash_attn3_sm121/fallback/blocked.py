@@ -42,6 +42,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def fold(tensor: Tensor, kv_heads: int) -> Tensor:
     """(B, R, H, d) to (B, Hk, G * R, d): the query heads of a kv head become rows, group first."""
     batch, rows, heads, dim = tensor.shape
+    if rows == 1:  # decoding: only a view
+        return tensor.reshape(batch, kv_heads, heads // kv_heads, dim)
     grouped = tensor.reshape(batch, rows, kv_heads, heads // kv_heads, dim)
     return grouped.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
 
@@ -49,6 +51,8 @@ def fold(tensor: Tensor, kv_heads: int) -> Tensor:
 def unfold(tensor: Tensor, rows: int) -> Tensor:
     """The inverse of `fold`: (B, Hk, G * R, d) to (B, R, H, d)."""
     batch, kv_heads, folded, dim = tensor.shape
+    if rows == 1:
+        return tensor.reshape(batch, 1, kv_heads * folded, dim)
     grouped = tensor.reshape(batch, kv_heads, folded // rows, rows, dim)
     return grouped.permute(0, 3, 1, 2, 4).reshape(batch, rows, kv_heads * (folded // rows), dim)
 

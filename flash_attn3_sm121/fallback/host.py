@@ -151,6 +151,10 @@ class Target:
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); tensors that nobody used get zeros."""
+    if args.qv is not None:
+        raise ValueError("qv is forward only, as upstream: detach it, or call without gradients")
+    if any(tensor.dtype in FP8 for tensor in (args.q, args.k, args.v)):
+        raise ValueError("fp8 inputs are forward only, as upstream: convert q, k and v to bf16 to train")
     info = facts(args)
     kind = accumulator(info.compute_dtype)
     dq, dk, dv = (
