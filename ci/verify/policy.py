@@ -36,17 +36,20 @@ def _policy(glibc: Version, glibcxx: Version, cxxabi: Version, gcc: Version) -> 
     return Policy(glibc=glibc, glibcxx=glibcxx, cxxabi=cxxabi, gcc=gcc)
 
 
+# Where auditwheel allows aarch64 and x86_64 different versions, the older one.
 POLICIES: tuple[Policy, ...] = (
     _policy((2, 17), (3, 4, 19), (1, 3, 7), (4, 7, 0)),
-    _policy((2, 24), (3, 4, 22), (1, 3, 10), (6, 2, 0)),
-    _policy((2, 26), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
+    _policy((2, 24), (3, 4, 22), (1, 3, 10), (4, 7, 0)),
+    _policy((2, 26), (3, 4, 22), (1, 3, 10), (4, 8, 0)),
     _policy((2, 27), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
-    _policy((2, 28), (3, 4, 24), (1, 3, 11), (8, 0, 0)),
-    _policy((2, 31), (3, 4, 28), (1, 3, 12), (10, 0, 0)),
-    _policy((2, 34), (3, 4, 29), (1, 3, 13), (11, 0, 0)),
-    _policy((2, 35), (3, 4, 30), (1, 3, 13), (12, 0, 0)),
-    _policy((2, 38), (3, 4, 32), (1, 3, 14), (13, 0, 0)),
+    _policy((2, 28), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
+    _policy((2, 31), (3, 4, 28), (1, 3, 12), (7, 0, 0)),
+    _policy((2, 34), (3, 4, 29), (1, 3, 13), (7, 0, 0)),
+    _policy((2, 35), (3, 4, 30), (1, 3, 13), (11, 0)),
+    _policy((2, 36), (3, 4, 30), (1, 3, 13), (11, 0)),
+    _policy((2, 38), (3, 4, 30), (1, 3, 13), (11, 0)),
     _policy((2, 39), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
+    _policy((2, 41), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
 )
 
 # Libraries that every system of a tag has; torch's own come with the torch that the wheel depends on.
