@@ -1,0 +1,74 @@
+"""An installed CUDA toolkit (`--cuda-home`), looked over: where its tools lie and which version it is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.narrate import Narrator
+from flash_attn3_sm121.errors import ToolchainError
+
+# Toolkits keep a target's libraries here; the plain folders serve the host itself.
+LIBRARY_FOLDERS = {
+    "x86_64": ("targets/x86_64-linux/lib", "lib64", "lib"),
+    "aarch64": ("targets/sbsa-linux/lib", "targets/aarch64-linux/lib", "lib64", "lib"),
+}
+RUNTIME = "libcudart_static.a"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """A toolkit's own facts."""
+
+    version: tuple[int, int]
+    include: Path
+    cudart_dir: Path
+    identity: str
+
+
+def nvcc_version(text: str) -> tuple[int, int]:
+    """The version in `nvcc --version`."""
+    match = re.search(r"release (\d+)\.(\d+)", text)
+    if match is None:
+        raise ToolchainError(f"nvcc --version names no release: {text.strip()!r}")
+    return int(match[1]), int(match[2])
+
+
+def ask_nvcc(nvcc: Path, narrate: Narrator) -> str:
+    """What `nvcc --version` says. Raises ToolchainError quoting the failure."""
+    try:
+        done = narrate.run([nvcc, "--version"])
+    except OSError as error:
+        raise ToolchainError(
+            f"cannot run {nvcc}: {error.strerror}",
+            hint="it must be a program for this machine, on a file system that allows programs (not noexec)",
+        ) from error
+    if done.returncode != 0:
+        raise ToolchainError(
+            f"{nvcc} --version failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
+        )
+    return done.stdout
+
+
+def look_over(home: Path, *, host: str, target: str, narrate: Narrator) -> Installed:
+    """Judge a toolkit folder; raises ToolchainError that lists everything it lacks."""
+    tools = ("nvcc", "ptxas", "cuobjdump", "nvdisasm")
+    missing = [f"bin/{tool}" for tool in tools if not (home / "bin" / tool).is_file()]
+    folders = LIBRARY_FOLDERS[target] if host == target else LIBRARY_FOLDERS[target][:-2]
+    runtime = next((home / folder for folder in folders if (home / folder / RUNTIME).is_file()), None)
+    include = next((home / f for f in ("include", f"targets/{target}-linux/include") if (home / f).is_dir()), None)
+    if runtime is None:
+        missing.append(f"{RUNTIME} for {target} (in any of {', '.join(folders)})")
+    if include is None:
+        missing.append("include")
+    if missing or runtime is None or include is None:
+        raise ToolchainError(
+            f"{home} is not a complete CUDA toolkit, it lacks: {', '.join(missing)}",
+            hint="leave --cuda-home out: the pinned compiler is then fetched",
+        )
+    text = ask_nvcc(home / "bin" / "nvcc", narrate)
+    sizes = [(home / "bin" / tool).stat().st_size for tool in tools]
+    identity = hashlib.sha256(f"{text}{sizes}{(runtime / RUNTIME).stat().st_size}".encode()).hexdigest()
+    return Installed(version=nvcc_version(text), include=include, cudart_dir=runtime, identity=identity)

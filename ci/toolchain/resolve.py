@@ -1,0 +1,141 @@
+"""Resolve a toolchain for (host, target), and check that it can make what a plan asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from ci.index import IndexConfig, read_config
+from ci.narrate import Narrator
+from ci.toolchain.hostcxx import find
+from ci.toolchain.installed import RUNTIME, ask_nvcc, look_over, nvcc_version
+from ci.toolchain.model import Toolchain
+from ci.toolchain.packages import identity, torch_headers_tree, unpacked
+from ci.toolchain.pins import MACHINES, Pins, read_pins
+from flash_attn3_sm121.arch import Capability
+from flash_attn3_sm121.errors import ToolchainError
+
+ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def machine(name: str | None = None) -> str:
+    """The name of a machine as wheels spell it; this machine's by default."""
+    raw = (platform.machine() if name is None else name).lower().removeprefix("linux_")
+    found = ALIASES.get(raw, raw)
+    if found not in MACHINES:
+        raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {' and '.join(MACHINES)} (Linux)")
+    return found
+
+
+def check_targets(version: tuple[int, int], capabilities: Iterable[Capability]) -> None:
+    """Raise ToolchainError naming each GPU generation that this CUDA version is too old for."""
+    old = [row for row in capabilities if version < row.min_cuda]
+    if old:
+        wants = ", ".join(f"{row.name} ({row.devices}) needs {row.min_cuda[0]}.{row.min_cuda[1]}" for row in old)
+        raise ToolchainError(
+            f"CUDA {version[0]}.{version[1]} is too old: {wants}",
+            hint="leave --cuda-home out: the pinned compiler is then fetched",
+        )
+
+
+def resolve(
+    host: str | None = None,
+    target: str | None = None,
+    *,
+    cuda_home: Path | None,
+    cache: Path,
+    narrate: Narrator,
+    cxx: str | None = None,
+    config: IndexConfig | None = None,
+    pins: Pins | None = None,
+) -> Toolchain:
+    """The toolchain that runs here and makes libraries for `target`. Raises ToolchainError or FetchError."""
+    host = machine(host)
+    target = machine(target) if target else host
+    if cuda_home is not None:
+        return _installed(cuda_home.absolute(), host, target, narrate, cxx)
+    pins = pins or read_pins()
+    config = config or read_config()
+    wheels = [package.wheels[host] for package in pins.packages]
+    label = f"CUDA {pins.cuda[0]}.{pins.cuda[1]} compiler for {host}"
+    root = unpacked(wheels, pins, cache, config, narrate, label=label)
+    runtime = root
+    if target != host:
+        wheel = pins.package(pins.runtime).wheels[target]
+        runtime = unpacked([wheel], pins, cache, config, narrate, label=f"CUDA runtime for {target}")
+    found = nvcc_version(ask_nvcc(root / "bin" / "nvcc", narrate))
+    if found != pins.cuda:
+        raise ToolchainError(f"the pinned nvcc says it is {found}, the lock says {pins.cuda}")
+    return _toolchain(
+        host=host,
+        target=target,
+        root=root,
+        include=root / "include",
+        cudart_dir=runtime / "lib",
+        version=found,
+        origin="pinned packages",
+        content=identity([*wheels, pins.package(pins.runtime).wheels[target]]),
+        asked=cxx,
+        narrate=narrate,
+    )
+
+
+def _installed(home: Path, host: str, target: str, narrate: Narrator, cxx: str | None) -> Toolchain:
+    found = look_over(home, host=host, target=target, narrate=narrate)
+    return _toolchain(
+        host=host,
+        target=target,
+        root=home,
+        include=found.include,
+        cudart_dir=found.cudart_dir,
+        version=found.version,
+        origin=str(home),
+        content=found.identity,
+        asked=cxx,
+        narrate=narrate,
+    )
+
+
+def _toolchain(
+    *,
+    host: str,
+    target: str,
+    root: Path,
+    include: Path,
+    cudart_dir: Path,
+    version: tuple[int, int],
+    origin: str,
+    content: str,
+    asked: str | None,
+    narrate: Narrator,
+) -> Toolchain:
+    if not (cudart_dir / RUNTIME).is_file():
+        raise ToolchainError(f"no {RUNTIME} in {cudart_dir}")
+    command, cxx_version = find(host, target, include=include, asked=asked, narrate=narrate)
+    words = [content, target, f"{version[0]}.{version[1]}", cxx_version]
+    includes = tuple(folder for folder in (include, include / "cccl") if folder.is_dir())
+    return Toolchain(
+        host=host,
+        target=target,
+        root=root,
+        nvcc=root / "bin" / "nvcc",
+        ptxas=root / "bin" / "ptxas",
+        cuobjdump=root / "bin" / "cuobjdump",
+        nvdisasm=root / "bin" / "nvdisasm",
+        include_dirs=includes,
+        cudart_dir=cudart_dir,
+        cxx=command,
+        cxx_version=cxx_version,
+        version=version,
+        origin=origin,
+        fingerprint=hashlib.sha256("\n".join(words).encode()).hexdigest(),
+    )
+
+
+def torch_headers(
+    cache: Path, narrate: Narrator, *, config: IndexConfig | None = None, pins: Pins | None = None
+) -> Path:
+    """The include folder with torch's stable-ABI headers (for -isystem), pinned and proven."""
+    return torch_headers_tree((pins or read_pins()).torch_headers, cache, config or read_config(), narrate)
