@@ -1,6 +1,7 @@
 """The CUDA toolchain: pinned packages or an installed toolkit, resolved to paths and a fingerprint."""
 
+from ci.toolchain.headers import HeaderTree, torch_headers
 from ci.toolchain.model import Toolchain
-from ci.toolchain.resolve import check_targets, machine, resolve, torch_headers
+from ci.toolchain.resolve import check_targets, machine, resolve
 
-__all__ = ["Toolchain", "check_targets", "machine", "resolve", "torch_headers"]
+__all__ = ["HeaderTree", "Toolchain", "check_targets", "machine", "resolve", "torch_headers"]

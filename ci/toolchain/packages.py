@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, cast
 
 from ci.archive import unpack_zip
 from ci.cachedir import locked, make_read_only, making
-from ci.index import IndexConfig, Wanted, obtained, opened_ranges
-from ci.index.http import NotRangeable
+from ci.index import IndexConfig, Wanted, obtained
 from ci.narrate import Narrator
 from ci.seal import damage, write_seal
-from ci.toolchain.pins import Pins, TorchHeaders
-from ci.treeid import compare, scan
+from ci.toolchain.pins import Pins
 from flash_attn3_sm121.errors import FetchError
 
 
@@ -50,35 +47,3 @@ def unpacked(
             make_read_only(work)
             write_seal(work)
     return entry / "root"
-
-
-def torch_headers_tree(pin: TorchHeaders, cache: Path, config: IndexConfig, narrate: Narrator) -> Path:
-    """torch's include folder, proven equal to the pinned git tree; only the needed parts of the wheel are fetched."""
-    key = f"torch-headers/{pin.id}"
-    entry = cache / key
-    with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches torch's headers")):
-        if entry.is_dir():
-            wrong = compare(pin.files, scan(entry))
-            if not wrong:
-                narrate.note(f"torch {pin.version} headers: from the cache")
-                return entry
-            narrate.note(f"torch {pin.version} headers: damaged in the cache, fetched again: {wrong}")
-        with making(cache, key) as work:
-            _unpack_headers(pin, work, cache, config, narrate)
-            wrong = compare(pin.files, scan(work))
-            if wrong:
-                raise FetchError(f"the headers in {pin.wheel.filename} are not the pinned tree {pin.id}: {wrong}")
-            make_read_only(work)
-    narrate.note(f"torch {pin.version} headers: git tree {pin.id[:7]} verified")
-    return entry
-
-
-def _unpack_headers(pin: TorchHeaders, work: Path, cache: Path, config: IndexConfig, narrate: Narrator) -> None:
-    heads = {f"{pin.prefix}/{folder}": folder for folder in pin.folders}
-    try:
-        with opened_ranges(pin.wheel, config, narrate) as remote:
-            unpack_zip(cast("IO[bytes]", remote), pin.wheel.filename, heads, work)
-    except NotRangeable as error:
-        narrate.note(f"{error}\nfetching the whole wheel instead")
-        with obtained(pin.wheel, cache, config, narrate) as file:
-            unpack_zip(file, pin.wheel.filename, heads, work)

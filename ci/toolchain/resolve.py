@@ -12,7 +12,7 @@ from ci.narrate import Narrator
 from ci.toolchain.hostcxx import find
 from ci.toolchain.installed import RUNTIME, ask_nvcc, look_over, nvcc_version
 from ci.toolchain.model import Toolchain
-from ci.toolchain.packages import identity, torch_headers_tree, unpacked
+from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import MACHINES, Pins, read_pins
 from flash_attn3_sm121.arch import Capability
 from flash_attn3_sm121.errors import ToolchainError
@@ -132,10 +132,3 @@ def _toolchain(
         origin=origin,
         fingerprint=hashlib.sha256("\n".join(words).encode()).hexdigest(),
     )
-
-
-def torch_headers(
-    cache: Path, narrate: Narrator, *, config: IndexConfig | None = None, pins: Pins | None = None
-) -> Path:
-    """The include folder with torch's stable-ABI headers (for -isystem), pinned and proven."""
-    return torch_headers_tree((pins or read_pins()).torch_headers, cache, config or read_config(), narrate)
