@@ -60,9 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print(roofline_text(args.roofline), end="")
         return 0
     if args.overhead:
-        from flash_attn3_sm121.bench.overhead import overhead_text
-
-        print(overhead_text(), end="")
+        _overhead(args)
         return 0
     if args.from_json:
         from flash_attn3_sm121.bench.result import Report
@@ -79,6 +77,18 @@ def run(args: argparse.Namespace) -> int:
     write(report, args)
     _fail_on_our_mistakes(report)
     return 0
+
+
+def _overhead(args: argparse.Namespace) -> None:
+    from flash_attn3_sm121.bench.overhead import overhead_costs, overhead_json, overhead_text
+
+    costs, why = overhead_costs()
+    if args.json == "-":
+        print(overhead_json(costs), end="")
+        return
+    if args.json:
+        _save(Path(args.json), overhead_json(costs).encode())
+    print(overhead_text(costs, why), end="")
 
 
 def _device(name: str | None) -> torch.device:

@@ -7,9 +7,10 @@ layer. Ours is measured on the path of a native kernel: validated, decided, plan
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from flash_attn3_sm121 import attend, eager, interface, kvcache, native, ops, private, schemas
 from flash_attn3_sm121.bench import upstream
+from flash_attn3_sm121.bench.machine import commit, machine, today
 from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.engine import Engine
 from flash_attn3_sm121.facts import DeviceFacts, Settings
@@ -189,14 +191,26 @@ def overhead_costs() -> tuple[list[Cost], str | None]:
         return measure(theirs), why
 
 
-def overhead_text() -> str:
-    costs, why = overhead_costs()
-    rows = [("call", "bare op", "our layer", "upstream's layer", "ours / upstream's")]
+def overhead_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
+    """A head line and one line a call."""
+    rows: list[tuple[str, ...]] = [("call", "bare op", "our layer", "upstream's layer", "ours / upstream's")]
     for cost in costs:
         theirs = "-" if cost.theirs is None else f"{cost.theirs:.2f} us"
         ratio = "-" if cost.ratio is None else f"{cost.ratio:.2f}"
         rows.append((cost.name, f"{cost.bare:.2f} us", f"{cost.ours:.2f} us", theirs, ratio))
+    return rows
+
+
+def overhead_text(costs: Sequence[Cost], why: str | None) -> str:
+    rows = overhead_rows(costs)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = [] if why is None else ["", f"upstream's layer was not measured: {why}"]
     return "\n".join([*lines, *note]) + "\n"
+
+
+def overhead_json(costs: Sequence[Cost]) -> str:
+    """The costs with who measured them."""
+    facts = {"date": today(), "commit": commit(), "machine": machine(torch.device("cpu"))}
+    data = {"schema": 1, "tool": "flash-attn3 bench --overhead", **facts, "costs": [asdict(cost) for cost in costs]}
+    return json.dumps(data, indent=1) + "\n"

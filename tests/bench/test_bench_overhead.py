@@ -90,5 +90,6 @@ def test_both_layers_are_measured_over_the_same_op(tmp_path: Path) -> None:
 def test_text_without_upstream_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FA3_SOURCE", raising=False)
     monkeypatch.setenv("FA3_CACHE", str(tmp_path))
-    text = overhead.overhead_text()
+    costs, why = overhead.overhead_costs()
+    text = overhead.overhead_text(costs, why)
     assert "upstream's layer was not measured" in text and "flash_attn_with_kvcache, append" in text

@@ -1,0 +1,91 @@
+"""The figures in docs/performance.md, written from the result files beside it so that the two cannot drift apart.
+
+`python -m flash_attn3_sm121.bench.document --write docs/performance.md`; a test checks that nothing would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flash_attn3_sm121.bench.overhead import Cost, overhead_rows
+from flash_attn3_sm121.bench.result import Report
+from flash_attn3_sm121.bench.roofline import roofline_text
+from flash_attn3_sm121.bench.text import COLUMNS, head_lines, in_order, row
+from flash_attn3_sm121.errors import UsageError
+
+QUICK, FULL, OVERHEAD = "cpu-quick.json", "cpu.json", "overhead-cpu.json"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in rows)
+    return "\n".join([f"| {head} |", "|---" * len(rows[0]) + "|", *(f"| {line} |" for line in body)]) + "\n"
+
+
+def _report(report: Report, command: str) -> str:
+    """A report's table without the naive contender, whose column of huge numbers helps nobody here."""
+    rows: list[tuple[str, ...]] = [tuple(name for name in COLUMNS if name not in ("spread", "of ceiling"))]
+    for result in report.results:
+        for place, entry in enumerate(in_order(result)):
+            if entry.median_ms is None or entry.contender == "torch-math":
+                continue
+            name, who, median, _, memory, rate, _, lead = row(result, entry)
+            rows.append((name if place == 0 else "", who, median, memory, rate, lead))
+    head = "  \n".join(head_lines(report))
+    return f"`{command}`:\n\n{head}\n\n{_table(rows)}"
+
+
+def results_section(folder: Path) -> str:
+    quick, full = Report.read(folder / QUICK), Report.read(folder / FULL)
+    return (
+        f"{_report(quick, quick.command)}\n"
+        f"The larger shapes, with more rounds ({full.date}, commit {full.commit}):\n\n{_report(full, full.command)}"
+    )
+
+
+def overhead_section(folder: Path) -> str:
+    data = json.loads((folder / OVERHEAD).read_text(encoding="utf-8"))
+    costs = [Cost(**cost) for cost in data["costs"]]
+    who = f"{data['machine']['device']}, torch {data['machine']['torch']}, {data['date']}, commit {data['commit']}"
+    return f"{who}; the least over 60 rounds of 200 calls:\n\n{_table(overhead_rows(costs))}"
+
+
+def roofline_section(folder: Path) -> str:
+    return f"```\n{roofline_text('gb10')}```\n"
+
+
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "results": results_section,
+    "overhead": overhead_section,
+    "roofline": roofline_section,
+}
+
+
+def filled(text: str, folder: Path) -> str:
+    """The document with every section made anew."""
+    for name, make in SECTIONS.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise UsageError(f"expected the markers {begin} and {end} once each")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{make(folder)}{end}{rest.split(end)[1]}"
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flash_attn3_sm121.bench.document", description=__doc__)
+    parser.add_argument("--write", type=Path, required=True, metavar="docs/performance.md")
+    args = parser.parse_args(argv)
+    text = args.write.read_text(encoding="utf-8")
+    made = filled(text, args.write.parent / "results")
+    if made != text:
+        args.write.write_text(made, encoding="utf-8")
+    print(f"{args.write}: {'written' if made != text else 'unchanged'}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
