@@ -11,6 +11,8 @@ from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "fetch": ("ci.commands.fetch", "bring sources, compiler and headers into the content cache, and stop"),
+    "lock": ("ci.commands.lock", "pin other sources: make a lock from a checkout, or check one"),
     "wheel": ("ci.commands.wheel", "sources to a checked wheel, published to the local hub"),
     "build": ("ci.commands.build", "families, or a shard of them, to artifacts for another machine to assemble"),
     "assemble": ("ci.commands.assemble", "artifacts to a checked wheel, slim or fat"),

@@ -1,0 +1,74 @@
+"""`python -m ci fetch`: bring everything that a build needs into the content cache, each piece proven, and stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ci.cachedir import cache_root
+from ci.index import read_config
+from ci.lock import DEFAULT_LOCK, read_lock
+from ci.narrate import Narrator, format_seconds
+from ci.platforms import Platform
+from ci.sources import fetch
+from ci.toolchain import resolve, torch_headers
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    source = os.environ.get("FA3_SOURCE")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path(source) if source else None,
+        help="a local flash-attention checkout, submodules included (default: $FA3_SOURCE)",
+    )
+    parser.add_argument("--lock", type=Path, default=DEFAULT_LOCK, help="another source lock than the repository's")
+    parser.add_argument("--cuda-home", type=Path, help="use this CUDA toolkit instead of the pinned packages")
+    parser.add_argument(
+        "--platform", type=Platform.parse, help="what the libraries will run on: aarch64 or x86_64 (default: this one)"
+    )
+    parser.add_argument("--offline", action="store_true", help="ask no network: the cache and local folders only")
+    parser.add_argument("--json", action="store_true", help="the result for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    narrate, cache = Narrator(), cache_root()
+    started = time.monotonic()
+    config = read_config(offline=args.offline)
+    tree = fetch(read_lock(args.lock), source=args.source, cache=cache, narrate=narrate, config=config)
+    target = None if args.platform is None else str(args.platform)
+    toolchain = resolve(target=target, cuda_home=args.cuda_home, cache=cache, narrate=narrate, config=config)
+    headers = torch_headers(cache, narrate, config=config)
+    result = {
+        "cache": str(cache),
+        "sources": {
+            "commit": tree.lock.upstream.commit,
+            "route": tree.route,
+            "hopper": str(tree.hopper),
+            "hopper_tree": tree.lock.hopper.id,
+            "cutlass_include": str(tree.cutlass_include),
+            "cutlass_include_tree": tree.lock.cutlass_include.id,
+        },
+        "toolchain": {
+            "origin": toolchain.origin,
+            "cuda": ".".join(str(part) for part in toolchain.version),
+            "host": toolchain.host,
+            "target": toolchain.target,
+            "nvcc": str(toolchain.nvcc),
+            "cxx": f"{toolchain.cxx} {toolchain.cxx_version}",
+            "fingerprint": toolchain.fingerprint,
+        },
+        "torch_headers": {"version": headers.version, "folder": str(headers.folder), "tree": headers.id},
+    }
+    if args.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        for title, rows in result.items():
+            pairs = rows.items() if isinstance(rows, dict) else [("", rows)]
+            sys.stdout.write("".join(f"{title + ' ' + key:32} {value}\n" for key, value in pairs))
+    narrate.note(f"everything is at hand, in {format_seconds(time.monotonic() - started)}")
+    return 0
