@@ -16,6 +16,18 @@ _LIMIT = (
     '\n    static_assert(AttnKernel::SharedStorageSize <= ::fa3::kSmemLimit, "tile larger than the shared memory");'
 )
 
+_LAUNCHER = Change(
+    anchor='#include "static_switch.h"', replacement='#include "static_switch.h"\n#include "fa3_launch.h"'
+)
+
+
+def _l2_share(megabytes: int) -> Change:
+    """Instead of that many megabytes: the same part of the device's L2 cache as they are of an H100's."""
+    return Change(
+        anchor=f"int const size_l2 = {megabytes} * 1024 * 1024",
+        replacement=f"int const size_l2 = ::fa3::l2_share({megabytes})",
+    )
+
 
 def _device_first(signature_end: str, tensor: str) -> Change:
     """At a function's start: make the tensor's device the current one, before its properties are asked for."""
@@ -126,11 +138,12 @@ EDITS: tuple[Edit, ...] = (
         file=_FORWARD,
         why="CUTLASS's launcher swallows the error of a failed launch",
         changes=(
-            Change(anchor='#include "static_switch.h"', replacement='#include "static_switch.h"\n#include "fa3_launch.h"'),
+            _LAUNCHER,
             Change(anchor="cutlass::kernel_launch<", replacement="::fa3::kernel_launch<"),
             Change(
                 anchor="cutlass::launch_kernel_on_cluster(launch_params, kernel, kernel_params)",
-                replacement="::fa3::check_status(cutlass::launch_kernel_on_cluster(launch_params, kernel, kernel_params))",
+                replacement="::fa3::check_status("
+                "cutlass::launch_kernel_on_cluster(launch_params, kernel, kernel_params))",
             ),
         ),
     ),
@@ -139,7 +152,7 @@ EDITS: tuple[Edit, ...] = (
         file=_BACKWARD,
         why="CUTLASS's launcher swallows the error of a failed launch",
         changes=(
-            Change(anchor='#include "static_switch.h"', replacement='#include "static_switch.h"\n#include "fa3_launch.h"'),
+            _LAUNCHER,
             Change(anchor="cutlass::kernel_launch<", replacement="::fa3::kernel_launch<", count=5),
         ),
     ),
@@ -148,7 +161,7 @@ EDITS: tuple[Edit, ...] = (
         file="hopper/flash_fwd_combine_launch_template.h",
         why="CUTLASS's launcher swallows the error of a failed launch",
         changes=(
-            Change(anchor='#include "static_switch.h"', replacement='#include "static_switch.h"\n#include "fa3_launch.h"'),
+            _LAUNCHER,
             Change(anchor="cutlass::kernel_launch<", replacement="::fa3::kernel_launch<"),
         ),
     ),
@@ -209,7 +222,7 @@ EDITS: tuple[Edit, ...] = (
         why="the number of splits must follow the device's own L2 cache, not 50 MB",
         changes=(
             Change(anchor="#include <vector>", replacement='#include <vector>\n\n#include "fa3_device.h"'),
-            Change(anchor="int const size_l2 = 50 * 1024 * 1024", replacement="int const size_l2 = ::fa3::l2_share(50)"),
+            _l2_share(50),
         ),
     ),
     Edit(
@@ -218,7 +231,7 @@ EDITS: tuple[Edit, ...] = (
         why="heads that share the L2 cache: the device's own, not an H100's",
         changes=(
             Change(anchor='#include "flash.h"', replacement='#include "fa3_device.h"\n#include "flash.h"'),
-            Change(anchor="int const size_l2 = 8 * 1024 * 1024", replacement="int const size_l2 = ::fa3::l2_share(8)"),
+            _l2_share(8),
         ),
     ),
     Edit(
@@ -227,8 +240,8 @@ EDITS: tuple[Edit, ...] = (
         why="heads that share the L2 cache: the device's own, not an H100's",
         changes=(
             Change(anchor='#include "utils.h"', replacement='#include "fa3_device.h"\n#include "utils.h"'),
-            Change(anchor="int const size_l2 = 32 * 1024 * 1024", replacement="int const size_l2 = ::fa3::l2_share(32)"),
-            Change(anchor="int const size_l2 = 40 * 1024 * 1024", replacement="int const size_l2 = ::fa3::l2_share(40)"),
+            _l2_share(32),
+            _l2_share(40),
         ),
     ),
     Edit(
@@ -236,9 +249,7 @@ EDITS: tuple[Edit, ...] = (
         file=_API,
         why="each family registers its ops under a name of its own; flash_attn_3 belongs to the Python dispatcher",
         changes=(
-            Change(
-                anchor="STABLE_TORCH_LIBRARY(flash_attn_3, m)", replacement="FA3_TORCH_LIBRARY(FA3_NAMESPACE, m)"
-            ),
+            Change(anchor="STABLE_TORCH_LIBRARY(flash_attn_3, m)", replacement="FA3_TORCH_LIBRARY(FA3_NAMESPACE, m)"),
             Change(
                 anchor="STABLE_TORCH_LIBRARY_IMPL(flash_attn_3, CUDA, m)",
                 replacement="FA3_TORCH_LIBRARY_IMPL(FA3_NAMESPACE, CUDA, m)",

@@ -36,7 +36,7 @@ PROFILES: dict[str, Profile] = {
             name="nanochat",
             dtypes=("bf16",),
             head_dims=(64, 128),
-            features=COMMON_FEATURES - {"softcap"},
+            features=COMMON_FEATURES - {"softcap"} | {"deterministic"},
             about="bf16, head dims 64 and 128, forward, backward, sliding window, KV cache (append, paged, split)",
         ),
         Profile(

@@ -154,7 +154,8 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
     dtypes = tuple(dtype for dtype in chosen.dtypes if dtype != "e4m3")
     varlen = 1 + chosen.has("varlen")
     for dim, softcap, dtype in product(chosen.backward_head_dims, _switch(chosen, "softcap"), dtypes):
-        deterministic = 1 if dim >= 256 else 2  # there is no deterministic kernel at head dim 256
+        # There is no deterministic kernel at head dim 256, and none at all below Hopper.
+        deterministic = 2 if chosen.has("deterministic") and dim < 256 else 1
         attention = _masks(chosen) * varlen * 2 * deterministic
         found.append(
             Backward(

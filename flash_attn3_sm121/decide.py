@@ -112,6 +112,8 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
             return f"the {build.family} library is built without backward"
         if "chunk" in call.features:
             return "upstream's backward does not know attention_chunk"
+        if "deterministic" in call.features and "deterministic" not in build.features:
+            return f"the {build.family} library has no deterministic backward (only Hopper's kernels do)"
         if "deterministic" in call.features and call.head_dim > 192:
             return "upstream's deterministic backward stops at head dimension 192"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]
