@@ -25,7 +25,8 @@ from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 
 MARKER = ".flash-attn3-export"
-KINDS = ("models", "kernels")
+RESERVED = frozenset({"api", "files", "kernels", "simple"})
+LISTEN = "127.0.0.1:8080"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,12 @@ class _Writer:
         os.utime(out, (stamp, stamp))
         self.placed[entry.sha256] = out
 
+    def link(self, path: str, to: str) -> None:
+        """A relative link to a folder: web servers follow it, `rsync -L` and `aws s3 sync` copy what it names."""
+        out = self.root / path
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.symlink_to(to)
+
     def _target(self, path: str) -> Path:
         out = self.root / path
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +85,7 @@ class _Writer:
         return out
 
 
-def export(hub: Hub, target: Path) -> Exported:
+def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     """Write the current generation to `target`, replacing an earlier export; anything else there is refused."""
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARKER).is_file())):
         raise HubError(f"{target} is not empty and not an export", hint="name an empty or a new folder")
@@ -94,10 +101,10 @@ def export(hub: Hub, target: Path) -> Exported:
         for item in found:
             _repo_side(writer, item)
         for name, repo in sorted(index.repos.items()):
-            _refs(writer, name, repo)
+            _once_a_repo(writer, name, repo)
         for org in sorted(catalog.organizations):
             writer.text(f"api/organizations/{org}/overview/index.json", huggingface.organization_body(index, org))
-        writer.text("nginx.conf", nginx_conf(index))
+        writer.text("nginx.conf", nginx_conf(index, target.absolute(), listen))
         _swap(beside, target)
     finally:
         if beside.exists():
@@ -116,7 +123,7 @@ class _Found:
     resolved: Resolved
     repo: Repo
     manifest_sha256: str
-    names: tuple[str, ...]  # the revision and the refs that name it
+    refs: tuple[str, ...]  # that name it
 
 
 def _revisions(hub: Hub, index: Index) -> list[_Found]:
@@ -130,7 +137,7 @@ def _revisions(hub: Hub, index: Index) -> list[_Found]:
             if keys is not None:
                 verify_signatures(hub, resolved, keys)
             refs = sorted(ref for ref, target in repo.refs.items() if target == sha)
-            found.append(_Found(resolved=resolved, repo=repo, manifest_sha256=held, names=(sha, *refs)))
+            found.append(_Found(resolved=resolved, repo=repo, manifest_sha256=held, refs=tuple(refs)))
     return found
 
 
@@ -148,30 +155,34 @@ def _pip_side(writer: _Writer, catalog: Catalog) -> None:
 
 
 def _repo_side(writer: _Writer, item: _Found) -> None:
-    name, manifest = str(item.resolved.repo), item.resolved.manifest
-    info = huggingface.info(name, item.repo, item.resolved.revision, manifest)
-    folders = [
-        "",
-        *sorted(path for path, entry in descendants(manifest, "").items() if entry is None and "/" not in path),
-    ]
-    for kind in KINDS:
-        prefix = "" if kind == "models" else "kernels/"
-        for revision in item.names:
-            for path, entry in manifest.files.items():
-                writer.object(f"{prefix}{name}/resolve/{revision}/{path}", entry)
-            writer.text(f"api/{kind}/{name}/revision/{revision}/index.json", info)
-            for folder in folders:
-                rows = children(manifest, folder) if folder else descendants(manifest, folder)
-                listing = [huggingface.tree_item(path, rows[path]) for path in sorted(rows)]
-                inner = f"{folder}/" if folder else ""
-                writer.text(f"api/{kind}/{name}/tree/{revision}/{inner}index.json", listing)
-            if revision == "main":
-                writer.text(f"api/{kind}/{name}/index.json", info)
+    """The real files under the revision's own name; refs, and the other repository type, are links to that."""
+    name, manifest, sha = str(item.resolved.repo), item.resolved.manifest, item.resolved.revision
+    info = huggingface.info(name, item.repo, sha, manifest)
+    api = f"api/models/{name}"
+    for path, entry in manifest.files.items():
+        writer.object(f"{name}/resolve/{sha}/{path}", entry)
+    writer.text(f"{api}/revision/{sha}/index.json", info)
+    everything = descendants(manifest, "")
+    for folder in ("", *sorted(path for path, entry in everything.items() if entry is None and "/" not in path)):
+        rows = children(manifest, folder) if folder else everything
+        listing = [huggingface.tree_item(path, rows[path]) for path in sorted(rows)]
+        writer.text(f"{api}/tree/{sha}/{folder + '/' if folder else ''}index.json", listing)
+    for ref in item.refs:
+        for place in (f"{name}/resolve", f"{api}/revision", f"{api}/tree"):
+            writer.link(f"{place}/{ref}", sha)
+        if ref == "main":
+            writer.text(f"{api}/index.json", info)
 
 
-def _refs(writer: _Writer, name: str, repo: Repo) -> None:
-    for kind in KINDS:
-        writer.text(f"api/{kind}/{name}/refs/index.json", huggingface.refs_body(repo))
+def _once_a_repo(writer: _Writer, name: str, repo: Repo) -> None:
+    org = RepoName.parse(name).org
+    if org in RESERVED:
+        raise HubError(
+            f"{name} can't be exported: {org}/ is a folder of the export itself", hint="publish as another name"
+        )
+    writer.text(f"api/models/{name}/refs/index.json", huggingface.refs_body(repo))
+    writer.link(f"kernels/{name}", f"../../{name}")
+    writer.link(f"api/kernels/{name}", f"../../models/{name}")
 
 
 def _swap(beside: Path, target: Path) -> None:
@@ -192,10 +203,10 @@ def _commits(index: Index) -> Iterator[tuple[str, str, str]]:
             yield name, ref, sha
 
 
-def nginx_conf(index: Index) -> str:
-    """A whole server block. `include` it inside `http { }`, with the export as its root."""
+def nginx_conf(index: Index, root: Path, listen: str) -> str:
+    """Maps and a server block, to be included inside `http { }`."""
     rows = "\n".join(f'    "~^/(?:kernels/)?{name}/resolve/{ref}/" {sha};' for name, ref, sha in _commits(index))
-    return f"""# Written by `flash-attn3 hub export`; to be included inside http {{ }}. Set `root` to this folder.
+    return f"""# Written by `flash-attn3 hub export`; to be included inside http {{ }}.
 map $uri $flash_attn3_commit {{
     default "";
     "~/resolve/(?<sha>[0-9a-f]{{40}})/" $sha;
@@ -206,8 +217,8 @@ map $http_accept $flash_attn3_simple {{
     "~application/vnd.pypi.simple.v1\\+json" index.json;
 }}
 server {{
-    listen 127.0.0.1:8080;
-    root /srv/flash-attn3;
+    listen {listen};
+    root "{root}";
     sendfile on;
     location ~ /resolve/ {{
         default_type application/octet-stream;
