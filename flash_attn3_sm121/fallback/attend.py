@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from flash_attn3_sm121.fallback import blocked, cpu_kernel, pieces
+from flash_attn3_sm121.fallback import blocked, kernels, pieces
 from flash_attn3_sm121.fallback.blocked import Saved, Scoring
 from flash_attn3_sm121.fallback.geometry import Geometry, Piece, plan
+from flash_attn3_sm121.fallback.selfcheck import Kernel
 
 
-def _fused(q: Tensor, v: Tensor, qv: Tensor | None, scoring: Scoring) -> bool:
-    """Whether torch's fused CPU kernel computes this."""
-    plain = qv is None and scoring.softcap == 0.0 and v.shape[-1] <= q.shape[-1]
-    return plain and q.device.type == "cpu" and q.dtype in cpu_kernel.TYPES and cpu_kernel.refusal() is None
+def padded(tensor: Tensor, dim: int) -> Tensor:
+    """Zeros added to the last dimension up to `dim`, and a last stride of 1."""
+    if tensor.shape[-1] != dim:
+        return functional.pad(tensor, (0, dim - tensor.shape[-1]))
+    return tensor if tensor.stride(-1) == 1 or tensor.numel() == 0 else tensor.contiguous()
 
 
 def merge(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -38,31 +41,35 @@ def forward(
 
     Rows that see nothing get 0 and -inf. The lse is fp32 (fp64 for fp64 inputs).
     """
-    if not _fused(q, v, qv, scoring):
+    kernel = kernels.pick(q, k, v, qv, scoring)
+    if kernel is None:
         out, lse = blocked.forward(q, k, v, qv, geometry, scoring)
         return out.to(q.dtype), lse
     batch, rows, heads, dim = q.shape
     dim_v = v.shape[-1]
-    q, k, v = (cpu_kernel.padded(tensor, dim) for tensor in (q, k, v))
+    q, k, v = (padded(tensor, dim) for tensor in (q, k, v))
     groups = plan(geometry)
-    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    launch = _launch(kernel, q, geometry, scoring)
     if len(groups) == 1 and groups[0][0].row_end - groups[0][0].row == rows:
-        out, lse = _group(q, k, v, groups[0], cache, scoring)
+        out, lse = _group(q, k, v, groups[0], launch)
         return out[..., :dim_v].to(q.dtype).contiguous(), lse.contiguous()
     out = q.new_zeros((batch, rows, heads, dim_v))
     lse = q.new_full((batch, heads, rows), -torch.inf, dtype=blocked.accumulator(q.dtype))
     for group in groups:
         span = slice(group[0].row, group[0].row_end)
-        part, part_lse = _group(q, k, v, group, cache, scoring)
+        part, part_lse = _group(q, k, v, group, launch)
         out[:, span] = part[..., :dim_v]
         lse[:, :, span] = part_lse
     return out, lse
 
 
-def _group(
-    q: Tensor, k: Tensor, v: Tensor, group: tuple[Piece, ...], cache: pieces.MaskCache, scoring: Scoring
-) -> tuple[Tensor, Tensor]:
-    results = [pieces.forward(q, k, v, piece, cache.get(piece), scoring.scale) for piece in group]
+def _launch(kernel: Kernel, q: Tensor, geometry: Geometry, scoring: Scoring) -> pieces.Launch:
+    masks = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    return pieces.Launch(kernel=kernel, scale=scoring.scale, masks=masks)
+
+
+def _group(q: Tensor, k: Tensor, v: Tensor, group: tuple[Piece, ...], launch: pieces.Launch) -> tuple[Tensor, Tensor]:
+    results = [pieces.forward(q, k, v, piece, launch) for piece in group]
     if len(results) == 1:
         return results[0]
     return merge([out for out, _ in results], [lse for _, lse in results])
@@ -73,22 +80,23 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) in q's type or the sum's. `delta` (B, H, S) is given where it is not just rowsum(dout * out)."""
     q = rows.q
-    if delta is not None or not _fused(q, v, None, scoring):
+    kernel = kernels.pick(q, k, v, None, scoring) if delta is None else None
+    if kernel is None:
         if delta is None:
             delta = row_delta(rows.dout, rows.out)
         return blocked.backward(rows.dout, q, k, v, Saved(lse=rows.lse, delta=delta), geometry, scoring)
     dim, dim_v, kind = q.shape[-1], v.shape[-1], blocked.accumulator(q.dtype)
-    k, v = cpu_kernel.padded(k, dim), cpu_kernel.padded(v, dim)
+    k, v = padded(k, dim), padded(v, dim)
     rows = pieces.Rows(
-        dout=cpu_kernel.padded(rows.dout, dim),
-        q=cpu_kernel.padded(q, dim),
-        out=cpu_kernel.padded(rows.out, dim),
+        dout=padded(rows.dout, dim),
+        q=padded(q, dim),
+        out=padded(rows.out, dim),
         lse=rows.lse.to(kind),
     )
     groups = plan(geometry, backward=True)
-    cache = pieces.MaskCache(geometry=geometry, dtype=q.dtype, device=q.device)
+    launch = _launch(kernel, q, geometry, scoring)
     if len(groups) == 1 and len(groups[0]) == 1 and _covers(groups[0][0], geometry):
-        dq, dk, dv = pieces.gradients(rows, k, v, groups[0][0], cache.get(groups[0][0]), scoring.scale)
+        dq, dk, dv = pieces.gradients(rows, k, v, groups[0][0], launch)
         return dq, dk, dv[..., :dim_v]
     into = pieces.Gradients(
         dq=torch.zeros(q.shape, dtype=q.dtype if all(len(group) == 1 for group in groups) else kind, device=q.device),
@@ -97,7 +105,7 @@ def backward(
     )
     for group in groups:
         for piece in group:
-            pieces.backward(rows, k, v, piece, cache.get(piece), scoring.scale, into)
+            pieces.backward(rows, k, v, piece, launch, into)
     return into.dq, into.dk, into.dv[..., :dim_v]
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.fallback import cpu_kernel, masks
+from flash_attn3_sm121.fallback import masks
 from flash_attn3_sm121.fallback.blocked import fold, unfold
 from flash_attn3_sm121.fallback.geometry import Geometry, Kind, Piece
+from flash_attn3_sm121.fallback.selfcheck import Kernel
 
 # With at most this many rows after folding, reading keys costs more than multiplying by them.
 FOLDED_ROWS = 64
@@ -43,6 +44,15 @@ class MaskCache:
         return self._masks[key]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """What all pieces of a call share."""
+
+    kernel: Kernel
+    scale: float
+    masks: MaskCache
+
+
 def query_blocks(tensor: Tensor, piece: Piece) -> Tensor:
     """Rows of one (S, H, d) sequence as (repeat, H, rows, d)."""
     span = tensor[piece.row : piece.row_end].view(piece.repeat, piece.rows, *tensor.shape[1:])
@@ -61,13 +71,14 @@ def key_blocks(tensor: Tensor, piece: Piece) -> Tensor:
     return span.permute(0, 1, 3, 2)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tuple[Tensor, Tensor]:
     """q (B, S, H, d), k and v (B, T, Hk, d) to out (B, n, H, d) and lse (B, H, n) over the piece's n rows."""
+    kernel, scale, mask = launch.kernel, launch.scale, launch.masks.get(piece)
     causal = piece.kind is Kind.CAUSAL
     if piece.repeat > 1:
         outs, lses = [], []
         for row in range(q.shape[0]):
-            out, lse = cpu_kernel.forward(
+            out, lse = kernel.forward(
                 query_blocks(q[row], piece),
                 key_blocks(k[row], piece),
                 key_blocks(v[row], piece),
@@ -85,25 +96,25 @@ def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, 
     if not causal and piece.rows * group <= FOLDED_ROWS:
         folded_mask = mask.repeat(group, 1) if mask is not None else None
         if piece.keys >= 2 * SPLIT_KEYS and piece.kind is Kind.FULL:
-            parts = [_split(fold(rows[b : b + 1], kv_heads), keys[b], values[b], scale) for b in range(rows.shape[0])]
+            parts = [_split(fold(rows[b : b + 1], kv_heads), keys[b], values[b], launch) for b in range(rows.shape[0])]
             out, lse = torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
         else:
-            out, lse = cpu_kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
+            out, lse = kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
         return unfold(out, piece.rows), lse.reshape(rows.shape[0], rows.shape[2], piece.rows)
-    out, lse = cpu_kernel.forward(rows.transpose(1, 2), keys, values, scale=scale, causal=causal, mask=mask)
+    out, lse = kernel.forward(rows.transpose(1, 2), keys, values, scale=scale, causal=causal, mask=mask)
     return out.transpose(1, 2), lse
 
 
-def _split(rows: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _split(rows: Tensor, keys: Tensor, values: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
     """rows (1, Hk, n, d) against keys and values (Hk, T, d), all visible: out (Hk, n, d) and lse (Hk, n)."""
     count = keys.shape[1] // SPLIT_KEYS
     length = -(-keys.shape[1] // count)
     whole = keys.shape[1] // length  # parts of full length; what is left over is one more
     end = whole * length
     blocks = (part[:, :end].view(-1, whole, length, part.shape[-1]).transpose(0, 1) for part in (keys, values))
-    outs, lses = cpu_kernel.forward(rows.expand(whole, -1, -1, -1), *blocks, scale=scale)
+    outs, lses = launch.kernel.forward(rows.expand(whole, -1, -1, -1), *blocks, scale=launch.scale)
     if end < keys.shape[1]:
-        rest = cpu_kernel.forward(rows, keys[None, :, end:], values[None, :, end:], scale=scale)
+        rest = launch.kernel.forward(rows, keys[None, :, end:], values[None, :, end:], scale=launch.scale)
         outs, lses = torch.cat((outs, rest[0])), torch.cat((lses, rest[1]))
     total = lses.logsumexp(0)
     return (outs * (lses - total).exp().unsqueeze(-1)).sum(0), total
@@ -139,43 +150,46 @@ class Gradients:
     dv: Tensor
 
 
-def backward(
-    rows: Rows, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float, into: Gradients
-) -> None:
+def backward(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch, into: Gradients) -> None:
     """Add the piece's share of dq, dk and dv."""
     if piece.repeat > 1:
         for b in range(k.shape[0]):
             lse = lse_blocks(rows.lse[b], piece)
             blocks = (query_blocks(tensor[b], piece) for tensor in (rows.dout, rows.q, rows.out))
             dout, q, out = blocks
-            dq, dk, dv = cpu_kernel.backward(
-                dout, q, key_blocks(k[b], piece), key_blocks(v[b], piece), out, lse, scale=scale, mask=mask
+            dq, dk, dv = launch.kernel.backward(
+                dout,
+                q,
+                key_blocks(k[b], piece),
+                key_blocks(v[b], piece),
+                out,
+                lse,
+                scale=launch.scale,
+                mask=launch.masks.get(piece),
             )
             into.dq[b, piece.row : piece.row_end] += dq.transpose(1, 2).flatten(0, 1)
             _overlap_add(into.dk[b], dk, piece)
             _overlap_add(into.dv[b], dv, piece)
         return
-    dq, dk, dv = gradients(rows, k, v, piece, mask, scale)
+    dq, dk, dv = gradients(rows, k, v, piece, launch)
     key = slice(piece.key, piece.key_end)
     into.dq[:, piece.row : piece.row_end] += dq
     into.dk[:, key] += dk
     into.dv[:, key] += dv
 
 
-def gradients(
-    rows: Rows, k: Tensor, v: Tensor, piece: Piece, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tuple[Tensor, Tensor, Tensor]:
     """The share of a piece that is not repeated: dq (B, n, H, d) of its rows, dk and dv of its keys."""
     row, key = slice(piece.row, piece.row_end), slice(piece.key, piece.key_end)
-    dq, dk, dv = cpu_kernel.backward(
+    dq, dk, dv = launch.kernel.backward(
         rows.dout[:, row].transpose(1, 2),
         rows.q[:, row].transpose(1, 2),
         k[:, key].transpose(1, 2),
         v[:, key].transpose(1, 2),
         rows.out[:, row].transpose(1, 2),
         rows.lse[:, :, row],
-        scale=scale,
+        scale=launch.scale,
         causal=piece.kind is Kind.CAUSAL,
-        mask=mask,
+        mask=launch.masks.get(piece),
     )
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flash_attn3_sm121.fallback import blocked, cpu_kernel, geometry, pieces
+from flash_attn3_sm121.fallback import blocked, geometry, kernels, pieces
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Parametrise indirectly with "usual", "tiny" (small blocks) or "plain" (small blocks, no fused kernel)."""
     if request.param == "plain":
-        monkeypatch.setattr(cpu_kernel, "refusal", lambda: "switched off by a test")
+        monkeypatch.setattr(kernels, "pick", lambda *_: None)
     if request.param != "usual":
         monkeypatch.setattr(geometry, "BLOCK_ROWS", 4)
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
