@@ -70,9 +70,11 @@ def _commit(folder: Path, path: str, narrate: Narrator) -> str | None:
     """The commit that holds exactly this state of `path`; None where there is none (edited, or no repository)."""
     if not (folder / ".git").exists():
         return None
-    git = ["git", "-C", folder]
+    git = ["git", "-C", str(folder)]
     changes = narrate.run([*git, "status", "--porcelain", "--", path])
     head = narrate.run([*git, "rev-parse", "HEAD"])
     if changes.returncode != 0 or head.returncode != 0:
-        raise SourceError(f"git cannot read {folder}: {(changes.stderr or head.stderr).strip()}")
+        # A copied checkout whose .git points nowhere: the trees can be pinned all the same.
+        narrate.note(f"no commit is named: git cannot read {folder}: {(changes.stderr or head.stderr).strip()}")
+        return None
     return None if changes.stdout.strip() else head.stdout.strip()
