@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.commands.common import add_hub_option, hub_root, human_size, print_json
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.publish import Published, judge, publish
@@ -54,7 +54,7 @@ def signing_key(path: Path | None) -> SigningKey | None:
 
 def run(args: argparse.Namespace) -> int:
     if args.yes and not args.to:
-        raise HubError("--yes goes with --to", hint="flash-attn3 hub publish --to ORG --yes WHEEL...")
+        raise UsageError("--yes goes with --to", hint="flash-attn3 hub publish --to ORG --yes WHEEL...")
     started = time.monotonic()
     repos: dict[RepoName, Flavour] = dict(parse_repo(text) for text in args.repo)
     pushed = [RepoName(org=args.to, name=flavour.kernel_name) for flavour in Flavour] if args.to else []

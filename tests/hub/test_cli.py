@@ -1,0 +1,148 @@
+"""The hub's command line: what a person sees, what a program reads, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.cli import main
+from flash_attn3_sm121.hub.cli import ACTIONS
+from flash_attn3_sm121.hub.store import Hub
+from tests.hub.wheelmaker import write_wheel
+
+pytest.importorskip("aiohttp")
+REPO = "varunneal/flash-attention-3"
+Cli = Callable[..., str]
+
+
+@pytest.fixture
+def cli(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `flash-attn3 hub ...` on a hub; gives stdout, and checks the exit code."""
+    monkeypatch.setenv("FLASH_ATTN3_HUB", str(hub.layout.root))
+
+    def run(*argv: str, code: int = 0) -> str:
+        capsys.readouterr()
+        found = main(["hub", *argv])
+        output = capsys.readouterr()
+        assert found == code, output.err
+        return output.out if code == 0 else output.err
+
+    return run
+
+
+def test_publishing_ends_with_names_sizes_hashes_and_the_next_command(
+    cli: Cli, wheels: Mapping[str, Path], newer_wheel: Path, hub: Hub
+) -> None:
+    text = cli("publish", str(newer_wheel), "--repo", "my-lab/attention")
+    entry = hub.index().wheels[newer_wheel.name]
+    assert text.startswith(f"published: generation 2 of {hub.layout.root}")
+    assert newer_wheel.name in text and entry.sha256 in text and "verify: pass" in text
+    assert "my-lab/attention" in text and "next: flash-attn3 hub serve" in text
+    assert cli("publish", str(newer_wheel)).startswith("nothing new: generation 2")
+    again = json.loads(cli("publish", str(wheels["pure"]), "--json"))
+    assert again["changed"] is True and set(again["repos"]) == {*hub.index().repos}, "my-lab/attention gets it too"
+
+
+def test_the_first_publish_makes_the_hub(
+    tmp_path: Path, wheels: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["hub", "list"]) == 30
+    assert "no hub at" in capsys.readouterr().err
+    assert main(["hub", "publish", str(wheels["pure"])]) == 0
+    assert Hub.open(tmp_path / "data" / "flash-attn3-sm121" / "hub").index().generation == 1
+
+
+def test_a_bad_wheel_has_its_own_exit_code_and_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    text = cli("publish", str(write_wheel(tmp_path, verdict="fail")), code=31)
+    assert "is not verified" in text and "--allow-unverified" in text
+    cli("publish", str(write_wheel(tmp_path, verdict="fail")), "--allow-unverified")
+    assert "unverified" in cli("list")
+
+
+def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
+    text = cli("list")
+    assert "sm_121" in text and REPO in text and "3.0.0.post1, main, v1" in text
+    assert set(json.loads(cli("list", "--json"))["repos"]) == set(hub.index().repos)
+    shown = cli("show", REPO)
+    assert "linux_aarch64: sm_121, from flash_attn3_sm121-3.0.0.post1+g3effce8" in shown
+    assert "build/torch-cpu" in shown
+    files = cli("show", REPO, "--files")
+    assert (
+        sum("payload/linux_aarch64/flash_attn3_sm121/lib/flash_attn3_sm8x.so" in row for row in files.splitlines()) == 2
+    )
+    wheel = next(iter(hub.index().wheels))
+    assert hub.index().wheels[wheel].sha256 in cli("show", wheel)
+    assert json.loads(cli("show", wheel, "--json"))["filename"] == wheel
+    assert "no repository 'no/such'" in cli("show", "no/such", code=30)
+    assert "has no revision 'v9'" in cli("show", f"{REPO}@v9", code=30)
+
+
+def test_check_says_ok_or_damaged(cli: Cli, hub: Hub) -> None:
+    assert cli("check").startswith("ok: generation 1")
+    wheel = next(iter(hub.index().wheels.values()))
+    path = hub.layout.object(wheel.sha256)
+    path.chmod(0o644)
+    path.write_bytes(b"x")
+    assert "expected " + wheel.sha256 in cli("check", code=31)
+
+
+def test_env_prints_one_line_for_the_shell(cli: Cli, tmp_path: Path) -> None:
+    line = cli("env", REPO, "--dir", str(tmp_path / "out"))
+    assert line.startswith(f"export LOCAL_KERNELS={REPO}={tmp_path}/out/") and line.count("\n") == 1
+    folder = Path(line.strip().rpartition("=")[2])
+    assert (folder / "build/torch-cuda/metadata.json").is_file()
+    assert "use --dir" in cli("env", "--dir", str(tmp_path / "a:b"), code=30)
+
+
+def test_env_keeps_other_entries(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_KERNELS", f"other/thing=/x:{REPO}=/old")
+    value = json.loads(cli("env", REPO, "--json"))["LOCAL_KERNELS"]
+    assert value.startswith("other/thing=/x:") and "/old" not in value and value.count("=") == 2
+
+
+def test_seed_fills_a_cache_of_the_right_layout(cli: Cli, tmp_path: Path, hub: Hub) -> None:
+    assert "covers" in cli("seed", REPO)
+    sha = hub.index().repos[REPO].refs["main"]
+    for kind in ("models", "kernels"):
+        folder = tmp_path / "hf" / "hub" / f"{kind}--varunneal--flash-attention-3"
+        assert {(folder / "refs" / ref).read_text() for ref in ("main", "v1")} == {sha}
+        init = folder / "snapshots" / sha / "build/torch-cuda/__init__.py"
+        assert init.is_file() and not init.is_symlink()
+    cli("seed", REPO)
+    init.unlink()
+    init.write_text("evil")
+    assert "not what the hub's manifest says" in cli("seed", REPO, code=31)
+
+
+def test_keys_and_signatures(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    text = cli("keygen", str(tmp_path / "key"))
+    public = text.rpartition("FLASH_ATTN3_TRUSTED_KEYS=")[2].strip()
+    assert "not signed" in cli("check", "--keys", public, code=31)
+    assert cli("sign", "--key", str(tmp_path / "key")).startswith("signed 6 wheels and revisions")
+    assert "signatures checked" in cli("check", "--keys", str(tmp_path / "key.pub"))
+    assert "no key to sign with" in cli("sign", code=2)
+
+
+def test_remove_and_gc(cli: Cli, hub: Hub) -> None:
+    name = next(iter(hub.index().wheels))
+    assert cli("remove", name, "kernels-community/flash-attn3").startswith(f"removed wheel {name}\nremoved repository")
+    assert cli("gc", "--dry-run", "--keep", "1").startswith("would remove ")
+    assert json.loads(cli("gc", "--keep", "1", "--json"))["generations"] == 1
+    assert cli("check").startswith("ok")
+    assert "expected at least 1" in cli("gc", "--keep", "0", code=2)
+
+
+def test_export_says_where(cli: Cli, tmp_path: Path) -> None:
+    text = cli("export", str(tmp_path / "www"))
+    assert text.startswith(f"exported to {tmp_path}/www") and "nginx.conf" in text
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_has_help(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["hub", action, "--help"])
+    assert end.value.code == 0 and f"flash-attn3 hub {action}" in capsys.readouterr().out
