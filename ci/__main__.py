@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("ci.commands.build", "families, or a shard of them, to artifacts for another machine to assemble"),
     "assemble": ("ci.commands.assemble", "artifacts to a checked wheel, slim or fat"),
     "verify": ("ci.commands.verify", "check built wheels, reading nothing but them"),
+    "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
 }

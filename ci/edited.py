@@ -38,7 +38,7 @@ def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
 
 def edited_tree(tree: SourceTree, *, cache: Path, narrate: Narrator, without: frozenset[str] = frozenset()) -> Edited:
     """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for)."""
-    chosen = tuple(edit for edit in edits.EDITS if edit.name not in without)
+    chosen = edits.without(edits.EDITS, without)
     total = hashlib.sha256(edits.digest(chosen).encode())
     for path in own_sources():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())

@@ -1,0 +1,121 @@
+"""`python -m ci measure`: CPU seconds and memory of our units against upstream's files with upstream's flags.
+
+Everything is compiled anew in one run, one compiler at a time; nothing comes from, or goes into, the object cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ci import compile as compiling
+from ci import measure, options
+from ci.children import Children
+from ci.commands import common
+from ci.inputs import Inputs
+from ci.measure import Cost, Group, Result
+from ci.narrate import Narrator
+from ci.plan import PlannedUnit
+from ci.workdir import WorkDir, workdir
+from flash_attn3_sm121.errors import CompileError, UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_build_arguments(parser)
+    parser.add_argument("--sample", type=int, metavar="N", help="measure N groups, spread over all of them")
+    parser.add_argument("--all", action="store_true", help="measure every group (hours)")
+    parser.add_argument("--only", action="append", default=[], metavar="GROUP", help="measure this group")
+    parser.add_argument("--list", action="store_true", help="print the groups and stop")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/build.json"))
+
+
+def chosen(found: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, ...]:
+    if args.only:
+        known = {group.name: group for group in found}
+        missing = [name for name in args.only if name not in known]
+        if missing:
+            raise UsageError(f"no group {', '.join(missing)}", hint=f"groups: {', '.join(known)}")
+        return tuple(known[name] for name in args.only)
+    if args.all:
+        return found
+    if not args.sample or args.sample < 1:
+        raise UsageError(
+            "what is to be measured? give --sample N, --only GROUP or --all", hint="--list shows the groups"
+        )
+    return measure.sample(found, args.sample)
+
+
+def run(args: argparse.Namespace) -> int:
+    narrate = Narrator()
+    args.profile = args.profile or "full"
+    session = common.begin(options.from_arguments(args), narrate)
+    if len(session.plan.families) != 1:
+        raise UsageError("measure one family at a time", hint="--archs 12.1")
+    found = measure.groups(session.plan.families[0])
+    picked = found if args.list else chosen(found, args)
+    if args.list:
+        for group in found:
+            print(f"{group.name:28} {len(group.ours)} of ours, {len(group.upstream)} of upstream's")
+        return 0
+    inputs = common.gather(session)
+    facts = {
+        "pin": inputs.tree.lock.short,
+        "cuda": ".".join(str(part) for part in inputs.toolchain.version),
+        "archs": [target.name for target in session.plan.targets],
+        "profile": session.plan.profile,
+        "cores": session.machine.cores,
+    }
+    results: list[Result] = []
+    for group in picked:
+        results.append(_measure(group, session, inputs))
+        document = measure.summary(results, of=len(found), facts=facts)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        narrate.note(f"{group.name}: {document['results'][-1]['ours_cpu_s']} CPU s against upstream's "
+                     f"{document['results'][-1]['upstream_cpu_s']}")  # fmt: skip
+    print(f"{args.output}: ours {document['ours_cpu_s']} CPU s, upstream {document['upstream_cpu_s']} CPU s, "
+          f"ratio {document['ratio']}")  # fmt: skip
+    return 0
+
+
+def _measure(group: Group, session: common.Session, inputs: Inputs) -> Result:
+    """Compile both sides of a group: ours from the edited tree, upstream's from the pristine one."""
+    tools = inputs.toolchain
+    with workdir(session.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
+
+        def compiled(file: str, argv: list[str]) -> Cost:
+            session.narrate.command(argv)
+            env = compiling.environment(os.environ, toolchain=tools, work=work, launcher=None)
+            log = work.root / "keep" / "log"
+            ended = Children().run(argv, cwd=work.root, env=env, log=log)
+            if ended.code != 0:
+                raise CompileError(
+                    f"$ {' '.join(argv)}\nexit code {ended.code}\n{log.read_text(errors='replace')[-4000:]}"
+                )
+            return Cost(file=file, cpu_s=ended.cpu_s, wall_s=ended.wall_s, rss_gb=ended.rss_gb)
+
+        ours = tuple(_ours(item, inputs, work, compiled) for item in group.ours)
+        upstream = tuple(_upstream(file, inputs, work, compiled) for file in group.upstream)
+    return Result(name=group.name, ours=ours, upstream=upstream)
+
+
+Compiled = Callable[[str, list[str]], Cost]
+
+
+def _ours(item: PlannedUnit, inputs: Inputs, work: WorkDir, compiled: Compiled) -> Cost:
+    work.write(item.unit)
+    argv = compiling.command(item, toolchain=inputs.toolchain, work=work, launcher=None)
+    cost = compiled(item.unit.file, argv)
+    work.drop_intermediate(item.unit)
+    return cost
+
+
+def _upstream(file: str, inputs: Inputs, work: WorkDir, compiled: Compiled) -> Cost:
+    hopper = inputs.tree.hopper
+    includes = [f"-I{hopper}", f"-I{inputs.tree.cutlass_include}"]
+    flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(file)]
+    argv = [str(inputs.toolchain.nvcc), "-ccbin", inputs.toolchain.cxx, *flags, *includes]
+    return compiled(file, [*argv, "-c", str(hopper / file), "-o", str(work.root / "obj" / "upstream.o")])
