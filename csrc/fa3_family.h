@@ -17,8 +17,8 @@ inline constexpr int kSmemLimit = FA3_SMEM_LIMIT;
 }  // namespace fa3
 
 // In upstream's place: no branch, so no instantiation of, or reference to, another family's kernels.
-#define ARCH_SWITCH(ARCH, ARCH_NAME, ...)             \
-    [&] {                                             \
+#define ARCH_SWITCH(ARCH, ARCH_NAME, ...)              \
+    [&] {                                              \
         constexpr static int ARCH_NAME = ::fa3::kArch; \
-        return __VA_ARGS__();                         \
+        return __VA_ARGS__();                          \
     }()

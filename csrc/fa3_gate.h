@@ -53,8 +53,8 @@ inline std::string refusal(int major, int minor, size_t smem_limit) {
         return "it holds code for " + images + " only";
     }
     if (smem_limit < static_cast<size_t>(kSmemLimit)) {
-        return "its kernels may need " + std::to_string(kSmemLimit) + " bytes of shared memory a block, the device has " +
-               std::to_string(smem_limit);
+        return "its kernels may need " + std::to_string(kSmemLimit) +
+               " bytes of shared memory a block, the device has " + std::to_string(smem_limit);
     }
     return "";
 }

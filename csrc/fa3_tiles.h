@@ -10,7 +10,8 @@
 //   - block_m is a multiple of 16 * warps (one MMA row block a warp) and at most 32 * warps (a row's owner in the
 //     epilogue is one thread),
 //   - block_n is a multiple of 16 (two MMA columns at once),
-//   - block_m does not depend on the variant: get_scheduler_metadata() counts row blocks before the call that uses them,
+//   - block_m does not depend on the variant: get_scheduler_metadata() counts row blocks before the call that uses
+//   them,
 //     and must count the same ones.
 #pragma once
 
@@ -34,18 +35,23 @@ struct Variant {
 };
 
 // Which head dims (rounded up) have a tile of ours; the others take upstream's.
-constexpr bool has_own_tile(bool small_smem, int head_dim) { return head_dim <= 64 || (small_smem && head_dim > 192); }
+constexpr bool has_own_tile(bool small_smem, int head_dim) {
+    return head_dim <= 64 || (small_smem && head_dim > 192);
+}
 
-// 64: upstream's 128 x 112 on 4 warps needs more than 255 registers: 56 for the scores and 32 for the output, beside
-// the fragments of Q and K in flight. 96 columns (48) fit, but for masks and tanh that keep more alive: 64 there.
-// Two blocks of 4 warps share an SM either way (by registers), so that one computes while the other waits.
-constexpr Tile tile_64(Variant const& v) {
-    int const block_n = v.local || v.softcap ? 64 : 96;
-    return {128, block_n, 4, 1, false};
+// 64: upstream's 128 x 112 on 4 warps needs more registers than there are, as does 128 x 96 with some masks: a thread
+// holds 112 (96) scores and 64 sums of the output, beside fragments in flight. 64 columns leave room in every variant.
+// Fewer columns cost little: of the loads that feed the MMAs, only Q's are repeated more often (40 LDSM for 128 HMMA
+// instead of 56 for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8
+// warps of 16 rows instead would read K and V from shared memory twice as often.
+constexpr Tile tile_64(Variant const&) {
+    return {128, 64, 4, 1, false};
 }
 
 // 256: Q, K and V of 64 rows each are 96 KB.
-constexpr Tile tile_256(Variant const&) { return {64, 64, 4, 1, false}; }
+constexpr Tile tile_256(Variant const&) {
+    return {64, 64, 4, 1, false};
+}
 
 constexpr Tile forward_tile(bool, int head_dim, Variant const& variant) {
     return head_dim <= 64 ? tile_64(variant) : tile_256(variant);

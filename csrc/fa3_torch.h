@@ -5,7 +5,7 @@
 
 // In libtorch_cuda only: weak, so that the library also loads where torch has no CUDA (and registers its ops there).
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                  void** ret_stream);
+                                                                                   void** ret_stream);
 
 namespace fa3 {
 

@@ -1,0 +1,214 @@
+// A CUDA runtime without a GPU: linked to a family library's objects in the real one's place, it answers as a device
+// that the driver script describes, refuses what that device would refuse, and writes down every launch.
+// Torch's functions that need CUDA are replaced as well, so that CPU tensors go through the CUDA code path.
+// BSD-3-Clause, see LICENSE.
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+struct Device {
+    int major, minor, sms, l2, smem_optin;
+};
+
+// Function-local statics: registration runs before any namespace-scope object of this file is sure to exist.
+std::map<void const*, std::string>& kernels() {
+    static std::map<void const*, std::string> names;
+    return names;
+}
+std::map<void const*, int>& smem_allowed() {
+    static std::map<void const*, int> allowed;
+    return allowed;
+}
+std::string& launches() {
+    static std::string text;
+    return text;
+}
+Device device{12, 1, 48, 24 << 20, 101376};
+cudaError_t last = cudaSuccess;
+std::string failing;
+cudaError_t injected = cudaSuccess;
+
+struct Configuration {
+    dim3 grid, block;
+    size_t smem;
+    cudaStream_t stream;
+} pushed;
+
+cudaError_t ended(char const* call, cudaError_t status) {
+    if (failing == call) {
+        status = injected;
+    }
+    if (status != cudaSuccess) {
+        last = status;
+    }
+    return status;
+}
+
+cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, size_t smem) {
+    cudaError_t status = cudaSuccess;
+    uint64_t const threads = uint64_t{block.x} * block.y * block.z;
+    if (kernels().count(kernel) == 0) {
+        status = cudaErrorInvalidDeviceFunction;
+    } else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0 || threads > 1024 || grid.y > 65535 ||
+               grid.z > 65535) {
+        status = cudaErrorInvalidConfiguration;
+    } else if (smem > 48 * 1024 && smem > static_cast<size_t>(smem_allowed()[kernel])) {
+        status = cudaErrorInvalidValue;
+    }
+    status = ended(call, status);
+    auto triple = [](dim3 d) {
+        return "[" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + "]";
+    };
+    launches() += "{\"kernel\":\"" + kernels()[kernel] + "\",\"grid\":" + triple(grid) + ",\"block\":" + triple(block) +
+                  ",\"smem\":" + std::to_string(smem) + ",\"status\":" + std::to_string(status) + "}\n";
+    return status;
+}
+
+}  // namespace
+
+// ---- for the driver script -------------------------------------------------------------------------------------
+
+EXPORT void stub_device(int major, int minor, int sms, int l2, int smem_optin) {
+    device = Device{major, minor, sms, l2, smem_optin};
+    smem_allowed().clear();
+}
+EXPORT void stub_fail(char const* call, int error) {
+    failing = call;
+    injected = static_cast<cudaError_t>(error);
+}
+// The launches since the last call, one JSON object a line; valid until the next call.
+EXPORT char const* stub_take() {
+    static std::string taken;
+    taken.swap(launches());
+    launches().clear();
+    return taken.c_str();
+}
+EXPORT int stub_last_error() {
+    return last;
+}
+
+// ---- what nvcc's generated code calls --------------------------------------------------------------------------
+
+extern "C" {
+void** __cudaRegisterFatBinary(void*) {
+    static void* handle = nullptr;
+    return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterVar(void**, char*, char*, char const*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, char const* host, char*, char const* name, int, uint3*, uint3*, dim3*, dim3*,
+                            int*) {
+    kernels()[host] = name;
+}
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t smem, cudaStream_t stream) {
+    pushed = Configuration{grid, block, smem, stream};
+    return 0;
+}
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* smem, void* stream) {
+    *grid = pushed.grid;
+    *block = pushed.block;
+    *smem = pushed.smem;
+    *static_cast<cudaStream_t*>(stream) = pushed.stream;
+    return cudaSuccess;
+}
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, void const* host) {
+    *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(host));
+    return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void**, size_t smem, cudaStream_t) {
+    return launch("cudaLaunchKernel", reinterpret_cast<void const*>(kernel), grid, block, smem);
+}
+
+// ---- the runtime API, as far as the library uses it ------------------------------------------------------------
+
+cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void**, size_t smem, cudaStream_t) {
+    return launch("cudaLaunchKernel", kernel, grid, block, smem);
+}
+cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* kernel, void**) {
+    return launch("cudaLaunchKernelExC", kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes);
+}
+cudaError_t cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
+        return ended("cudaFuncSetAttribute", cudaSuccess);
+    }
+    if (value > device.smem_optin) {
+        return ended("cudaFuncSetAttribute", cudaErrorInvalidValue);
+    }
+    smem_allowed()[kernel] = value;
+    return ended("cudaFuncSetAttribute", cudaSuccess);
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return ended("cudaGetDeviceCount", cudaSuccess);
+}
+cudaError_t cudaGetDevice(int* index) {
+    *index = 0;
+    return ended("cudaGetDevice", cudaSuccess);
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    *properties = cudaDeviceProp{};
+    std::strcpy(properties->name, "stand-in");
+    properties->major = device.major;
+    properties->minor = device.minor;
+    properties->multiProcessorCount = device.sms;
+    properties->l2CacheSize = device.l2;
+    properties->sharedMemPerBlockOptin = static_cast<size_t>(device.smem_optin);
+    return ended("cudaGetDeviceProperties", cudaSuccess);
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    switch (attribute) {
+        case cudaDevAttrL2CacheSize:
+            *value = device.l2;
+            break;
+        case cudaDevAttrMultiProcessorCount:
+            *value = device.sms;
+            break;
+        default:
+            return ended("cudaDeviceGetAttribute", cudaErrorInvalidValue);
+    }
+    return ended("cudaDeviceGetAttribute", cudaSuccess);
+}
+cudaError_t cudaGetLastError() {
+    cudaError_t const found = last;
+    last = cudaSuccess;
+    return found;
+}
+cudaError_t cudaPeekAtLastError() {
+    return last;
+}
+char const* cudaGetErrorName(cudaError_t) {
+    return "cudaErrorOfTheStandIn";
+}
+char const* cudaGetErrorString(cudaError_t) {
+    return "an error of the stand-in runtime";
+}
+
+// ---- torch's shims that need CUDA ------------------------------------------------------------------------------
+
+int32_t aoti_torch_device_type_cuda() {
+    return 0;
+}  // what a CPU tensor says of itself
+int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
+    *guard = nullptr;
+    return 0;
+}
+int32_t aoti_torch_delete_device_guard(void*) {
+    return 0;
+}
+int32_t aoti_torch_get_current_device_index(int32_t* index) {
+    *index = 0;
+    return 0;
+}
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+    *stream = nullptr;
+    return 0;
+}
+}
