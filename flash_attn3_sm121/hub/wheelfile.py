@@ -118,8 +118,15 @@ def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts,
         value = json.loads(archive.read(report))
     except ValueError as error:
         return f"{report} is not JSON: {error}"
-    verdict = value.get("verdict") if isinstance(value, Mapping) else None
-    return "pass" if verdict == "pass" else f"{report} says {verdict!r}, not 'pass'"
+    said = value.get("verdict") if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or said != "pass":
+        return f"{report} says {said!r}, not 'pass'"
+    libraries = value.get("libraries")
+    for item in facts:
+        seen = libraries.get(item.library) if isinstance(libraries, Mapping) else None
+        if not isinstance(seen, Mapping) or seen.get("sha256") != item.sha256:
+            return f"{report} is not about this {item.library}"
+    return "pass"
 
 
 def _platform(tags: frozenset[str], facts: tuple[BuildFacts, ...]) -> str:

@@ -113,6 +113,12 @@ def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
     [
         ({"proxy": True}, IntegrityError, "proxy build"),
         ({"verdict": "fail"}, IntegrityError, "not verified: .*'fail'"),
+        (
+            {"about": {"flash_attn3_sm8x.so": {"sha256": "0" * 64}}},
+            IntegrityError,
+            "is not about this flash_attn3_sm8x",
+        ),
+        ({"about": {}}, IntegrityError, "is not about this flash_attn3_sm8x"),
         ({"verdict": None}, IntegrityError, "holds no .*verify.json"),
         ({"falsify": {f"{PACKAGE}/__init__.py": b"evil"}}, IntegrityError, "does not match the wheel's RECORD"),
         ({"falsify": {f"{PACKAGE}/evil.py": b"evil"}}, IntegrityError, "not in its RECORD"),
@@ -120,7 +126,7 @@ def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
         ({"extra": {f"{PACKAGE}/lib/stray.so": b"x"}}, IntegrityError, "without build facts"),
         ({"drop": frozenset({f"{PACKAGE}/lib/flash_attn3_sm8x.so"})}, IntegrityError, "does not hold"),
     ],
-    ids=["proxy", "failed", "no-report", "changed", "added", "outside", "stray", "missing"],
+    ids=["proxy", "failed", "of-another", "of-none", "no-report", "changed", "added", "outside", "stray", "missing"],
 )
 def test_bad_wheels_are_refused(tmp_path: Path, make: dict[str, object], error: type[Exception], message: str) -> None:
     path = write_wheel(tmp_path, **make)  # type: ignore[arg-type]

@@ -61,6 +61,7 @@ def write_wheel(
     platform: str | None = "linux_x86_64",
     version: str = __version__,
     verdict: str | None = "pass",
+    about: Mapping[str, object] | None = None,
     proxy: bool = False,
     library: bytes = b"",
     extra: Mapping[str, bytes] | None = None,
@@ -77,7 +78,9 @@ def write_wheel(
         files[f"{PACKAGE}/lib/sm8x.json"] = built.to_json().encode()
         files[f"{PACKAGE}/lib/provenance.json"] = b'{"schema": 1}\n'
         if verdict is not None:
-            files[f"{PACKAGE}/lib/verify.json"] = json.dumps({"schema": 1, "verdict": verdict}).encode()
+            seen = {built.library: {"sha256": built.sha256}} if about is None else about
+            report = {"schema": 1, "verdict": verdict, "libraries": seen}
+            files[f"{PACKAGE}/lib/verify.json"] = json.dumps(report).encode()
         tag = f"py3-none-manylinux_2_34_{platform.removeprefix('linux_')}"
         full = f"{version}+g3effce8.121.nanochat"
     info = f"{PACKAGE}-{full}.dist-info"
