@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from ci.index.config import IndexConfig
 from ci.index.http import is_local, open_url, shown
@@ -70,7 +70,17 @@ def _links(place: str, config: IndexConfig) -> list[Link]:
         headers = getattr(answer, "headers", {})
         final = getattr(answer, "url", place)
         body = answer.read()
-    return parse_page(body, content_type=headers.get("Content-Type", "text/html"), base=final)
+    links = parse_page(body, content_type=headers.get("Content-Type", "text/html"), base=final)
+    return [Link(url=_with_credentials(link.url, place), sha256=link.sha256) for link in links]
+
+
+def _with_credentials(url: str, index: str) -> str:
+    """An index's credentials, as given in its address, are for its own files as well, and for no other host."""
+    ours, theirs = urlsplit(index), urlsplit(url)
+    user, at, host = ours.netloc.rpartition("@")
+    if not at or (theirs.scheme, theirs.netloc) != (ours.scheme, host):
+        return url
+    return urlunsplit(theirs._replace(netloc=f"{user}@{host}"))
 
 
 def _local_folder(place: str) -> Path | None:

@@ -13,6 +13,7 @@ from ci.archive import unpack_zip
 from ci.index import IndexConfig, Wanted, obtained, opened_ranges, read_config
 from ci.index.config import default_index
 from ci.index.http import NotRangeable
+from ci.index.locate import _with_credentials
 from flash_attn3_sm121.errors import FetchError
 from tests.harness.serving import PROJECT, Index, serving, sha
 from tests.harness.worlds import narrator, said
@@ -104,10 +105,22 @@ def test_credentials_are_sent_and_never_shown(index: Index, tmp_path: Path) -> N
     scheme, _, rest = index.url.partition("://")
     narrate = narrator()
     config = IndexConfig(index_urls=(f"{scheme}://u:secret@{rest}",))
+    with obtained(WANTED, tmp_path, config, narrate) as file:
+        assert file.read_bytes() == BODY
+    assert "fetching http" in said(narrate)
+    assert "secret" not in said(narrate)
+    index.token = "Basic another"
     with pytest.raises(FetchError, match="HTTP 401") as caught, obtained(WANTED, tmp_path, config, narrate):
-        pass  # the file's own address carries none
-    assert [path for path, _ in index.asked] == [f"/simple/{PROJECT}/", f"/files/{NAME}"]
+        pass
     assert "secret" not in str(caught.value) + said(narrate)
+
+
+def test_credentials_stay_with_their_host() -> None:
+    index = "https://u:secret@index.example.org/simple/p/"
+    same, other = "https://index.example.org/f.whl", "https://files.example.org/f.whl"
+    assert _with_credentials(same, index) == "https://u:secret@index.example.org/f.whl"
+    assert _with_credentials(other, index) == other
+    assert _with_credentials(same.replace("https", "http"), index) == same.replace("https", "http")
 
 
 def test_offline_asks_nobody(index: Index, tmp_path: Path) -> None:
