@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121.bench import command, workloads
-from flash_attn3_sm121.bench.contenders import ours
+from flash_attn3_sm121.bench.contenders import densemask, ours
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.cli import main
 from tests.bench.samples import TINY, dense, report
@@ -59,6 +59,21 @@ def test_a_wrong_answer_of_ours_fails_the_run(
     assert main(["bench", "--quick", "--device", "cpu", "--workload", "small", "--backend", "sdpa"]) == 24
     out, err = capsys.readouterr()
     assert "WRONG" in out and "a backend of ours gave no right answer" in err and "small / sdpa" in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_contender_that_blows_up_is_shown_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class PtxasError(Exception):
+        pass
+
+    def broken(self: object, case: object) -> None:
+        raise PtxasError("ptxas fatal: no such chip")
+
+    monkeypatch.setattr(densemask.DenseMask, "prepare", broken)
+    assert main(["bench", "--quick", "--device", "cpu", "--workload", "small", "--backend", "sdpa"]) == 0
+    assert "PtxasError: ptxas fatal: no such chip" in capsys.readouterr().out
 
 
 def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

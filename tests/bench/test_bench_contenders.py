@@ -48,6 +48,7 @@ def test_ours_serves_every_workload() -> None:
         (TorchSdpa("flash"), "ragged", "unlike lengths"),
         (TorchSdpa("flash"), "packed", "no packed sequences"),
         (TorchSdpa("flash"), "cache", "top left"),
+        (TorchSdpa("efficient"), "causal", "no efficient kernel"),
         (DenseMask(), "paged", "no page table"),
         (Ours("native"), "causal", "CUDA"),
         (Ours("flex"), "paged", "page table"),

@@ -15,6 +15,8 @@ BACKENDS = {
     "cudnn": (SDPBackend.CUDNN_ATTENTION, frozenset({"cuda"})),
     "math": (SDPBackend.MATH, frozenset({"cpu", "cuda", "mps"})),
 }
+# How torch says that the one backend that is allowed does not serve a call (CUDA, CPU).
+NO_KERNEL = ("No available kernel", "No viable backend")
 
 
 class TorchSdpa:
@@ -44,4 +46,11 @@ class TorchSdpa:
             with sdpa_kernel(self._backend):
                 return F.scaled_dot_product_attention(qt, kt, vt, is_causal=causal, enable_gqa=gqa).transpose(1, 2)
 
-        return with_backward(case, forward)
+        run = with_backward(case, forward)
+        try:
+            run()
+        except RuntimeError as error:
+            if not any(words in str(error) for words in NO_KERNEL):
+                raise
+            raise Refused(f"torch has no {self.name.removeprefix('torch-')} kernel for this call") from error
+        return run
