@@ -28,15 +28,17 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "transformers-5.23": ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
     "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
 }
+# Taken without what it asks for (CUDA libraries): only its Python side is read.
+BARE = {"transformer-engine-2.20": ("transformer-engine==2.20.2",)}
 TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith("transformers"))
 
 
 @functools.cache
 def python_of(client: str) -> Path:
     """The interpreter of a client's environment; made if the cache has none."""
-    wanted = CLIENTS[client]
+    wanted = CLIENTS[client] if client in CLIENTS else ("--no-deps", *BARE[client])
     shared = sysconfig.get_path("purelib")
-    recipe = json.dumps([wanted, sys.version, shared, str(REPOSITORY), 1])
+    recipe = json.dumps([wanted, sys.version, shared, str(REPOSITORY), 2])
     key = f"client-envs/{client}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     cache = cache_root()
     python = cache / key / "bin" / "python"

@@ -1,0 +1,89 @@
+"""The real client packages, their own detection functions and their own call paths, against an install of ours.
+
+What had to be faked is said in each probe script. Each package lives in an environment of its own, in the cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.envs import TRANSFORMERS, run
+
+HERE = Path(__file__).parent
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", params=TRANSFORMERS)
+def transformers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("home")
+    return run(request.param, HERE / "probe_transformers.py", home=home) | {"client": request.param}
+
+
+def test_transformers_detects_us(transformers: dict[str, Any]) -> None:
+    assert transformers["detected"] is True
+    assert transformers["client"].endswith(".".join(transformers["version"].split(".")[:2]))
+
+
+def test_transformers_asks_for_cuda_first(tmp_path: Path) -> None:
+    """So that nobody wonders: on a machine without CUDA it says no, whatever is installed."""
+    assert run(TRANSFORMERS[-1], HERE / "probe_transformers.py", "--detect", home=tmp_path) == {"detected": False}
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_tiny_model_equals_eager(transformers: dict[str, Any], name: str) -> None:
+    assert max(transformers[name].values()) < 1e-5
+
+
+def test_tiny_model_in_bf16(transformers: dict[str, Any]) -> None:
+    assert max(transformers["llama_bf16"].values()) < 2e-2
+
+
+def test_sliding_window_arrives_two_sided(transformers: dict[str, Any]) -> None:
+    """sliding_window=8 comes as (7, 7) with causal=True: the right side must be clamped, and the models agree."""
+    assert transformers["windows"] == [[7, 7]]
+
+
+def test_packed_documents(transformers: dict[str, Any]) -> None:
+    assert transformers["packed"] < 1e-5
+    assert transformers["packed_lengths"] in (["int"], ["Tensor"])
+    if transformers["client"] != "transformers-4.57":
+        assert transformers["packed_lengths"] == ["Tensor"]  # a 0-d tensor
+
+
+def test_generation_gives_the_same_tokens(transformers: dict[str, Any]) -> None:
+    mine, eager = transformers["generated"]
+    assert mine == eager
+
+
+def test_training_gives_the_same_gradients(transformers: dict[str, Any]) -> None:
+    assert transformers["trained"] < 1e-5
+
+
+def test_attention_sinks_are_not_ignored(transformers: dict[str, Any]) -> None:
+    """4.57 runs GPT-OSS through the package and passes s_aux; later ones insist on a kernel of the hub for it."""
+    if transformers["client"] == "transformers-4.57":
+        assert transformers["sinks_passed"] is True
+        assert max(transformers["gpt_oss"].values()) < 1e-5
+    else:
+        assert "kernels" in transformers["gpt_oss"]["refused"]
+
+
+def test_diffusers(tmp_path: Path) -> None:
+    report: dict[str, Any] = run("diffusers-0.42", HERE / "probe_diffusers.py", home=tmp_path)
+    assert (report["detected"], report["imported"]) == (True, True)
+    assert report["dense"] < 1e-5
+    assert report["lse_shape"] == [2, 12, 4]
+    out, plain, layout, *gradients = report["hub"]
+    assert max(out, plain, *gradients) < 1e-5
+    assert layout == 1.0
+
+
+def test_transformer_engine(tmp_path: Path) -> None:
+    report: dict[str, Any] = run("transformer-engine-2.20", HERE / "probe_engine.py", home=tmp_path)
+    assert report["version"] == "3.0.0"
+    assert report["softcap"] is True
+    assert report["out"] < 1e-5
+    assert report["gradients"] < 1e-5
