@@ -22,7 +22,7 @@ Inside a kernel repository (what a `kernels` client downloads):
     build/torch-cuda/__init__.py                loader: picks the folder of this machine's platform
     build/torch-cuda/metadata.json              what every version of `kernels` parses
     build/torch-cuda/flash_attn3_variant.json   what people want to know: version, platforms, families, wheels
-    build/torch-cuda/payload/linux_aarch64/flash_attn3_sm121/...  the package out of the aarch64 wheel, byte for byte
+    build/torch-cuda/payload/linux_aarch64/flash_attn3_sm121/...  the package out of the aarch64 wheel (no CLI tools)
     build/torch-cuda/payload/linux_x86_64/flash_attn3_sm121/...   the same of the x86_64 wheel
     build/torch-cuda/payload/any/flash_attn3_sm121/...            Python only: fallbacks for any other machine
     build/torch-cpu/...                         the same with payload/any alone

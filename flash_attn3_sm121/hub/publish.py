@@ -87,7 +87,7 @@ def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, key: Sig
 
 def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
     native = platform != ANY
-    files = {**wheel.package_files(native=native), **wheel.licence_files()}
+    files = {**wheel.kernel_files(native=native), **wheel.licence_files()}
     return Payload(
         platform=platform,
         wheel=wheel.filename,

@@ -22,6 +22,8 @@ from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_n
 
 LIB = f"{PACKAGE}/lib/"
 NOT_FACTS = frozenset({f"{LIB}verify.json", f"{LIB}provenance.json"})
+# Command-line tools: of no use inside a kernel, and every file is two requests of every client.
+TOOLS = tuple(f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/commands"))
 REBUILD = "build it again with `make wheel`"
 
 
@@ -49,10 +51,11 @@ class WheelFile:
     def verified(self) -> bool:
         return self.verify in ("pass", "no-library")
 
-    def package_files(self, *, native: bool) -> dict[str, bytes]:
-        """The package's files; without `native` those that are Python's own (no library, no facts of one)."""
+    def kernel_files(self, *, native: bool) -> dict[str, bytes]:
+        """What a kernel needs of the package; without `native` no library and no facts of one either."""
+        unwanted = TOOLS if native else (*TOOLS, LIB)
         with zipfile.ZipFile(self.path) as archive:
-            return {name: archive.read(name) for name in self.files if native or not name.startswith(LIB)}
+            return {name: archive.read(name) for name in self.files if not name.startswith(unwanted)}
 
     def licence_files(self) -> dict[str, bytes]:
         """The licence texts, which have to go wherever the code goes."""

@@ -31,7 +31,7 @@ def test_a_release_has_both_platforms_in_one_repository(hub: Hub, wheels: Mappin
         for platform in ("linux_x86_64", "linux_aarch64"):
             held = hub.read(unit[f"payload/{platform}/{PACKAGE}/lib/flash_attn3_sm8x.so"])
             wheel = read_wheel(wheels[platform.removeprefix("linux_")])
-            assert held == wheel.package_files(native=True)[f"{PACKAGE}/lib/flash_attn3_sm8x.so"]
+            assert held == wheel.kernel_files(native=True)[f"{PACKAGE}/lib/flash_attn3_sm8x.so"]
         assert f"payload/any/{PACKAGE}/__init__.py" in unit
         assert not [p for p in unit if p.startswith("payload/any/") and "/lib/" in p]
         assert "payload/linux_x86_64/licenses/LICENSE" in unit
