@@ -15,7 +15,8 @@ ROWS = 256  # the reference works in tiles of rows, so that it fits where a dens
 # 3e-2, low-precision arithmetic 2e-3 to 4e-3 in bf16.
 TOLERANCE = {"bf16": 1e-2, "fp16": 2e-3, "fp32": 1e-4}
 GRADIENT_SLACK = 2.0
-# The largest single error, in units of the reference's root mean square.
+# The largest single error, relative to the number itself and the root mean square together: early keys gather
+# gradients a hundred times the usual size, and low precision rounds those in proportion.
 MAX_FACTOR = 20.0
 
 Results = dict[str, Tensor]  # "out", and with backward "dq", "dk", "dv"
@@ -92,7 +93,7 @@ def judge(got: Results, want: Results, dtype: str) -> Verdict:
         size = float(right.square().mean().sqrt()) or 1.0
         error = found - right
         this_rms = float(error.square().mean().sqrt()) / size
-        this_worst = float(error.abs().max()) / size
+        this_worst = float((error.abs() / (right.abs() + size)).max())
         allowed = TOLERANCE[dtype] * (1.0 if name == "out" else GRADIENT_SLACK)
         if not this_rms <= allowed or not this_worst <= MAX_FACTOR * allowed:  # a NaN fails as well
             why = why or f"{name}: error {this_rms:.2g} of its size, allowed {allowed:.2g}"

@@ -55,6 +55,15 @@ def test_low_precision_passes_and_a_window_off_by_one_does_not() -> None:
     assert verdict.why is not None and verdict.rms > verdict.tolerance
 
 
+def test_large_numbers_may_be_rounded_in_proportion() -> None:
+    want = {"out": torch.cat([torch.full((1,), 300.0), torch.ones(100_000)])}
+    got = {"out": want["out"].clone()}
+    got["out"][0] += 1.0  # half a unit in the last place of bf16, and as much as all the others are worth
+    assert judge(got, want, "bf16").why is None
+    got["out"][0] = 1.0
+    assert judge(got, want, "bf16").why is not None
+
+
 def test_what_the_judge_refuses() -> None:
     want = reference(build(TINY["backward"], CPU))
     assert judge(dict(want), want, "fp32").why is None
