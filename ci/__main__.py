@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("ci.commands.verify", "check built wheels, reading nothing but them"),
     "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
+    "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
     "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
 }
 

@@ -38,6 +38,30 @@ _FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "pa
 _BACKWARD_FLAGS = ("causal", "local", "softcap", "varlen", "deterministic")
 
 
+_TILE = re.compile(r"(Fwd|Bwd)Sm80I.*?5tupleIJ((?:NS\w*?_1CILi\d+EEE|NS\w*?_ILi\d+EEE|S\w*?_){3})E")
+_TILE_ITEM = re.compile(r"N(?P<of>S\w*?)_(?:1C)?ILi(?P<size>\d+)EEE|(?P<again>S\w*?_)")
+
+
+def tile(mangled: str) -> tuple[int, int, int] | None:
+    """Rows, columns and head dim of an mma.sync kernel's tile, from its mangled name; None for any other.
+
+    A name does not spell a type twice: it refers to the first place by number. The first size's number follows that of
+    the class template, which a second, different size refers to.
+    """
+    found = _TILE.search(mangled)
+    if found is None:
+        return None
+    items = list(_TILE_ITEM.finditer(found[2]))
+    spelled = [item for item in items if item["size"]]
+    numbers = {}
+    if len(spelled) > 1:
+        template = int(spelled[1]["of"][1:] or "-1", 36) + 1
+        numbers = {template + 1 + index: int(item["size"]) for index, item in enumerate(spelled)}
+    first = int(spelled[0]["size"])
+    sizes = [int(i["size"]) if i["size"] else numbers.get(int(i["again"][1:-1] or "-1", 36) + 1, first) for i in items]
+    return sizes[0], sizes[1], sizes[2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """What an mma.sync attention kernel is for, read from its mangled name."""
@@ -59,15 +83,14 @@ def variant(mangled: str) -> Variant | None:
     rest = mangled.split(marker, 1)[1]
     element = re.search(r"\d+(bfloat16_t|half_t)E", rest)
     flags = _FLAGS.search(rest)
-    if element is None or flags is None:
+    shape = tile(mangled)
+    if element is None or flags is None or shape is None:
         return None
-    dims = re.findall(r"Li(\d+)E", rest[: element.start()])
-    # Forward names the head dim of V as a number of its own; backward has it last in its tile.
     names = _FORWARD_FLAGS if found == "forward" else _BACKWARD_FLAGS
     values = re.findall(r"Lb([01])E", flags[1])
     return Variant(
         dtype=_DTYPES[element[1]],
-        head_dim=int(dims[-1]),
+        head_dim=shape[2],
         flags=frozenset(name for name, value in zip(names, values, strict=False) if value == "1"),
     )
 

@@ -1,0 +1,61 @@
+"""`python -m ci kernels`: what each kernel takes, and what the host code launches, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from ci import options
+from ci.commands import common
+from ci.narrate import Narrator
+from ci.stub import document, library
+from ci.stub.calls import DEVICES, calls
+from ci.verify import kernels
+from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.errors import VerifyError
+
+DEVICE = "GB10"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_build_arguments(parser)
+    parser.add_argument("--write", type=Path, help="write the page there instead of to stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    narrate = Narrator()
+    session = common.begin(options.from_arguments(args), narrate)
+    family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
+    if family is None:
+        raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
+    inputs = common.gather(session)
+    with tempfile.TemporaryDirectory(prefix="fa3-standin-") as scratch:
+        made = library.make(common.builder(session, inputs), family, output=Path(scratch))
+        chosen = list(calls(family.selection))
+        answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
+        tool = common.disassembler(inputs)
+        code = {}
+        for path in made.objects:
+            found = kernels.parse_sass(tool.run("-sass", path, narrate))
+            code |= {name: counts for (image, name), counts in found.items() if image == family.images[0]}
+    failed = [answer for answer in answers if answer.error]
+    if failed:
+        raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
+    usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
+    text = document.to_text(
+        document.rows(usage, code, answers),
+        profile=session.plan.profile,
+        image=family.images[0],
+        limit=DEVICES[DEVICE].smem,
+        calls=len(chosen),
+        pin=inputs.tree.lock.short,
+        cuda=".".join(str(part) for part in inputs.toolchain.version),
+    )
+    if args.write:
+        args.write.write_text(text, encoding="utf-8")
+        narrate.note(f"wrote {args.write}")
+    else:
+        sys.stdout.write(text)
+    return 0
