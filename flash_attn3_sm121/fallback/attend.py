@@ -53,8 +53,9 @@ def forward(
     if len(groups) == 1 and groups[0][0].row_end - groups[0][0].row == rows:
         out, lse = _group(q, k, v, groups[0], launch)
         return out[..., :dim_v].to(q.dtype).contiguous(), lse.contiguous()
-    out = q.new_zeros((batch, rows, heads, dim_v))
-    lse = q.new_full((batch, heads, rows), -torch.inf, dtype=blocked.accumulator(q.dtype))
+    out = q.new_empty((batch, rows, heads, dim_v))
+    lse = q.new_empty((batch, heads, rows), dtype=blocked.accumulator(q.dtype))
+    out[:, : geometry.dead], lse[:, :, : geometry.dead] = 0, -torch.inf
     for group in groups:
         span = slice(group[0].row, group[0].row_end)
         part, part_lse = _group(q, k, v, group, launch)

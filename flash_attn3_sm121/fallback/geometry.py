@@ -13,9 +13,9 @@ from enum import Enum
 # Rows a block holds when a band is cut up. Fewer rows waste less of the span (span = rows + window), more rows
 # give the kernel longer matrix products; 256 was the best of 64 .. 1024 for windows of 256 .. 1024 on CPU.
 BLOCK_ROWS = 256
-# The backward kernel takes a better path from 768 rows on, which pays for the waste once the window is this wide.
-WIDE_BLOCK_ROWS = 768
-WIDE_WINDOW = 768
+# In the backward, causal windows at least this wide are cut into squares as wide as the window instead: nothing is
+# wasted, and the kernel takes its better path for blocks of 768 rows and more.
+SQUARE_WINDOW = 768
 # A problem with at most this many scores gets one explicit mask instead of being cut.
 SMALL_MASK = 1 << 16
 # From this many rows on, a causal chunk behind a long prefix is computed as prefix + square, merged by LSE.
@@ -54,6 +54,7 @@ class Kind(Enum):
 
     FULL = "full"  # none
     CAUSAL = "causal"  # square, lower triangle with the diagonal
+    MIRRORED = "mirrored"  # square, upper triangle with the diagonal
     BAND = "band"  # an explicit mask built from the band
 
 
@@ -144,13 +145,13 @@ class Geometry:
         return self.low(row) == self.low(last) and self.high(row) == self.high(last)
 
 
-def _block(geometry: Geometry, row: int, block_rows: int) -> Piece:
+def _block(geometry: Geometry, row: int) -> Piece:
     """The next block of rows from `row`; a block stays within a chunk, or holds whole chunks."""
-    count = min(block_rows, geometry.rows - row)
+    count = min(BLOCK_ROWS, geometry.rows - row)
     chunk = geometry.band.chunk
     if chunk > 0:
         into_chunk = (row + geometry.shift) % chunk
-        whole = max(block_rows // chunk, 1) * chunk
+        whole = max(BLOCK_ROWS // chunk, 1) * chunk
         count = min(count, whole - into_chunk) if whole > into_chunk else min(count, chunk - into_chunk)
     low, high = geometry.low(row), geometry.high(row + count - 1)
     kind = Kind.FULL if geometry.uniform(row, row + count) else Kind.BAND
@@ -169,12 +170,18 @@ def _extends(run: Piece, block: Piece, chunk: int) -> bool:
     )
 
 
-def _banded(geometry: Geometry, block_rows: int) -> list[tuple[Piece, ...]]:
+def _banded(geometry: Geometry) -> list[tuple[Piece, ...]]:
     """Blocks of rows against the span each sees; equal neighbours are folded into one repeated piece."""
     runs: list[Piece] = []
     row = geometry.dead
+    band = geometry.band
+    filling = band.left + 1  # the rows of a causal window that still see every key before them: a plain causal square
+    starts_empty = band.right == 0 and band.chunk == 0 and row + geometry.shift == 0
+    if starts_empty and BLOCK_ROWS <= filling <= geometry.rows - row:
+        runs.append(Piece(row=row, rows=filling, key=0, keys=filling, kind=Kind.CAUSAL))
+        row += filling
     while row < geometry.rows:
-        block = _block(geometry, row, block_rows)
+        block = _block(geometry, row)
         row = block.row_end
         if runs and _extends(runs[-1], block, geometry.band.chunk):
             last = runs.pop()
@@ -183,6 +190,41 @@ def _banded(geometry: Geometry, block_rows: int) -> list[tuple[Piece, ...]]:
             )
         runs.append(block)
     return [(run,) for run in runs]
+
+
+def _has_squares(geometry: Geometry) -> bool:
+    band, before = geometry.band, geometry.dead + geometry.shift
+    causal = band.right == 0 and band.chunk == 0 and geometry.rows + geometry.shift == geometry.keys
+    wide = band.left >= SQUARE_WINDOW and geometry.rows - geometry.dead >= 2 * band.left
+    return causal and wide and (before == 0 or before >= band.left)
+
+
+def _squares(geometry: Geometry) -> list[tuple[Piece, ...]]:
+    """A causal window as squares: a block of `left` rows sees the lower triangle of its own keys and the upper
+    triangle of the `left` keys before them, both with the diagonal."""
+    side, shift, row = geometry.band.left, geometry.shift, geometry.dead
+    groups: list[tuple[Piece, ...]] = []
+    if row + shift == 0:
+        groups.append((Piece(row=row, rows=side, key=0, keys=side, kind=Kind.CAUSAL),))
+        row += side
+    while geometry.rows - row >= side:
+        repeat = min((geometry.rows - row) // side, max(REPEAT_ROWS // side, 1))
+        groups.append(
+            (
+                Piece(row=row, rows=side, key=row + shift, keys=side, kind=Kind.CAUSAL, repeat=repeat),
+                Piece(row=row, rows=side, key=row + shift - side, keys=side, kind=Kind.MIRRORED, repeat=repeat),
+            )
+        )
+        row += side * repeat
+    rest = geometry.rows - row
+    if rest > 0:
+        groups.append(
+            (
+                Piece(row=row, rows=rest, key=row + shift, keys=rest, kind=Kind.CAUSAL),
+                Piece(row=row, rows=rest, key=row + shift - side, keys=side, kind=Kind.BAND),
+            )
+        )
+    return groups
 
 
 def plan(geometry: Geometry, *, backward: bool = False) -> list[tuple[Piece, ...]]:
@@ -211,5 +253,6 @@ def plan(geometry: Geometry, *, backward: bool = False) -> list[tuple[Piece, ...
                 Piece(row=dead, rows=count, key=before, keys=count, kind=Kind.CAUSAL),
             )
         ]
-    wide = backward and geometry.band.left >= WIDE_WINDOW and geometry.band.chunk == 0
-    return _banded(geometry, WIDE_BLOCK_ROWS if wide else BLOCK_ROWS)
+    if backward and _has_squares(geometry):
+        return _squares(geometry)
+    return _banded(geometry)

@@ -52,6 +52,23 @@ class Launch:
     scale: float
     masks: MaskCache
 
+    def forward(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The kernel on (B, H, S, d) tensors under the piece's mask; a mirrored square is turned around and causal."""
+        if piece.kind is Kind.MIRRORED:
+            out, lse = self.kernel.forward(q.flip(2), k.flip(2), v.flip(2), scale=self.scale, causal=True)
+            return out.flip(2), lse.flip(2)
+        causal = piece.kind is Kind.CAUSAL
+        return self.kernel.forward(q, k, v, scale=self.scale, causal=causal, mask=self.masks.get(piece))
+
+    def backward(self, piece: Piece, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for dout, q, k, v, out and lse: (dq, dk, dv)."""
+        if piece.kind is Kind.MIRRORED:
+            turned = (tensor.flip(2) for tensor in tensors)
+            dq, dk, dv = self.kernel.backward(*turned, scale=self.scale, causal=True)
+            return dq.flip(2), dk.flip(2), dv.flip(2)
+        causal = piece.kind is Kind.CAUSAL
+        return self.kernel.backward(*tensors, scale=self.scale, causal=causal, mask=self.masks.get(piece))
+
 
 def query_blocks(tensor: Tensor, piece: Piece) -> Tensor:
     """Rows of one (S, H, d) sequence as (repeat, H, rows, d)."""
@@ -73,18 +90,11 @@ def key_blocks(tensor: Tensor, piece: Piece) -> Tensor:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tuple[Tensor, Tensor]:
     """q (B, S, H, d), k and v (B, T, Hk, d) to out (B, n, H, d) and lse (B, H, n) over the piece's n rows."""
-    kernel, scale, mask = launch.kernel, launch.scale, launch.masks.get(piece)
-    causal = piece.kind is Kind.CAUSAL
     if piece.repeat > 1:
         outs, lses = [], []
         for row in range(q.shape[0]):
-            out, lse = kernel.forward(
-                query_blocks(q[row], piece),
-                key_blocks(k[row], piece),
-                key_blocks(v[row], piece),
-                scale=scale,
-                mask=mask,
-            )
+            keys, values = key_blocks(k[row], piece), key_blocks(v[row], piece)
+            out, lse = launch.forward(piece, query_blocks(q[row], piece), keys, values)
             outs.append(out.transpose(1, 2).flatten(0, 1))
             lses.append(lse.transpose(0, 1).flatten(1, 2))
         return torch.stack(outs) if len(outs) > 1 else outs[0].unsqueeze(0), torch.stack(lses)
@@ -93,15 +103,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tu
     values = v[:, piece.key : piece.key_end].transpose(1, 2)
     kv_heads = keys.shape[1]
     group = rows.shape[2] // kv_heads
-    if not causal and piece.rows * group <= FOLDED_ROWS:
-        folded_mask = mask.repeat(group, 1) if mask is not None else None
+    if piece.kind in (Kind.FULL, Kind.BAND) and piece.rows * group <= FOLDED_ROWS:
         if piece.keys >= 2 * SPLIT_KEYS and piece.kind is Kind.FULL:
             parts = [_split(fold(rows[b : b + 1], kv_heads), keys[b], values[b], launch) for b in range(rows.shape[0])]
             out, lse = torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
         else:
-            out, lse = kernel.forward(fold(rows, kv_heads), keys, values, scale=scale, mask=folded_mask)
+            mask = launch.masks.get(piece)
+            spread = mask.repeat(group, 1) if mask is not None else None
+            out, lse = launch.kernel.forward(fold(rows, kv_heads), keys, values, scale=launch.scale, mask=spread)
         return unfold(out, piece.rows), lse.reshape(rows.shape[0], rows.shape[2], piece.rows)
-    out, lse = kernel.forward(rows.transpose(1, 2), keys, values, scale=scale, causal=causal, mask=mask)
+    out, lse = launch.forward(piece, rows.transpose(1, 2), keys, values)
     return out.transpose(1, 2), lse
 
 
@@ -154,19 +165,9 @@ def backward(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch, int
     """Add the piece's share of dq, dk and dv."""
     if piece.repeat > 1:
         for b in range(k.shape[0]):
-            lse = lse_blocks(rows.lse[b], piece)
-            blocks = (query_blocks(tensor[b], piece) for tensor in (rows.dout, rows.q, rows.out))
-            dout, q, out = blocks
-            dq, dk, dv = launch.kernel.backward(
-                dout,
-                q,
-                key_blocks(k[b], piece),
-                key_blocks(v[b], piece),
-                out,
-                lse,
-                scale=launch.scale,
-                mask=launch.masks.get(piece),
-            )
+            dout, q, out = (query_blocks(tensor[b], piece) for tensor in (rows.dout, rows.q, rows.out))
+            keys, values = key_blocks(k[b], piece), key_blocks(v[b], piece)
+            dq, dk, dv = launch.backward(piece, dout, q, keys, values, out, lse_blocks(rows.lse[b], piece))
             into.dq[b, piece.row : piece.row_end] += dq.transpose(1, 2).flatten(0, 1)
             _overlap_add(into.dk[b], dk, piece)
             _overlap_add(into.dv[b], dv, piece)
@@ -181,15 +182,7 @@ def backward(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch, int
 def gradients(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tuple[Tensor, Tensor, Tensor]:
     """The share of a piece that is not repeated: dq (B, n, H, d) of its rows, dk and dv of its keys."""
     row, key = slice(piece.row, piece.row_end), slice(piece.key, piece.key_end)
-    dq, dk, dv = launch.kernel.backward(
-        rows.dout[:, row].transpose(1, 2),
-        rows.q[:, row].transpose(1, 2),
-        k[:, key].transpose(1, 2),
-        v[:, key].transpose(1, 2),
-        rows.out[:, row].transpose(1, 2),
-        rows.lse[:, :, row],
-        scale=launch.scale,
-        causal=piece.kind is Kind.CAUSAL,
-        mask=launch.masks.get(piece),
-    )
+    dout, q, out = (tensor[:, row].transpose(1, 2) for tensor in (rows.dout, rows.q, rows.out))
+    keys, values = k[:, key].transpose(1, 2), v[:, key].transpose(1, 2)
+    dq, dk, dv = launch.backward(piece, dout, q, keys, values, out, rows.lse[:, :, row])
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -27,8 +27,7 @@ def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param != "usual":
         monkeypatch.setattr(geometry, "BLOCK_ROWS", 4)
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
-        monkeypatch.setattr(geometry, "WIDE_BLOCK_ROWS", 6)
-        monkeypatch.setattr(geometry, "WIDE_WINDOW", 5)
+        monkeypatch.setattr(geometry, "SQUARE_WINDOW", 1)
         monkeypatch.setattr(geometry, "REPEAT_ROWS", 12)
         monkeypatch.setattr(pieces, "SPLIT_KEYS", 3)
         monkeypatch.setattr(geometry, "SPLIT_ROWS", 1)

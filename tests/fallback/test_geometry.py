@@ -42,7 +42,8 @@ def entries(problem: Geometry, piece: Piece) -> list[tuple[int, int]]:
         for r in range(piece.rows):
             for c in range(piece.keys):
                 causal = piece.kind is Kind.CAUSAL and c <= r
-                if piece.kind is Kind.FULL or causal or (piece.kind is Kind.BAND and mask[r][c]):
+                mirrored = piece.kind is Kind.MIRRORED and c >= r
+                if piece.kind is Kind.FULL or causal or mirrored or (piece.kind is Kind.BAND and mask[r][c]):
                     found.append((row + r, key + c))
     return found
 
@@ -80,8 +81,7 @@ def test_a_plan_covers_every_visible_entry_once(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "BLOCK_ROWS": block,
-            "WIDE_BLOCK_ROWS": 2 * block + 1,
-            "WIDE_WINDOW": 9,
+            "SQUARE_WINDOW": 1,
             "REPEAT_ROWS": block * repeat,
             "SMALL_MASK": small,
             "SPLIT_ROWS": 4,
@@ -96,9 +96,9 @@ def test_a_plan_covers_every_visible_entry_once(
     assert all(piece.row == group[0].row and piece.row_end == group[0].row_end for group in groups for piece in group)
 
 
-def kinds(rows: int, keys: int, **band: int) -> list[list[str]]:
+def kinds(rows: int, keys: int, *, backward: bool = False, **band: int) -> list[list[str]]:
     problem = Geometry.bottom_right(rows=rows, keys=keys, band=Band(**band))
-    return [[f"{piece.kind.value} x{piece.repeat}" for piece in group] for group in plan(problem)]
+    return [[f"{piece.kind.value} x{piece.repeat}" for piece in group] for group in plan(problem, backward=backward)]
 
 
 def test_plans_of_the_usual_shapes() -> None:
@@ -110,6 +110,8 @@ def test_plans_of_the_usual_shapes() -> None:
     window = kinds(16384, 16384, right=0, left=1023)
     assert sum(len(group) for group in window) <= 10, "the inside of a window is a few repeated pieces"
     assert "band x16" in window[-1] or "band x16" in window[-2]
+    squares = kinds(4100, 4100, backward=True, right=0, left=1024)
+    assert squares == [["causal x1"], ["causal x3", "mirrored x3"], ["causal x1", "band x1"]]
 
 
 def test_a_window_costs_what_it_shows() -> None:
