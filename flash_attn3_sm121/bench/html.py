@@ -35,7 +35,7 @@ def _tiles(report: Report) -> str:
         note = " (whose answer is wrong)" if wrong and wrong.status == "wrong" else ""
         tiles.append(
             f'<div class="card"><div class="big good">{times:.1f}x</div><div>{escape(result.workload.about)}</div>'
-            f'<div class="soft small">{escape(ours.contender)} against a dense mask{note}{less}</div></div>'
+            f'<div class="soft small">our {escape(ours.contender)} against a dense mask{note}{less}</div></div>'
         )
     ours_all = [e for r in report.results for e in r.entries if e.contender in ("native", "sdpa", "flex")]
     right = sum(e.status == "ok" for e in ours_all)

@@ -113,6 +113,7 @@ def roofline_chart(report: Report) -> str:
         for entry in result.ranked()
         if entry.tflops
     ]
+    points.sort(key=lambda point: point[1].contender in OURS)  # ours on top
     if not points:
         return '<p class="soft">Nothing was timed.</p>'
     ridge = report.ceiling_tflops * 1e12 / (report.ceiling_gbps * 1e9)
@@ -160,5 +161,8 @@ def roofline_chart(report: Report) -> str:
 
 
 def legend(names: Iterable[str]) -> str:
-    items = "".join(f'<span class="c-{name}"><i></i>{escape(name)}</span>' for name in names)
+    items = "".join(
+        f'<span class="c-{name}"><i></i>{f"<b>{name}</b> (ours)" if name in OURS else escape(name)}</span>'
+        for name in names
+    )
     return f'<div class="legend">{items}</div>'
