@@ -7,6 +7,7 @@ Everything else (autograd, torch.compile, export, fake tensors, dispatch modes) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -49,10 +50,14 @@ def is_autocast(q: Tensor) -> bool:
     return not q.is_meta and torch.is_autocast_enabled(q.device.type)
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+_Maybe = TypeVar("_Maybe", Tensor, "Tensor | None")
+
+
+def autocast(tensor: _Maybe) -> _Maybe:
     """What autocast does for scaled_dot_product_attention: fp32 goes down to the autocast dtype."""
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return tuple(tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for tensor in tensors)
+    if tensor is None or tensor.dtype != torch.float32:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def default_scale(q: Tensor, qv: Tensor | None) -> float:

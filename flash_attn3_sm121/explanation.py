@@ -6,8 +6,11 @@ explain(capability=(12, 1), dtype="bf16", head_dim=128)      # for a machine one
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_attn3_sm121.arch import capability as capability_row
@@ -137,6 +140,19 @@ def _device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def hidden_modules() -> tuple[str, ...]:
+    """What stands between clients that `import flash_attn_interface` and us, with the command that removes it."""
+    spec = importlib.util.find_spec("flash_attn_interface")
+    if spec is None or spec.origin is None:
+        return ("`import flash_attn_interface` finds nothing: only an installed wheel provides that name",)
+    if "flash_attn3_sm121" in Path(spec.origin).parts:
+        return ()
+    return (
+        f"`import flash_attn_interface` finds another package, {spec.origin}, and not ours; "
+        f"to have ours: {sys.executable} -m pip uninstall flash_attn_3",
+    )
+
+
 def _explanation(
     serving: Engine, where: torch.device, capability: tuple[int, int] | None, facts: CallFacts
 ) -> Explanation:
@@ -156,7 +172,7 @@ def _explanation(
             forced=serving.forced(),
         )
 
-    notes = []
+    notes = list(hidden_modules())
     if register().foreign:
         notes.append(f"torch.ops.flash_attn_3 belongs to {owner()}")
     backward = None

@@ -63,7 +63,7 @@ def flash_attn_func(
     With `return_attn_probs` (out, lse), lse (b, h, sq) in fp32. Its gradient is honoured, which upstream drops.
     """
     if is_autocast(q):
-        q, k, v = autocast(q, k, v)
+        q, k, v = autocast(q), autocast(k), autocast(v)
     left, right = window_of(window_size)
     args = ForwardArgs(
         q=q,
@@ -119,7 +119,7 @@ def flash_attn_varlen_func(
     With `return_attn_probs` (out, lse), lse (h, total_q). The max_seqlen_* are upper bounds and may be 0-d tensors.
     """
     if is_autocast(q):
-        q, k, v = autocast(q, k, v)
+        q, k, v = autocast(q), autocast(k), autocast(v)
     left, right = window_of(window_size)
     args = ForwardArgs(
         q=q,

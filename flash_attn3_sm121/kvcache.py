@@ -109,7 +109,7 @@ def flash_attn_with_kvcache(
         name = "k_cache" if k_cache.stride(-1) != 1 else "v_cache"
         raise CallError(f"{name} must have contiguous last dimension")
     if is_autocast(q):
-        (q,) = autocast(q)
+        q, k, v = autocast(q), autocast(k), autocast(v)
     if isinstance(cache_seqlens, int):
         if page_table is None:
             _check_room(cache_seqlens, k, k_cache)
