@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.wheels import smoke_wheel as smoke_wheel
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

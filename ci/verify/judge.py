@@ -38,7 +38,7 @@ def judge_library(reading: LibraryReading, facts: BuildFacts, *, schemas: Mappin
     return (
         *_identity(reading, facts, subject),
         *_machine_code(reading, facts, subject),
-        *_kernels(reading.kernels, facts, subject),
+        *judge_kernels(reading.kernels, facts, subject),
         *_contents(reading.kernels, facts, subject),
         *_linkage(reading, facts, subject),
         same(
@@ -91,7 +91,8 @@ def label(kernel: Kernel) -> str:
     return f"{kernel.kind} {found or kernel.name[:90]} [{kernel.image}]"
 
 
-def _kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+def judge_kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+    """The rules about kernels alone."""
     real = [kernel for kernel in found if kernel.kind != "library"]
     attention = [kernel for kernel in real if kernels.needs_tensor_cores(kernel.kind)]
     yield nothing(
