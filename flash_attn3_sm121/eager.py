@@ -23,14 +23,8 @@ _saved = operator.attrgetter(*ops.SAVED)
 
 
 def serves(args: ForwardArgs) -> bool:
-    """Not what has no gradient, and not under torch.func's transforms: they want an op that says what it does."""
-    return (
-        args.qv is None
-        and args.page_table is None
-        and args.kv_batch_idx is None
-        and args.leftpad_k is None
-        and not torch._C._are_functorch_transforms_active()
-    )
+    """Only what has a gradient at all; the functional op says of the rest why it has none."""
+    return args.qv is None and args.page_table is None and args.kv_batch_idx is None and args.leftpad_k is None
 
 
 class _Attention(torch.autograd.Function):
