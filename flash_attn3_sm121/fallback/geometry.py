@@ -20,8 +20,9 @@ SQUARE_WINDOW = 768
 SMALL_MASK = 1 << 16
 # From this many rows on, a causal chunk behind a long prefix is computed as prefix + square, merged by LSE.
 SPLIT_ROWS = 16
-# Rows that go to the kernel in one call of repeated blocks: bounds the temporary gradients and outputs.
-REPEAT_ROWS = 4096
+# Rows that go to the kernel in one call of repeated blocks: bounds the temporary results, and the copies of the
+# (overlapping) keys that the kernel packs for itself. The backward's blocks run on fewer jobs each, so it takes more.
+REPEAT_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +209,7 @@ def _squares(geometry: Geometry) -> list[tuple[Piece, ...]]:
         groups.append((Piece(row=row, rows=side, key=0, keys=side, kind=Kind.CAUSAL),))
         row += side
     while geometry.rows - row >= side:
-        repeat = min((geometry.rows - row) // side, max(REPEAT_ROWS // side, 1))
+        repeat = min((geometry.rows - row) // side, max(4 * REPEAT_ROWS // side, 1))
         groups.append(
             (
                 Piece(row=row, rows=side, key=row + shift, keys=side, kind=Kind.CAUSAL, repeat=repeat),
