@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
-from flash_attn3_sm121.hub.server.replies import STOPPED
+from flash_attn3_sm121.hub.server.replies import FileReply
 
 ACCESS = logging.getLogger("flash_attn3_sm121.hub.server.access")
 _LONGEST = 512
@@ -32,7 +32,7 @@ class AccessLogger(AbstractAccessLogger):
         at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         length = response.content_length if request.method != "HEAD" else 0
         path = printable(request.rel_url.raw_path)
-        note = f" ({printable(request[STOPPED])})" if STOPPED in request else ""
+        note = f" ({printable(response.stopped)})" if isinstance(response, FileReply) and response.stopped else ""
         agent = printable(request.headers.get("User-Agent", "-"))
         self.logger.info(
             f'{request.remote or "-"} {at} "{printable(request.method)} {path}" '

@@ -12,7 +12,7 @@ from flash_attn3_sm121.hub.server import huggingface, people, simple
 from flash_attn3_sm121.hub.server.assets import PLAIN_POLICY
 from flash_attn3_sm121.hub.server.auth import CHALLENGE, allowed
 from flash_attn3_sm121.hub.server.metrics import CONTENT_TYPE, Gauges
-from flash_attn3_sm121.hub.server.replies import STOPPED, refuse, send_json, send_text
+from flash_attn3_sm121.hub.server.replies import FileReply, refuse, send_json, send_text
 from flash_attn3_sm121.hub.server.state import STATE, State
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -42,7 +42,7 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
         metrics.finished(route, 500, sent=0, seconds=loop.time() - started)
         raise
     sent = (response.content_length or 0) if request.method == "GET" else 0
-    if STOPPED in request:
+    if isinstance(response, FileReply) and response.stopped:
         metrics.dropped()
     else:
         metrics.finished(route, response.status, sent=sent, seconds=loop.time() - started)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -18,6 +19,7 @@ from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
 from flash_attn3_sm121.hub.store import Hub
 
+RETRY_SECONDS = 2.0
 log = logging.getLogger("flash_attn3_sm121.hub.server")
 
 
@@ -96,7 +98,8 @@ class Shelf:
     hub: Hub
     _stamp: tuple[int, ...] | None = None
     _catalog: Catalog | None = None
-    _trouble: str = field(default="")
+    _trouble: str = ""
+    _retry_at: float = 0.0
 
     @property
     def trouble(self) -> str:
@@ -104,7 +107,9 @@ class Shelf:
         return self._trouble
 
     def stale(self) -> bool:
-        return self._catalog is None or self._stamp != self._look()
+        """Whether to read again: there is a new generation, or it is time for another try at one that was damaged."""
+        retry = bool(self._trouble) and time.monotonic() >= self._retry_at
+        return self._catalog is None or retry or self._stamp != self._look()
 
     def _look(self) -> tuple[int, ...]:
         try:
@@ -124,7 +129,7 @@ class Shelf:
         except (HubError, OSError) as error:
             if self._catalog is None:
                 raise
-            self._trouble = str(error)
+            self._trouble, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
             log.error("the new generation cannot be read, the old one is still served: %s", error)
         self._stamp = stamp
 

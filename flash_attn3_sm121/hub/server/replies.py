@@ -29,7 +29,6 @@ from flash_attn3_sm121.hub.server.vault import GoneError, Vault
 
 log = logging.getLogger("flash_attn3_sm121.hub.server")
 
-STOPPED = "flash_attn3_hub_stopped"  # set on a request whose client did not take the whole answer
 IMMUTABLE = "max-age=31536000, immutable"  # the URL names the content
 REVALIDATE = "no-cache"  # kept, but asked for again each time (an ETag makes that cheap)
 _GZIP_FROM = 512
@@ -45,6 +44,12 @@ _TYPES = {
     ".toml": "text/plain; charset=utf-8",
     ".metadata": "text/plain; charset=utf-8",
 }
+
+
+class FileReply(web.StreamResponse):
+    """A file on its way; `stopped` says why it did not get there."""
+
+    stopped: str = ""
 
 
 def refuse(
@@ -127,12 +132,12 @@ async def send_file(
         out["Content-Length"] = str(span.count)
         if span.partial:
             out["Content-Range"] = span.content_range
-        response = web.StreamResponse(status=206 if span.partial else 200, headers=out)
+        response = FileReply(status=206 if span.partial else 200, headers=out)
         await _stream(request, response, file, span)
         return response
 
 
-async def _stream(request: web.Request, response: web.StreamResponse, file: io.FileIO, span: Span) -> None:
+async def _stream(request: web.Request, response: FileReply, file: io.FileIO, span: Span) -> None:
     await response.prepare(request)
     transport = request.transport
     if request.method == "HEAD" or span.count == 0:
@@ -158,7 +163,7 @@ async def _stream(request: web.Request, response: web.StreamResponse, file: io.F
     except (asyncio.TimeoutError, ConnectionError) as error:
         # Too slow, gone, or not whole: the connection ends, so that nobody takes the part for the whole.
         # Not raised further: aiohttp would take it for a fault of ours.
-        request[STOPPED] = f"stopped after {offset - span.start} of {span.count} bytes: {error or 'too slow'}"
+        response.stopped = f"stopped after {offset - span.start} of {span.count} bytes: {error or 'too slow'}"
         transport.abort()
 
 

@@ -30,6 +30,16 @@ def _identity(info: os.stat_result) -> Identity:
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
+def _checked(blob: FileEntry, number: int) -> Identity:
+    """What can be told without reading: a plain file of the right size."""
+    info = os.fstat(number)
+    plain = stat.S_ISREG(info.st_mode)
+    if not plain or info.st_size != blob.size:
+        found = f"{info.st_size} bytes" if plain else "no plain file"
+        raise IntegrityError(f"object {blob.sha256}: expected {blob.size} bytes, found {found}; it is not served")
+    return _identity(info)
+
+
 @dataclass(kw_only=True)
 class Vault:
     """The objects of one hub folder. Not shared between threads: all of it runs on one event loop but the hashing."""
@@ -49,6 +59,7 @@ class Vault:
                         f"object {blob.sha256}: its bytes are not what its name says; it is not served"
                     )
                 await self._verify(blob, file, identity)
+                identity = _checked(blob, file.fileno())  # it may have changed while it was hashed
         except BaseException:
             file.close()
             raise
@@ -61,12 +72,12 @@ class Vault:
             number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise GoneError(f"object {blob.sha256}: {error.strerror}") from error
-        info = os.fstat(number)
-        if not stat.S_ISREG(info.st_mode) or info.st_size != blob.size:
+        try:
+            identity = _checked(blob, number)
+        except IntegrityError:
             os.close(number)
-            kind = f"{info.st_size} bytes" if stat.S_ISREG(info.st_mode) else "no plain file"
-            raise IntegrityError(f"object {blob.sha256}: expected {blob.size} bytes, found {kind}; it is not served")
-        return io.FileIO(number, "rb"), _identity(info)
+            raise
+        return io.FileIO(number, "rb"), identity
 
     async def _verify(self, blob: FileEntry, file: io.FileIO, identity: Identity) -> None:
         """Hash once however many clients wait for it; whoever comes later waits for the same result."""
