@@ -98,7 +98,7 @@ EDITS: tuple[Edit, ...] = (
                 anchor="bool softcap=false, bool append_kv=false) {",
                 replacement="bool softcap=false, bool append_kv=false) {\n"
                 "    if (element_size == 2 && ::fa3::has_own_tile(sm86_or_89, headdim)) {\n"
-                "        ::fa3::Tile const tile = ::fa3::forward_tile(sm86_or_89, headdim, "
+                "        ::fa3::Tile const tile = ::fa3::forward_tile(headdim, "
                 "{is_causal, is_local, paged_kv, varlen_and_split, softcap, append_kv});\n"
                 "        return {tile.block_m, tile.block_n, tile.warps, tile.stages, tile.q_in_regs};\n"
                 "    }",

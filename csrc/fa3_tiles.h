@@ -34,27 +34,61 @@ struct Variant {
     bool append;
 };
 
-// Which head dims (rounded up) have a tile of ours; the others take upstream's.
+// Whether a family's forward kernels have a tile of ours: all of them where shared memory is small, and head dim 64
+// everywhere; the others of the large families take upstream's.
 constexpr bool has_own_tile(bool small_smem, int head_dim) {
-    return head_dim <= 64 || (small_smem && head_dim > 192);
+    return small_smem || head_dim <= 64;
 }
 
 // 64: upstream's 128 x 112 on 4 warps needs more registers than there are, as does 128 x 96 with some masks: a thread
-// holds 112 (96) scores and 64 sums of the output, beside fragments in flight. 64 columns leave room in every variant.
-// Fewer columns cost little: of the loads that feed the MMAs, only Q's are repeated more often (40 LDSM for 128 HMMA
-// instead of 56 for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8
-// warps of 16 rows instead would read K and V from shared memory twice as often.
-constexpr Tile tile_64(Variant const&) {
-    return {128, 64, 4, 1, false};
+// holds 112 (96) scores and 64 sums of the output, beside fragments in flight. 64 columns leave room. Fewer columns
+// cost little: of the loads that feed the MMAs, only Q's are repeated more often (40 LDSM for 128 HMMA instead of 56
+// for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8 warps of 16 rows
+// instead would read K and V from shared memory twice as often.
+constexpr Tile tile_64(Variant const& v) {
+    // Appending to a paged cache under a causal mask keeps page pointers alive as well.
+    int const block_n = v.append && v.paged && v.causal ? 48 : 64;
+    return {128, block_n, 4, 1, false};
 }
 
-// 256: Q, K and V of 64 rows each are 96 KB.
+// 96: 128 rows of Q are 24 KB, 64 of K and V 12 KB each; two blocks an SM. Masks and splits that keep more registers
+// alive take 48 columns.
+constexpr Tile tile_96(Variant const& v) {
+    return {128, v.local || v.varlen_split ? 48 : 64, 4, 1, false};
+}
+
+// 128: a row's sums are 128 floats; 8 warps hold them with 16 rows each. Q lies in registers, so that its 32 KB are V's
+// later, and 128 columns of K fit beside.
+constexpr Tile tile_128(Variant const& v) {
+    int const full = v.varlen_split ? 112 : 128;
+    return {128, v.local ? 96 : full, 8, 1, true};
+}
+
+// 192: 48 KB of Q. In registers it makes room for 96 columns of K and V; where something else needs the registers, it
+// stays in shared memory beside 64 columns.
+constexpr Tile tile_192(Variant const& v) {
+    bool const busy = v.append || v.local || v.varlen_split || v.paged;
+    return {128, busy ? 64 : 96, 8, 1, !busy};
+}
+
+// 256: 64 rows each of Q, K and V are 96 KB. 128 rows of Q fit only in registers, which spills: 4 warps hold 16 rows
+// each with the same 128 sums a thread, and nothing else.
 constexpr Tile tile_256(Variant const&) {
     return {64, 64, 4, 1, false};
 }
 
-constexpr Tile forward_tile(bool, int head_dim, Variant const& variant) {
-    return head_dim <= 64 ? tile_64(variant) : tile_256(variant);
+// `head_dim` is rounded up to a built one.
+constexpr Tile forward_tile(int head_dim, Variant const& variant) {
+    if (head_dim <= 64) {
+        return tile_64(variant);
+    }
+    if (head_dim <= 96) {
+        return tile_96(variant);
+    }
+    if (head_dim <= 128) {
+        return tile_128(variant);
+    }
+    return head_dim <= 192 ? tile_192(variant) : tile_256(variant);
 }
 
 }  // namespace fa3

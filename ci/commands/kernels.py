@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = list(calls(family.selection))
         answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
         tool = common.disassembler(inputs)
-        code = {}
+        code: dict[str, kernels.Code] = {}
         for path in made.objects:
             found = kernels.parse_sass(tool.run("-sass", path, narrate))
             code |= {name: counts for (image, name), counts in found.items() if image == family.images[0]}

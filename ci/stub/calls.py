@@ -66,7 +66,9 @@ def _ints(*shape: int) -> dict[str, Any]:
 
 
 def _mask(mask: str) -> dict[str, Any]:
-    return {"full": {}, "causal": {"is_causal": True}, "local": {"window_size_left": 100, "window_size_right": 0}}[mask]
+    if mask == "local":
+        return {"window_size_left": 100, "window_size_right": 0}
+    return {"is_causal": True} if mask == "causal" else {}
 
 
 def _forward(

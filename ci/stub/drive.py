@@ -21,7 +21,7 @@ class Library:
         import torch
 
         self.torch = torch
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         self.ops = getattr(torch.ops, namespace)
         self.controls = ctypes.CDLL(path)
         self.controls.stub_take.restype = ctypes.c_char_p
