@@ -13,6 +13,8 @@ do (softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`b
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,6 +24,17 @@ from flash_attn3_sm121.fallback import host, static
 from flash_attn3_sm121.fallback.combine import combine
 
 __all__ = ["backward", "combine", "forward"]
+
+
+@contextmanager
+def _plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """No autograd, and no autocast: products of the blocked path must stay in the type that it chose."""
+    with torch.no_grad():
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
+            yield
 
 
 def lengths_stay_on_device(args: ForwardArgs) -> bool:
@@ -41,7 +54,7 @@ def lengths_stay_on_device(args: ForwardArgs) -> bool:
 
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     """(out, lse): out in q's type (bf16 for fp8), lse fp32; fresh, or written to `args.out`."""
-    with torch.no_grad():
+    with _plain_arithmetic(args.q.device):
         if lengths_stay_on_device(args):
             return static.forward(args, check=os.environ.get("FLASH_ATTN3_CHECK_CACHE", "1") != "0")
         return host.forward(args)
@@ -49,5 +62,5 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux), each in its input's type; ds_aux is None without sinks."""
-    with torch.no_grad():
+    with _plain_arithmetic(args.q.device):
         return host.backward(args)

@@ -85,10 +85,10 @@ def _part(kernel: Kernel, tensors: tuple[Tensor, ...], mask: Tensor, scale: floa
 
 def failure(kernel: Kernel, *, device: torch.device, dtype: torch.dtype, dim: int, group: int) -> str | None:
     """Run the kernel on the small problem; None when it computes what it should, else what is wrong with it."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def random(heads: int, rows: int) -> Tensor:
-        numbers = torch.randn(2, rows, heads, dim, generator=generator, dtype=torch.float64)
+        numbers = torch.randn(2, rows, heads, dim, generator=generator, dtype=torch.float64, device="cpu")
         return numbers.to(device=device, dtype=dtype).transpose(1, 2)
 
     rows, scale = 24, dim**-0.5
@@ -99,7 +99,9 @@ def failure(kernel: Kernel, *, device: torch.device, dtype: torch.dtype, dim: in
     kinds = {"no mask": torch.zeros_like(later), "causal": later, "explicit mask": far}
     try:
         for kind, hidden in kinds.items():
-            mask = torch.zeros(rows, rows, device=device).masked_fill_(hidden, -torch.inf)
+            mask = torch.zeros(
+                rows, rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device
+            ).masked_fill_(hidden, -torch.inf)
             wrong = _part(kernel, tensors, mask, scale, kind=kind)
             if wrong is not None:
                 return f"torch {torch.__version__}: {wrong}"

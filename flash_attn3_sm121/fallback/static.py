@@ -209,7 +209,7 @@ def forward(args: ForwardArgs, *, check: bool = True) -> tuple[Tensor, Tensor]:
     if info.batch == 0 or info.rows == 0 or args.q.numel() == 0:
         out = args.q.new_zeros(out_shape, dtype=info.out_dtype)
         rows = (info.heads, args.q.shape[0]) if info.packed_q else (info.batch, info.heads, info.rows)
-        lse = torch.full(rows, -torch.inf, device=args.q.device)
+        lse = torch.full(rows, -torch.inf, dtype=torch.float32, device=args.q.device)
     else:
         lengths = _lengths(args, info)
         queries = _converted_queries(args, q, info)

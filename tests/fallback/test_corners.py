@@ -327,3 +327,24 @@ def test_the_public_entry_takes_a_tensor_scale_of_rows() -> None:
     want = fallback.forward(args)[0]
     args.max_seqlen_q = args.max_seqlen_k = torch.tensor(3)
     assert torch.equal(fallback.forward(args)[0], want)
+
+
+@ENGINES
+@pytest.mark.parametrize("softcap", [0.0, 3.0], ids=["fused", "blocked"])
+def test_ambient_settings_do_not_matter(engine: Any, softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "lengths_stay_on_device", lambda _: engine is static.forward)
+    args = call((2, 3, 4, 16), (2, 6, 2, 16), softcap=softcap, seqused_k=ints(2, 6))
+    want = fallback.forward(args)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = fallback.forward(args)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            ambient = fallback.forward(args)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.inference_mode():
+        inference = fallback.forward(args)
+    for found in (autocast, ambient, inference):
+        assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
