@@ -21,7 +21,7 @@ from flash_attn3_sm121.hub.index import FileEntry, Index, Repo
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.server import huggingface, simple
 from flash_attn3_sm121.hub.server.catalog import Catalog, children, descendants
-from flash_attn3_sm121.hub.sign import TrustedKeys
+from flash_attn3_sm121.hub.sign import TrustedKeys, wheel_statement
 from flash_attn3_sm121.hub.store import Hub
 
 MARKER = ".flash-attn3-export"
@@ -90,6 +90,7 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARKER).is_file())):
         raise HubError(f"{target} is not empty and not an export", hint="name an empty or a new folder")
     index = hub.index()
+    _demand_signed_wheels(index)
     beside = target.absolute().parent / f".{target.name}.{uuid.uuid4().hex}"
     beside.parent.mkdir(parents=True, exist_ok=True)
     writer = _Writer(hub=hub, root=beside)
@@ -116,6 +117,16 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
         repos=tuple(sorted(index.repos)),
         wheels=len(index.wheels),
     )
+
+
+def _demand_signed_wheels(index: Index) -> None:
+    """With trusted keys configured, an unsigned wheel is not handed on."""
+    keys = TrustedKeys.from_env()
+    if keys is None:
+        return
+    for name, wheel in index.wheels.items():
+        statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
+        keys.verify(statement, wheel.key, wheel.signature, origin=name)
 
 
 @dataclass(frozen=True, kw_only=True)

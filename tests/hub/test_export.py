@@ -92,6 +92,21 @@ def test_a_tampered_object_stops_it_and_leaves_the_old_one(hub: Hub, tmp_path: P
     assert (target / MARKER).is_file() and not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
 
 
+def test_nothing_unsigned_is_handed_on_where_keys_are_configured(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    from flash_attn3_sm121.hub.maintain import sign
+    from flash_attn3_sm121.hub.sign import SigningKey
+
+    key = SigningKey.generate(tmp_path / "key")
+    monkeypatch.setenv("FLASH_ATTN3_TRUSTED_KEYS", key.public)
+    with pytest.raises(IntegrityError, match="not signed"):
+        export(hub, tmp_path / "out")
+    sign(hub, key)
+    assert export(hub, tmp_path / "out").wheels == 3
+
+
 @pytest.fixture
 def served(hub: Hub, tmp_path: Path) -> Iterator[str]:
     """The export behind nginx, with the very configuration that the export wrote."""
