@@ -12,6 +12,8 @@ import torch
 from flash_attn3_sm121.call import ForwardArgs
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.backend import forward
+from flash_attn3_sm121.flex.lse import blockwise_lse
+from flash_attn3_sm121.flex.ranges import MaskRule, dense_ranges
 from tests.flex.reference import Rule, attend_batch, attend_packed
 
 RULES = {
@@ -180,3 +182,22 @@ def test_what_it_cannot_serve_is_refused_not_ignored(field: str) -> None:
     q = torch.randn(1, 4, 1, 32)
     with pytest.raises(BackendError, match="use the sdpa backend"):
         forward(args_of(q, q, q, Rule(), **{field: torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_the_separate_lse_pass_crosses_tiles(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flash_attn3_sm121.flex.lse.ROWS", 16)
+    monkeypatch.setattr("flash_attn3_sm121.flex.lse.KEYS", 24)
+    q, k = torch.randn(2, 50, 6, 16), torch.randn(2, 90, 2, 16)
+    used_q, used_k = [50, 33], [90, 41]
+    ranges = dense_ranges(
+        50,
+        90,
+        rule=MaskRule(window_left=rule.left, window_right=rule.right, chunk=rule.chunk),
+        device=torch.device("cpu"),
+        seqused_q=torch.tensor(used_q),
+        seqused_k=torch.tensor(used_k),
+    )
+    lse = blockwise_lse(q.transpose(1, 2), k.transpose(1, 2), ranges, scale=0.2, softcap=rule.softcap)
+    _, want = attend_batch(q, k, k, scale=0.2, rule=rule, used_q=used_q, used_k=used_k)
+    torch.testing.assert_close(lse.double(), want, atol=1e-5, rtol=1e-5)
