@@ -23,11 +23,11 @@ class BuiltWheel:
     log: str  # what it narrated
 
 
-def build(profile: str, output: Path, **env: str) -> BuiltWheel:
-    """`python -m ci wheel` for 12.1 and this machine's CPU, without publishing."""
+def build(profile: str, output: Path, *flags: str, **env: str) -> BuiltWheel:
+    """`python -m ci wheel` for 12.1 and, unless a flag says otherwise, this machine's CPU; not published."""
     argv = [sys.executable, "-m", "ci", "wheel", "--profile", profile, "--archs", "12.1", "--no-publish", "--json"]
     done = subprocess.run(
-        [*argv, "--output", str(output)],
+        [*argv, *flags, "--output", str(output)],
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,
