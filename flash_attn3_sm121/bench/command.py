@@ -40,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--html", metavar="FILE", help="a report in one file, with plots")
     files.add_argument("--png", metavar="FILE", help="the plots as a picture (needs matplotlib: the extra [bench])")
     files.add_argument("--markdown", metavar="FILE", help="the table for an issue (- for stdout instead)")
+    files.add_argument("--note", action="append", metavar="TEXT", help="a remark kept with the results (repeatable)")
     files.add_argument("--from-json", metavar="FILE", help="write the files above from an earlier run")
     other = parser.add_argument_group("other jobs")
     other.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two runs, line by line")
@@ -197,6 +198,7 @@ def _measure(
         ceiling_gbps=top.gbps,
         seconds=spent,
         results=results,
+        notes=tuple(args.note or ()),
     )
 
 

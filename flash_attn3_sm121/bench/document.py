@@ -34,7 +34,7 @@ def _report(report: Report, command: str) -> str:
                 continue
             name, who, median, _, memory, rate, _, lead = row(result, entry)
             rows.append((name if place == 0 else "", who, median, memory, rate, lead))
-    head = "  \n".join(head_lines(report))
+    head = "  \n".join([*head_lines(report), *(f"({note})" for note in report.notes)])
     return f"`{command}`:\n\n{head}\n\n{_table(rows)}"
 
 
