@@ -207,7 +207,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["flash-attn3", "bench"]
     words += ["--quick"] if args.quick else []
     for option, value in (("--device", args.device), ("--seconds", args.seconds)):
-        words += [option, str(value)] if value is not None else []
+        words += [option, f"{value:g}" if isinstance(value, float) else value] if value is not None else []
     for option, values in (("--workload", args.workload), ("--backend", args.backend)):
         for value in values or ():
             words += [option, value]
