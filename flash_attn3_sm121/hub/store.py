@@ -45,23 +45,16 @@ def hash_file(path: Path) -> tuple[str, int]:
         return hash_stream(stream)
 
 
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hub:
     """A hub folder. Reading needs no lock; writing goes through `transaction()`."""
 
     layout: HubLayout
+    durable: bool = True  # flush to the disk before a commit: what a loss of power needs, and a kill does not
     _checked: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def create(cls, root: Path) -> Hub:
+    def create(cls, root: Path, *, durable: bool = True) -> Hub:
         """Open the hub at `root`, making it first where there is none. A folder with other things in it is refused."""
         layout = HubLayout(root=root.absolute())
         if not layout.marker.exists():
@@ -74,12 +67,12 @@ class Hub:
                     folder.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
                     raise HubError(f"cannot make {folder}: {error.strerror}") from error
-            hub = cls(layout=layout)
+            hub = cls(layout=layout, durable=durable)
             hub._write(layout.marker, dump_json({"schema": SCHEMA, "kind": KIND}))
-        return cls.open(root)
+        return cls.open(root, durable=durable)
 
     @classmethod
-    def open(cls, root: Path) -> Hub:
+    def open(cls, root: Path, *, durable: bool = True) -> Hub:
         layout = HubLayout(root=root.absolute())
         try:
             value = load_json(layout.marker.read_bytes(), origin=str(layout.marker))
@@ -89,7 +82,7 @@ class Hub:
             ) from error
         if value.get("kind") != KIND:
             raise HubError(f"{layout.marker}: expected the kind {KIND!r}, found {value.get('kind')!r}")
-        return cls(layout=layout)
+        return cls(layout=layout, durable=durable)
 
     # Reading
 
@@ -171,11 +164,24 @@ class Hub:
         beside = self.layout.tmp / uuid.uuid4().hex
         with beside.open("wb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            self._flush(stream)
         beside.chmod(mode)
         beside.replace(target)
-        _flush_folder(target.parent)
+        self._flush_folder(target.parent)
+
+    def _flush(self, stream: BinaryIO) -> None:
+        stream.flush()
+        if self.durable:
+            os.fsync(stream.fileno())
+
+    def _flush_folder(self, path: Path) -> None:
+        if not self.durable:
+            return
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _to_stderr(text: str) -> None:
@@ -202,8 +208,7 @@ class Transaction:
         beside = self.hub.layout.tmp / uuid.uuid4().hex
         with source.open("rb") as reader, beside.open("wb") as writer:
             shutil.copyfileobj(reader, writer, CHUNK)
-            writer.flush()
-            os.fsync(writer.fileno())
+            self.hub._flush(writer)
         sha256, size = hash_file(beside)
         entry, target = FileEntry(sha256=sha256, size=size), self.hub.layout.object(sha256)
         if self._intact(target, entry):
@@ -212,7 +217,7 @@ class Transaction:
             target.parent.mkdir(exist_ok=True)
             beside.chmod(0o444)
             beside.replace(target)
-            _flush_folder(target.parent)
+            self.hub._flush_folder(target.parent)
         return entry
 
     @staticmethod

@@ -40,7 +40,7 @@ def newer_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _published(tmp_path_factory: pytest.TempPathFactory, wheels: Mapping[str, Path]) -> Path:
     root = tmp_path_factory.mktemp("hub") / "hub"
-    publish(Hub.create(root), judge(wheels.values()))
+    publish(Hub.create(root, durable=False), judge(wheels.values()))
     return root
 
 
@@ -48,4 +48,4 @@ def _published(tmp_path_factory: pytest.TempPathFactory, wheels: Mapping[str, Pa
 def hub(tmp_path: Path, _published: Path) -> Hub:
     """A hub of one's own with the one release in it."""
     shutil.copytree(_published, tmp_path / "hub")
-    return Hub.open(tmp_path / "hub")
+    return Hub.open(tmp_path / "hub", durable=False)
