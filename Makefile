@@ -13,9 +13,10 @@ ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
 JOBS ?=
 PLATFORM ?=
 OUT ?= wheels
+SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
 
-.PHONY: help venv wheel plan verify test test-quick lint format clean
+.PHONY: help venv wheel plan verify reproducible measure test test-quick lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -58,6 +59,12 @@ wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=,
 
 verify: $(BUILD_VENV)/.stamp  ## check the wheels in wheels/ again
 	@$(BUILD_PY) -m ci verify $(wildcard $(OUT)/*.whl)
+
+reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches in two folders: the same bytes?
+	@$(BUILD_PY) -m ci reproduce $(HARNESS_FLAGS)
+
+measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's files and flags (SAMPLE=)
+	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser"

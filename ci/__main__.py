@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("ci.commands.build", "families, or a shard of them, to artifacts for another machine to assemble"),
     "assemble": ("ci.commands.assemble", "artifacts to a checked wheel, slim or fat"),
     "verify": ("ci.commands.verify", "check built wheels, reading nothing but them"),
+    "reproduce": ("ci.commands.reproduce", "build twice with cold caches in two folders and compare every byte"),
     "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
