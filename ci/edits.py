@@ -82,6 +82,7 @@ EDITS: tuple[Edit, ...] = (
                 anchor="return &device_properties[device_index];",
                 replacement="return ::fa3::admitted(&device_properties[device_index]);",
             ),
+            Change(anchor="cudaGetErrorString(err)", replacement="::fa3::taken_error(err)", count=3),
             _device_first("        int64_t sm_margin\n        ) {", "q"),
             _device_first("    int64_t sm_margin\n) {", "q"),
             _device_first("        int64_t sm_margin) {", "seqused_k"),

@@ -21,6 +21,12 @@
 
 namespace fa3 {
 
+// The text of an error that is about to be thrown, taken from the runtime: it must not show up again in a later call.
+inline char const* taken_error(cudaError_t status) {
+    static_cast<void>(cudaGetLastError());
+    return cudaGetErrorString(status);
+}
+
 // Whether a driver runs this code on a device of that capability: CUDA's rules of binary compatibility.
 inline bool image_runs_on(std::string const& image, int major, int minor) {
     bool const ptx = image.rfind("compute_", 0) == 0;
