@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import operator
 import os
 import threading
 import warnings
@@ -21,6 +20,15 @@ from torch import Tensor
 from flash_attn3_sm121 import backend as backends
 from flash_attn3_sm121 import canary, flex, native
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.callclass import (
+    BACKWARD_SCALARS,
+    BACKWARD_TENSORS,
+    FORWARD_SCALARS,
+    FORWARD_TENSORS,
+    class_of,
+    normalised_window,
+    shapes_of,
+)
 from flash_attn3_sm121.decide import Decision, NativeState, decide, pick_build
 from flash_attn3_sm121.errors import BackendError, NativeLoadError
 from flash_attn3_sm121.facts import (
@@ -65,43 +73,6 @@ class Plan:
     may_split: bool = True
     valid: set[Any] = field(default_factory=set)  # the shapes that passed, where no kernel checks them
     run: Computes | None = None
-
-
-# Fetched in C, in one go: this runs on every call.
-_FORWARD_TENSORS = operator.attrgetter(*native.FORWARD_TENSORS)
-_FORWARD_SCALARS = operator.attrgetter(
-    "window_left", "window_right", "attention_chunk", "softcap", "num_splits", "causal", "pack_gqa"
-)
-_BACKWARD_TENSORS = operator.attrgetter(*native.BACKWARD_TENSORS)
-_BACKWARD_SCALARS = operator.attrgetter(
-    "causal", "window_left", "window_right", "attention_chunk", "softcap", "deterministic"
-)
-
-
-def _class_of(args: ForwardArgs | BackwardArgs, tensors: tuple[Tensor | None, ...], scalars: tuple[Any, ...]) -> Any:
-    """What decides: calls of one class share their plan."""
-    q = args.q
-    types = [t if t is None else t.dtype for t in tensors]
-    return (*types, *scalars, q.device, q.size(-1), args.v.size(-1), backends.requested())
-
-
-def _shapes(tensors: tuple[Tensor | None, ...], *lengths: int | None) -> Any:
-    """All that validation looks at, beside what decides."""
-    parts = [None if t is None else (t.shape, t.device) for t in tensors]
-    return (*parts, *(length is None for length in lengths))
-
-
-def normalised_window(args: ForwardArgs | BackwardArgs) -> tuple[int, int]:
-    """Upstream's normal form: -1 for a side that cannot cut anything off, 0 on the right where causal."""
-    capacity = args.max_seqlen_k if args.cu_seqlens_k is not None else args.k.shape[1]
-    if isinstance(args, ForwardArgs) and args.page_table is not None:
-        capacity = args.page_table.shape[1] * args.k.shape[1]
-    length = args.max_seqlen_q if args.cu_seqlens_q is not None else args.q.shape[1]
-    assert capacity is not None and length is not None  # validated
-    left, right = args.window_left, args.window_right
-    left = -1 if left < 0 or left >= capacity - 1 else left
-    right = -1 if right < 0 or right >= length - 1 else right
-    return left, 0 if args.causal else right
 
 
 class Engine:
@@ -244,7 +215,7 @@ class Engine:
 
     def _validate(self, plan: Plan, tensors: tuple[Tensor | None, ...], args: ForwardArgs | BackwardArgs) -> None:
         """Kernels check shapes by themselves, in C++. For the others it is done here, once for each set of shapes."""
-        shapes = _shapes(tensors, args.max_seqlen_q, args.max_seqlen_k)
+        shapes = shapes_of(tensors, args.max_seqlen_q, args.max_seqlen_k)
         if shapes in plan.valid:
             return
         if isinstance(args, ForwardArgs):
@@ -259,9 +230,9 @@ class Engine:
 
     def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(out, lse, out_accum, lse_accum); the last two are None unless a native kernel split the keys."""
-        tensors = _FORWARD_TENSORS(args)
+        tensors = FORWARD_TENSORS(args)
         try:
-            key = _class_of(args, tensors, _FORWARD_SCALARS(args))
+            key = class_of(args, tensors, FORWARD_SCALARS(args))
         except AttributeError:
             check_forward(args)  # says which argument is no tensor
             raise
@@ -285,7 +256,7 @@ class Engine:
         key = (key, backends.requested())
         if key in self._short:
             return
-        plan = self._plans.get(_class_of(args, _FORWARD_TENSORS(args), _FORWARD_SCALARS(args)))
+        plan = self._plans.get(class_of(args, FORWARD_TENSORS(args), FORWARD_SCALARS(args)))
         if plan is not None and type(args.window_left) is int and type(args.window_right) is int:
             direct = plan.ops is not None and (plan.may_split or args.num_splits == 1)
             if len(self._short) >= MAX_PLANS:
@@ -315,8 +286,8 @@ class Engine:
 
     def backward(self, args: BackwardArgs, into: Gradients | None = None) -> BackwardResult:
         """The gradients, written into `into` where given, else fresh."""
-        tensors = _BACKWARD_TENSORS(args)
-        key = _class_of(args, tensors, _BACKWARD_SCALARS(args))
+        tensors = BACKWARD_TENSORS(args)
+        key = class_of(args, tensors, BACKWARD_SCALARS(args))
         plan = self._plans.get(key) or self._settle(key, args)
         if plan.ops is None:
             self._validate(plan, tensors, args)
