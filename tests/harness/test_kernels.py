@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from ci import options
 from ci.commands import common
 from ci.inputs import Inputs
 from ci.narrate import Narrator
+from ci.plan import PlannedUnit
 from ci.stub import document, library
 from ci.stub.calls import DEVICES, Device, calls, failing
 from ci.stub.library import Made
 from ci.verify import kernels
 from flash_attn3_sm121.arch import CAPABILITIES, Image
-from tests.harness.smem import Tile, forward_bytes
+from ci.verify.smem import Tile, forward_bytes
 from tests.wheels import BuiltWheel
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -46,6 +48,26 @@ def made(
     return library.make(common.builder(session, inputs), family, output=tmp_path_factory.mktemp("standin"))
 
 
+@pytest.fixture(scope="module")
+def fat(
+    session: common.Session,
+    inputs: Inputs,
+    smoke_wheel: BuiltWheel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Made:
+    """The same kernels behind a gate that lets every device of the family in; only the host file is compiled anew."""
+    (family,) = session.plan.families
+    names = ",".join(row.target for row in CAPABILITIES.values() if row.family is family.family)
+
+    def opened(planned: PlannedUnit) -> PlannedUnit:
+        flags = (f"-DFA3_IMAGES={names}" if flag.startswith("-DFA3_IMAGES=") else flag for flag in planned.flags)
+        return replace(planned, flags=tuple(flags))
+
+    units = tuple(opened(planned) for planned in family.units)
+    builder = common.builder(session, inputs)
+    return library.make(builder, replace(family, units=units), output=tmp_path_factory.mktemp("fat"))
+
+
 def served(session: common.Session, device: Device) -> bool:
     (family,) = session.plan.families
     return any(Image.parse(name).runs_on(device.major, device.minor) for name in (*family.images, *family.ptx))
@@ -65,6 +87,23 @@ def test_every_call_launches_what_fits(session: common.Session, made: Made) -> N
             assert kernels.kind(launch.kernel) != "other", launch.kernel
     usage = [item for report in made.reports for item in report.usage]
     assert document.unreached(usage, answers) == (), "kernels that no call launches"
+
+
+@pytest.mark.parametrize("name", ["A10", "L40S", "RTX 5090"])
+def test_every_device_of_the_family_is_served_within_its_limit(session: common.Session, fat: Made, name: str) -> None:
+    (family,) = session.plan.families
+    for answer in fat.stand_in.ask(DEVICES[name], list(calls(family.selection))):
+        assert answer.error is None, f"{answer.call.name}: {answer.error}"
+        assert answer.launches, answer.call.name
+        for launch in answer.launches:
+            assert launch.status == 0 and launch.smem <= DEVICES[name].smem, f"{answer.call.name}: {launch}"
+
+
+@pytest.mark.parametrize("name", ["A100", "H100", "B200"])
+def test_devices_of_other_families_are_not_let_in(session: common.Session, fat: Made, name: str) -> None:
+    (family,) = session.plan.families
+    for answer in fat.stand_in.ask(DEVICES[name], list(itertools.islice(calls(family.selection), 5))):
+        assert answer.launches == () and answer.error is not None and "cannot run on" in answer.error
 
 
 def test_shared_memory_is_what_the_arithmetic_says(session: common.Session, made: Made) -> None:
