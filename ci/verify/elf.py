@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from flash_attn3_sm121.errors import VerifyError
 
 _PT_LOAD, _PT_DYNAMIC, _PT_GNU_STACK = 1, 2, 0x6474E551
-_DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 1, 5, 6, 10, 11, 14
-_DT_RPATH, _DT_RUNPATH, _DT_HASH, _DT_GNU_HASH = 15, 29, 4, 0x6FFFFEF5
+_DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_SONAME = 1, 5, 6, 14
+_DT_RPATH, _DT_RUNPATH = 15, 29
+_SHT_DYNSYM = 11
 _DT_VERSYM, _DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF
 _STB_WEAK = 2
 
@@ -146,22 +147,15 @@ def _versions(reader: _Reader, tags: dict[int, list[int]], strings: int) -> dict
     return found
 
 
-def _symbol_count(reader: _Reader, tags: dict[int, list[int]]) -> int:
-    if _DT_HASH in tags:
-        return reader.unpack("<II", reader.at(tags[_DT_HASH][0]))[1]
-    if _DT_GNU_HASH not in tags:
-        raise reader.fail("no symbol hash table")
-    base = reader.at(tags[_DT_GNU_HASH][0])
-    buckets, first, bloom, _ = reader.unpack("<IIII", base)
-    start = base + 16 + 8 * bloom
-    last = max((reader.unpack("<I", start + 4 * i)[0] for i in range(buckets)), default=0)
-    if last < first:
-        # Nothing is exported: the table counts only hashed symbols, the undefined ones come before `first`.
-        return first
-    chain = start + 4 * buckets
-    while not reader.unpack("<I", chain + 4 * (last - first))[0] & 1:
-        last += 1
-    return last + 1
+def _symbol_count(reader: _Reader) -> int:
+    """From the section table: a hash table does not count undefined symbols where nothing is exported."""
+    (table,) = reader.unpack("<Q", 40)
+    size, count = reader.unpack("<HH", 58)
+    for index in range(count):
+        _, kind, _, _, _, bytes_, _, _, _, entry = reader.unpack("<IIQQQQIIQQ", table + index * size)
+        if kind == _SHT_DYNSYM and entry == 24:
+            return bytes_ // entry
+    raise reader.fail("no section with dynamic symbols")
 
 
 def _symbols(
@@ -169,7 +163,7 @@ def _symbols(
 ) -> Iterator[Symbol]:
     table = reader.at(tags[_DT_SYMTAB][0])
     versym = reader.at(tags[_DT_VERSYM][0]) if _DT_VERSYM in tags else None
-    for index in range(1, _symbol_count(reader, tags)):
+    for index in range(1, _symbol_count(reader)):
         name, info, _, section, _, _ = reader.unpack("<IBBHQQ", table + 24 * index)
         asked = reader.unpack("<H", versym + 2 * index)[0] & 0x7FFF if versym is not None else 0
         yield Symbol(

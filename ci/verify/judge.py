@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ci.platforms import Platform
-from ci.verify import kernels, policy
+from ci.verify import kernels, policy, smem
 from ci.verify.checks import Check, nothing, same
 from ci.verify.gather import LibraryReading
 from ci.verify.kernels import Kernel
@@ -41,11 +41,16 @@ def judge_library(reading: LibraryReading, facts: BuildFacts, *, schemas: Mappin
         *judge_kernels(reading.kernels, facts, subject),
         *_contents(reading.kernels, facts, subject),
         *_linkage(reading, facts, subject),
-        same(
+        nothing(
             "op schemas are upstream's",
             subject,
-            found=(f"{name}:{text}" for name, text in reading.schemas.items()),
-            expected=(f"{name}:{text}" for name, text in schemas.items()),
+            bad=(
+                f"{name}: {reading.schemas.get(name, 'missing')} instead of {schemas.get(name, 'nothing')}"
+                for name in sorted({*schemas, *reading.schemas})
+                if reading.schemas.get(name) != schemas.get(name)
+            ),
+            good=", ".join(sorted(reading.schemas)),
+            expected="the same as upstream's source declares",
         ),
         nothing("no path of the build machine", subject, bad=reading.paths, good="none", expected="none"),
     )
@@ -138,6 +143,14 @@ def judge_kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) ->
         good=_range("bytes", [kernel.static_smem for kernel in real]),
         expected=f"at most {limit} bytes",
     )
+    asked = [(kernel, smem.of_kernel(kernel.name)) for kernel in attention]
+    yield nothing(
+        "forward tiles fit the shared memory",
+        subject,
+        bad=(f"{label(k)}: {size}" for k, size in asked if size is not None and size > facts.smem_limit),
+        good=_range("bytes", [size for _, size in asked if size is not None]),
+        expected=f"at most {facts.smem_limit} bytes",
+    )
     ceiling = _smallest_limit(facts)
     yield Check(
         rule="dynamic shared memory is bounded (by a static_assert in each launch) by what every target has",
@@ -195,7 +208,9 @@ def _linkage(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterab
     yield nothing(
         "undefined symbols are ones that torch 2.9 and the system have",
         subject,
-        bad=sorted(symbol.name for symbol in library.undefined if not _may_be_undefined(symbol.name, symbol.version)),
+        # A library that asks torch for nothing cannot be one of ours: whoever read it has read it wrong.
+        bad=sorted(s.name for s in library.undefined if not _may_be_undefined(s.name, s.version))
+        or ([] if any(s.name.startswith("aoti_torch_") for s in library.undefined) else ["none of torch's at all"]),
         good=f"{len(library.undefined)}",
         expected="torch's stable C functions, versioned system symbols",
     )

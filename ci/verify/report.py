@@ -11,6 +11,7 @@ from ci.verify.checks import Check, passed
 from ci.verify.gather import LibraryReading
 from ci.verify.judge import label, spill_budget
 from ci.verify.kernels import Kernel
+from ci.verify.smem import of_kernel
 
 SCHEMA = 1
 
@@ -44,16 +45,20 @@ def _library(library: LibraryReading) -> dict[str, Any]:
         "versions": [f"{name}: {version}" for name, version in library.elf.versions],
         "undefined": sorted(symbol.name for symbol in library.elf.undefined),
         "schemas": dict(library.schemas),
-        "kernels": [{"label": label(kernel), **asdict(kernel)} for kernel in library.kernels],
+        "kernels": [
+            {"label": label(kernel), "dynamic_smem": of_kernel(kernel.name), **asdict(kernel)}
+            for kernel in library.kernels
+        ],
     }
 
 
 def _table(kernels: Iterable[Kernel]) -> list[str]:
-    columns = f"{'instr':>6} {'MMA':>5} {'copy':>5} {'regs':>5} {'stack':>5} {'STL':>4} {'limit':>5} {'smem':>6}"
+    columns = f"{'instr':>6} {'MMA':>5} {'copy':>5} {'regs':>5} {'stack':>5} {'STL':>4} {'limit':>5}"
+    columns += f" {'static':>6} {'dynamic':>7}"
     head = f"  {'kernel':66} {columns}"
     rows = [
         f"  {label(k)[:66]:66} {k.instructions:6} {k.tensor_core:5} {k.async_copies:5} {k.registers:5} {k.stack:5} "
-        f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6}"
+        f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6} {of_kernel(k.name) or '-':>7}"
         for k in sorted(kernels, key=lambda k: (k.kind, label(k)))
     ]
     return [head, *rows]

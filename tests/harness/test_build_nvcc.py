@@ -47,6 +47,8 @@ def test_the_wheel_passes_and_carries_its_verdict(smoke_wheel: BuiltWheel) -> No
         shipped = json.loads(archive.read("flash_attn3_sm121/lib/verify.json"))
         story = json.loads(archive.read("flash_attn3_sm121/lib/provenance.json"))
     assert shipped["verdict"] == "pass" and shipped["libraries"] == made_anew["libraries"]
+    (library,) = shipped["libraries"].values()
+    assert "aoti_torch_get_dim" in library["undefined"] and "libtorch_cpu.so" in library["needed"]
     assert story["op_schemas"] == SCHEMAS and story["identity"]["profile"] == "smoke"
 
 

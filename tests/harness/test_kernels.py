@@ -18,8 +18,8 @@ from ci.stub import document, library
 from ci.stub.calls import DEVICES, Device, calls, failing
 from ci.stub.library import Made
 from ci.verify import kernels
-from flash_attn3_sm121.arch import CAPABILITIES, Image
 from ci.verify.smem import Tile, forward_bytes
+from flash_attn3_sm121.arch import CAPABILITIES, Image
 from tests.wheels import BuiltWheel
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ci.verify.smem import Tile, forward_bytes
 from flash_attn3_sm121.arch import FAMILIES, Family
-from tests.harness.smem import Tile, forward_bytes
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 NAMES = ("causal", "local", "paged", "varlen_split", "softcap", "append")

@@ -56,6 +56,10 @@ SPOILT_LIBRARIES = {
     "a spill at head dim 64": (with_kernel(spill_stores=1), "spills stay within budget"),
     "too many registers": (with_kernel(registers=256), "registers"),
     "static shared memory": (with_kernel(static_smem=49153), "static shared memory"),
+    "a tile that does not fit": (
+        {"kernels": (kernel(KERNELS[0].name.replace("ILi112E", "ILi640E")), *KERNELS[1:])},
+        "forward tiles fit the shared memory",
+    ),
     "another image": ({"images": ("sm_90",)}, "machine code is what the facts say"),
     "image of another family": ({"images": ("sm_90a",)}, "machine code is for devices of the family"),
     "stray PTX": ({"ptx": ("compute_121",)}, "PTX is what the facts say"),
@@ -80,6 +84,7 @@ SPOILT_LIBRARIES = {
     "needs Python": (needing("PyModule_Create2"), UNDEFINED),
     "needs the driver": (needing("cuLaunchKernel"), UNDEFINED),
     "needs a newer torch": (needing("torch_new_stable_ivalue"), UNDEFINED),
+    "no symbol of torch's": (with_elf(symbols=()), UNDEFINED),
     "strong stream symbol": (needing("aoti_torch_get_current_cuda_stream"), "loads on a CPU-only torch"),
     "exports": (needing("flash_fwd", defined=True), "exports nothing"),
     "run path": (with_elf(run_path="/somewhere"), "no run path, no executable stack"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from ci.verify import kernels
 
 ALIGNMENT = 128
 
@@ -35,3 +38,16 @@ def forward_bytes(tile: Tile, head_dim: int, *, split: bool = False, varlen: boo
     main = max(q, kv) + kv if tile.q_in_regs else q + 2 * kv
     tensors = ALIGNMENT + max(_up(padding), ALIGNMENT) + main
     return max(tensors, out) + ALIGNMENT
+
+
+# Warps, stages, and whether Q is kept in registers: the main loop's first template arguments.
+_MAIN_LOOP = re.compile(r"CollectiveMainloopFwdSm80ILi(\d+)ELi(\d+)ELb([01])E")
+
+
+def of_kernel(mangled: str) -> int | None:
+    """Bytes that the launch of a forward mma.sync kernel asks for, from its mangled name; None for any other kernel."""
+    shape, loop, variant = kernels.tile(mangled), _MAIN_LOOP.search(mangled), kernels.variant(mangled)
+    if shape is None or loop is None or variant is None:
+        return None
+    tile = Tile(block_m=shape[0], block_n=shape[1], warps=int(loop[1]), stages=int(loop[2]), q_in_regs=loop[3] == "1")
+    return forward_bytes(tile, shape[2], split="split" in variant.flags, varlen="varlen" in variant.flags)
