@@ -20,14 +20,17 @@ class Cost:
 
 
 # The front ends alone, for a file that includes the attention templates.
-FRONT_END_CPU_S = 48.0
-# Code generation a kernel and image, forward; backward kernels are about as long.
-KERNEL_CPU_S = {"fwd": 12.0, "bwd": 6.5}
+FRONT_END_CPU_S = 45.0
+# Code generation a kernel and image.
+KERNEL_CPU_S = {"fwd": 5.0, "bwd": 3.8}
+# Memory of the largest process (cicc): a start, and what each kernel of the file adds; backward grows with the head dim.
+FORWARD_RSS_GB = (2.9, 0.2)
+BACKWARD_RSS_GB = (5.5, 1 / 92)
 HOPPER_FACTOR = 1.3
 FIXED = {
-    "combine": (Cost(cpu_s=48, rss_gb=2.7), 65.0),
-    "prepare": (Cost(cpu_s=50, rss_gb=1.3), 11.0),
-    "api": (Cost(cpu_s=10, rss_gb=0.4), 0.0),
+    "combine": (Cost(cpu_s=32, rss_gb=2.8), 42.0),
+    "prepare": (Cost(cpu_s=32, rss_gb=1.4), 8.0),
+    "api": (Cost(cpu_s=5, rss_gb=0.4), 0.0),
 }
 
 
@@ -38,9 +41,9 @@ def estimate(unit: Unit, *, family: Family, images: int) -> Cost:
         return Cost(cpu_s=round(base.cpu_s + per_image * images, 1), rss_gb=base.rss_gb)
     factor = HOPPER_FACTOR if family is Family.SM90 else 1.0
     cpu = FRONT_END_CPU_S + factor * KERNEL_CPU_S[unit.kind] * unit.kernels * images
-    start = 4.9 if unit.kind == "fwd" else 5.0 + unit.head_dim / 96
-    rss = start + 0.06 * unit.kernels * (factor if unit.kind == "fwd" else 0.5)
-    return Cost(cpu_s=round(cpu, 1), rss_gb=round(rss * (1.15 if factor > 1 else 1.0), 1))
+    start, slope = FORWARD_RSS_GB if unit.kind == "fwd" else BACKWARD_RSS_GB
+    rss = factor * (start + slope * (unit.kernels if unit.kind == "fwd" else unit.head_dim))
+    return Cost(cpu_s=round(cpu, 1), rss_gb=round(rss, 1))
 
 
 def total(costs: tuple[Cost, ...]) -> Cost:
