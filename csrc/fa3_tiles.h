@@ -60,7 +60,9 @@ constexpr Tile tile_96(Variant const& v) {
 // 128: a row's sums are 128 floats; 8 warps hold them with 16 rows each. Q lies in registers, so that its 32 KB are V's
 // later, and 128 columns of K fit beside.
 constexpr Tile tile_128(Variant const& v) {
-    int const full = v.varlen_split ? 112 : 128;
+    // 128 columns leave no register for page pointers under a causal mask, or for what a split over lengths keeps.
+    bool const busy = v.varlen_split || (v.causal && v.paged && !v.append);
+    int const full = busy ? 112 : 128;
     return {128, v.local ? 96 : full, 8, 1, true};
 }
 
