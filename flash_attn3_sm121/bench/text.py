@@ -36,7 +36,7 @@ def ratio_text(result: WorkloadResult, entry: Entry) -> str:
     text = f"{times:.2f}x"
     if base.peak_bytes and entry.peak_bytes:
         text += f", {base.peak_bytes / entry.peak_bytes:.3g}x less memory" if base.peak_bytes > entry.peak_bytes else ""
-    return text + (" (which is wrong)" if base.status == "wrong" else "")
+    return text + (" (dense-mask is wrong)" if base.status == "wrong" else "")
 
 
 def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
