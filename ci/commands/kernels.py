@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
         tool = common.disassembler(inputs)
         code: dict[str, kernels.Code] = {}
-        for path in made.objects:
+        for path, report in zip(made.objects, made.reports, strict=True):
+            if not report.usage:
+                continue  # the host file holds no device code
             found = kernels.parse_sass(tool.run("-sass", path, narrate))
             code |= {name: counts for (image, name), counts in found.items() if image == family.images[0]}
     failed = [answer for answer in answers if answer.error]
