@@ -16,7 +16,7 @@ OUT ?= wheels
 SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
 
-.PHONY: help venv wheel plan verify reproducible measure test test-quick lint format clean
+.PHONY: help venv wheel plan verify reproducible measure test test-quick test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -41,6 +41,26 @@ lint: venv  ## ruff and mypy --strict
 format: venv  ## rewrite the sources in house style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+CI_VENV ?= .venv-ci
+CI_BIN := $(CI_VENV)/bin
+
+$(CI_VENV)/.stamp: requirements-ci.txt
+	@test -x $(CI_BIN)/python || $(PYTHON) -m venv $(CI_VENV)
+	$(CI_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+lint-ci: $(CI_VENV)/.stamp  ## workflows, shell scripts, csrc's layout, cibuildwheel's configuration
+	$(CI_BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(CI_BIN)/zizmor --offline --no-progress --quiet .github/workflows
+	$(CI_BIN)/shellcheck .ci/*
+	$(CI_BIN)/clang-format --dry-run -Werror --style=file csrc/*.h
+	$(CI_BIN)/cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers
+
+# The steps of .github/workflows/wheels.yml, smoke profile; aarch64 wheels are cross-compiled and tried under emulation.
+ci-local: venv  ## run the workflow's own steps here: build, assemble, verify, install, emulate, index
+	$(PY) -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=$(or $(ARCHS),12.1) \
+	  --cross build --cross assemble
 
 # Building needs no torch and no CUDA toolkit: a small environment of its own, made once.
 BUILD_VENV ?= .venv-build
@@ -69,8 +89,11 @@ measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's file
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser"
 
+test-aarch64: venv  ## a cross-compiled aarch64 wheel, installed and used under emulation (qemu-user, debootstrap, root)
+	$(PY) -m pytest -q -m emulated
+
 test: venv  ## everything that this machine can run
 	$(PY) -m pytest
 
 clean:  ## products of this folder (the content cache stays)
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) $(CI_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("ci.commands.reproduce", "build twice with cold caches in two folders and compare every byte"),
     "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
+    "matrix": ("ci.commands.matrix", "the jobs of a workflow run: family x platform x shard, wheels, tests"),
+    "local": ("ci.local.cli", "run a workflow's own steps on this machine"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
     "emulate": ("ci.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "wheel", type=Path, nargs="?", help="an aarch64 wheel of ours; without it the root is only prepared"
     )
+    parser.add_argument(
+        "--native", action="store_true", help="no emulation: probe what is installed for this Python, on this machine"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
@@ -39,11 +43,11 @@ def emulate(root: EmulatedRoot, wheel: Path, *, narrate: Narrator) -> dict[str, 
     return report
 
 
-def judge(report: dict[str, Any]) -> list[str]:
+def judge(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
     """What is wrong with a report; empty when nothing is."""
     wrong = []
-    if report["machine"] != "aarch64":
-        wrong.append(f"machine: expected aarch64, found {report['machine']}")
+    if report["machine"] != machine:
+        wrong.append(f"machine: expected {machine}, found {report['machine']}")
     if not report["families"]:
         wrong.append("families: expected at least one library, found none")
     for family, found in report["families"].items():
@@ -59,12 +63,22 @@ def judge(report: dict[str, Any]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     narrate = Narrator()
+    if args.native:
+        if args.wheel is not None:
+            raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
+        # The script's own folder is on its path, not this checkout: it sees the installed package.
+        report = json.loads(run_command([sys.executable, str(Path(probe.__file__))]))
+        return finish(report, machine=platform.machine(), as_json=args.json)
     root = prepare(cache_root(), narrate=narrate)
     if args.wheel is None:
         print(root.folder)
         return 0
-    report = emulate(root, args.wheel, narrate=narrate)
-    if args.json:
+    return finish(emulate(root, args.wheel, narrate=narrate), machine="aarch64", as_json=args.json)
+
+
+def finish(report: dict[str, Any], *, machine: str, as_json: bool) -> int:
+    """Print a report and judge it."""
+    if as_json:
         json.dump(report, sys.stdout, indent=1)
         print()
     else:
@@ -73,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {family}: {', '.join(found['images'])}; ops {', '.join(found['ops'])}")
         print(f"  fallback: {', '.join(f'{case} {error:.1e}' for case, error in report['fallback'].items())}")
         print(f"  get_kernel (kernels {report['get_kernel']['kernels']}): {report['get_kernel']['function']}")
-    wrong = judge(report)
+    wrong = judge(report, machine=machine)
     if wrong:
-        raise VerifyError(f"{args.wheel.name} failed under emulation:\n  " + "\n  ".join(wrong))
+        raise VerifyError(f"{report['wheel']} failed on {report['machine']}:\n  " + "\n  ".join(wrong))
     return 0

@@ -1,0 +1,56 @@
+"""`python -m ci matrix`: the jobs of a workflow run, from the architecture table and the plan's costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ci import cudaversion, profiles
+from ci.matrix import Matrix, all_targets, document, make_matrix
+from ci.platforms import Platform
+
+EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--profile", default=profiles.DEFAULT, help=f"one of {', '.join(profiles.PROFILES)}")
+    parser.add_argument("--archs", default="", metavar="LIST", help="default: every architecture of the table")
+    parser.add_argument(
+        "--platform", action="append", type=Platform.parse, help="may be repeated (default: x86_64 and aarch64)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--github", action="store_true", help="for $GITHUB_OUTPUT")
+
+
+def run(args: argparse.Namespace) -> int:
+    made = make_matrix(
+        profile=args.profile,
+        archs=args.archs or all_targets(),
+        platforms=tuple(args.platform or Platform),
+        cuda=cudaversion.planned(None),
+    )
+    parts = document(made)
+    if args.json:
+        sys.stdout.write(json.dumps(parts, indent=1) + "\n")
+    elif args.github:
+        sys.stdout.write("".join(f"{part}={json.dumps(jobs, separators=(',', ':'))}\n" for part, jobs in parts.items()))
+    else:
+        sys.stdout.write(text(made))
+    return 0
+
+
+def text(made: Matrix) -> str:
+    """For people."""
+    lines = [f"{'build':24} {'runner':18} {'shard':>6} {'at once':>8} {'minutes':>8} {'limit':>6}"]
+    for job in made.builds:
+        lines.append(
+            f"{job.name:24} {job.runner:18} {job.shard:>6} {job.jobs:>8} {job.estimate_min:>8} {job.timeout_min:>6}"
+        )
+    total = sum(job.estimate_min for job in made.builds) / 60
+    lines += ["", "wheels: " + ", ".join(job.name for job in made.wheels)]
+    lines += ["tests:  " + ", ".join(f"{job.wheel} under {job.python}" for job in made.tests)]
+    lines += [f"{len(made.builds)} builds, about {total:.1f} runner hours where nothing is cached"]
+    return "\n".join(lines) + "\n"
