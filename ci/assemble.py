@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,18 @@ def _check_shards(name: str, group: Sequence[Part]) -> None:
     if len(counts) > 1 or len(targets) > 1:
         kinds = sorted(f"{part.artifact.shard} of {' '.join(part.artifact.targets)}" for part in group)
         raise AssembleError(f"family {name}: the shards are of different builds: {', '.join(kinds)}")
-    indices = sorted(shard.index for shard in shards)
-    expected = list(range(1, counts.pop() + 1))
-    if indices != expected:
-        raise AssembleError(f"family {name}: expected the shards {expected}, found {indices}")
+    (count,) = counts
+    have = Counter(shard.index for shard in shards)
+    missing = [f"{index}/{count}" for index in range(1, count + 1) if index not in have]
+    if missing:
+        raise AssembleError(
+            f"family {name}: of {count} shards, {', '.join(missing)} is missing",
+            hint=f"python -m ci build --family {name} --shard {missing[0]}",
+        )
+    for shard, part in zip(shards, group, strict=True):
+        if have[shard.index] > 1:
+            twice = [str(p.folder) for p, s in zip(group, shards, strict=True) if s == shard]
+            raise AssembleError(f"family {name}: shard {part.artifact.shard} is there twice: {', '.join(twice)}")
 
 
 def plan_of(artifact: Artifact) -> FamilyPlan:
@@ -97,9 +106,25 @@ def plan_of(artifact: Artifact) -> FamilyPlan:
     return planned
 
 
+def joined(group: Sequence[Part]) -> Artifact:
+    """The one artifact that a family's parts come to: all units, in the plan's order, whichever shard made them."""
+    first = group[0].artifact
+    if len(group) == 1:
+        return first
+    flags = {unit: words for part in group for unit, words in part.artifact.flags.items()}
+    order = [item.unit.name for item in plan_of(replace(first, flags=flags)).units]
+    reports = {report.unit: report for part in group for report in part.artifact.reports}
+    return replace(
+        first,
+        flags={unit: flags[unit] for unit in order if unit in flags},
+        files={name: sha256 for part in group for name, sha256 in part.artifact.files.items()},
+        reports=tuple(reports[unit] for unit in order if unit in reports),
+    )
+
+
 def shard_objects(group: Sequence[Part]) -> tuple[FamilyPlan, tuple[tuple[str, Path], ...]]:
     """All units' objects of a sharded family, in the plan's order, ready to be linked."""
-    planned = plan_of(group[0].artifact)
+    planned = plan_of(joined(group))
     found = {name.removesuffix(".o"): part.folder / name for part in group for name in part.artifact.files}
     names = [item.unit.name for item in planned.units]
     missing = [name for name in names if name not in found]

@@ -69,7 +69,7 @@ def make_wheel(
                 fingerprint=inputs.toolchain.fingerprint,
                 narrate=narrate,
             )
-            libraries.append(assemble.library(groups[name][0].artifact, path, reading))
+            libraries.append(assemble.library(assemble.joined(groups[name]), path, reading))
         made = assemble.assemble(
             libraries,
             lock=inputs.lock_document,
