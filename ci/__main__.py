@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from flash_attn3_sm121.errors import FlashAttn3Error
 
@@ -27,6 +30,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends a build as Ctrl-C does: compilers are stopped, nothing half-made stays."""
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -43,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded.configure(sub)
             sub.set_defaults(run=loaded.run)
     args = parser.parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         return int(args.run(args))
     except FlashAttn3Error as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -266,3 +269,60 @@ def test_reading_proc() -> None:
     assert parse_meminfo("MemTotal: 1 kB\nMemAvailable:   24000000 kB\n") == 24.0
     fields = " ".join(str(i) for i in range(3, 53))
     assert parse_stat(f"42 (a (b) c) {fields}") == (6, 24)
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from ci import __main__ as ci
+from ci.children import Children
+from ci.executor import Executor, Job
+from ci.narrate import Narrator
+
+class Slow:
+    @staticmethod
+    def configure(parser): pass
+    @staticmethod
+    def run(args):
+        children, here = Children(), Path(sys.argv[1])
+        def action():
+            argv = ["sh", "-c", "echo $$ > pid; sleep 600 & wait"]
+            children.run(argv, cwd=here, env={"PATH": "/bin:/usr/bin"}, log=here / "log")
+            return ""
+        job = Job(name="slow", cpu_s=1, need_gb=1, action=action)
+        Executor(limit=1, memory=lambda _: (9.0, 0.0), narrate=Narrator(quiet=True), children=children).run([job])
+        return 0
+
+sys.modules["slow"] = Slow
+ci.COMMANDS["slow"] = ("slow", "")
+sys.exit(ci.main(["slow"]))
+"""
+
+
+def alive(session: int) -> list[str]:
+    """Processes of a session, but for those that are dead and only wait to be counted."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(words[3]) == session and words[0] != "Z":
+            found.append(entry.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_killed_build_takes_its_compilers_along(tmp_path: Path, number: int) -> None:
+    root = Path(compiling.__file__).resolve().parent.parent
+    build = subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path)], cwd=root, stderr=subprocess.PIPE, text=True)
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text().strip()):
+        assert build.poll() is None
+        time.sleep(0.02)
+    build.send_signal(number)
+    assert "interrupted" in build.communicate()[1] and build.returncode == 130
+    deadline = time.monotonic() + 20
+    while living := alive(int(pid.read_text())):
+        assert time.monotonic() < deadline, f"still there: {living}"
+        time.sleep(0.02)
