@@ -28,6 +28,11 @@ _NVCC = (
     "--compress-mode=size",
     # Registers, spills and shared memory of each kernel, on stderr; the code is the same.
     "-Xptxas=-v",
+    # `char` has no sign on aarch64, and nvcc loads a kernel's bool parameters accordingly. Said for every CPU, the
+    # machine code is the same byte for byte wherever it is compiled.
+    "-Xcompiler=-funsigned-char",
+    "-Xcudafe=--unsigned_chars",
+    "-Xcicc=--unsigned_chars",
 )
 _CXX = ("-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pipe")
 _DEFINES = (

@@ -13,7 +13,7 @@ _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_SONAME = 1, 5, 6, 14
 _DT_RPATH, _DT_RUNPATH = 15, 29
 _SHT_DYNSYM = 11
 _DT_VERSYM, _DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF
-_STB_WEAK = 2
+_STB_LOCAL, _STB_WEAK = 0, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +165,8 @@ def _symbols(
     versym = reader.at(tags[_DT_VERSYM][0]) if _DT_VERSYM in tags else None
     for index in range(1, _symbol_count(reader)):
         name, info, _, section, _, _ = reader.unpack("<IBBHQQ", table + 24 * index)
+        if info >> 4 == _STB_LOCAL:  # linkers for aarch64 leave nameless section symbols; nobody can bind to them
+            continue
         asked = reader.unpack("<H", versym + 2 * index)[0] & 0x7FFF if versym is not None else 0
         yield Symbol(
             name=reader.text(strings + name),

@@ -36,7 +36,7 @@ def arm_wheel(tmp_path_factory: pytest.TempPathFactory) -> BuiltWheel:
 
 def _device_code(wheel: Path, folder: Path) -> dict[str, str]:
     """Every machine-code image of the wheel's library, by name without the counter, with its sha256."""
-    tools = resolve(cache=cache_root(), narrate=Narrator(quiet=True))
+    tools = resolve(cuda_home=None, cache=cache_root(), narrate=Narrator(quiet=True))
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         library = archive.extract("flash_attn3_sm121/lib/flash_attn3_sm8x.so", folder)
