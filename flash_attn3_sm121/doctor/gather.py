@@ -145,6 +145,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
                 features=facts.features,
                 profile=facts.profile,
                 proxy=facts.proxy,
+                cuda=facts.cuda,
                 size=len(data),
                 intact=hashlib.sha256(data).hexdigest() == facts.sha256,
                 error=problem,

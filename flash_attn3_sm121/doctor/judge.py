@@ -9,6 +9,8 @@ from typing import Literal
 from flash_attn3_sm121.arch import CAPABILITIES, Image, capability
 from flash_attn3_sm121.doctor.machine import Gpu, Library, Machine
 
+# The oldest driver (its major number) that serves a linked-in CUDA runtime of each major version.
+OLDEST_DRIVER = {12: 525, 13: 580}
 Level = Literal["ok", "note", "fault"]
 REBUILD = "make wheel && pip install --force-reinstall --no-deps wheels/flash_attn3_sm121-*.whl"
 
@@ -138,6 +140,7 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
         yield Finding(level="fault", title="a library's facts cannot be read", detail=error, mend=REBUILD)
     for library in machine.libraries:
         yield from _library(library)
+        yield from _driver_serves(library, machine)
     wanted = {row.family.value for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None}
     present = {library.family for library in machine.libraries if not library.proxy}
     for gpu in machine.gpus:
@@ -161,6 +164,20 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
             title=f"no {family} library in this install",
             detail=f"found: {found}; the fallback serves every call",
             mend=f'make wheel ARCHS="{names}" && pip install --force-reinstall --no-deps wheels/*.whl',
+        )
+
+
+def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
+    """A library brings its own CUDA runtime, and that wants a driver of its generation, whatever torch's wants."""
+    if machine.driver is None:
+        return
+    oldest = OLDEST_DRIVER.get(int(library.cuda.split(".")[0]), 0)
+    if int(machine.driver.split(".")[0]) < oldest:
+        yield Finding(
+            level="fault",
+            title=f"driver {machine.driver} is too old for the {library.family} library",
+            detail=f"its CUDA {library.cuda} runtime wants driver {oldest} or newer; the fallback serves every call",
+            mend="update the NVIDIA driver, or rebuild: python -m ci wheel --cuda-home <a CUDA 12.9 toolkit>",
         )
 
 

@@ -41,6 +41,7 @@ class Library:
     profile: str
     proxy: bool
     size: int
+    cuda: str  # the toolkit whose runtime is linked into it
     intact: bool  # the file's sha256 is the one its facts name
     error: str | None = None  # why it does not load
 

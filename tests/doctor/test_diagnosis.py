@@ -26,6 +26,7 @@ LIBRARY = Library(
     profile="nanochat",
     proxy=False,
     size=9_000_000,
+    cuda="13.0",
     intact=True,
 )
 TORCH = Torch(
@@ -109,6 +110,7 @@ SITUATIONS: dict[str, Machine] = {
         canary=None,
         environment={"FLASH_ATTN3_BACKEND": "sdpa"},
     ),
+    "driver-too-old": dataclasses.replace(HEALTHY, driver="570.124.06"),
     "facts-unreadable": dataclasses.replace(
         HEALTHY, libraries=(), facts_errors=("sm8x.json: not JSON: Expecting value: line 1 column 1 (char 0)",)
     ),

@@ -1,0 +1,59 @@
+"""What the documents tell people to type exists: the Python block is run, every command line is known to its parser."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ci.__main__ import COMMANDS as STAGES
+from flash_attn3_sm121.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_readmes_python_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(block.strip().splitlines()) <= 9
+    path = os.pathsep.join((str(ROOT), str(ROOT / "flash_attn3_sm121" / "_dropin")))
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "backend: " in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_documents_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\bflash-attn3 ([a-z]+)\b", text):
+        assert name in COMMANDS, f"{page.name} says flash-attn3 {name}"
+    for name in re.findall(r"python -m ci ([a-z]+)\b", text):
+        assert name in STAGES, f"{page.name} says python -m ci {name}"
+    for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*[a-z])\b(?!-)", text, re.MULTILINE):
+        assert re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), f"{page.name} says make {name}"
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_teaches(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flash_attn3_sm121", command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: flash-attn3" in done.stdout
