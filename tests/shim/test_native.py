@@ -215,7 +215,11 @@ def test_the_canary_leaves_the_random_state_alone(kernels: Kernels) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("spoil", [spoiled, nothing_written])
+def refuses(_: Tensor) -> None:
+    raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nand a trace")
+
+
+@pytest.mark.parametrize("spoil", [spoiled, nothing_written, refuses])
 def test_wrong_results_turn_native_off_loudly(spoil: Callable[[Tensor], None]) -> None:
     kernels = Kernels(spoil)
     q, k, v = half()
@@ -243,6 +247,20 @@ def test_a_wrong_backward_turns_native_off_as_well() -> None:
     before = len(kernels.calls)
     serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
     assert len(kernels.calls) == before
+
+
+def test_a_full_memory_is_no_verdict_on_the_kernels() -> None:
+    def full(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    kernels = Kernels(full)
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    kernels.spoil = lambda _: None
+    serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == 3  # the canary twice, then the user's call
 
 
 def test_canary_can_be_skipped() -> None:
