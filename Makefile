@@ -52,7 +52,7 @@ $(CI_VENV)/.stamp: requirements-ci.txt
 
 lint-ci: $(CI_VENV)/.stamp  ## workflows, shell scripts, csrc's layout, cibuildwheel's configuration
 	$(CI_BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(CI_BIN)/zizmor --offline --no-progress --quiet .github/workflows
+	$(CI_BIN)/zizmor --offline --strict-collection --no-progress --quiet .github/workflows
 	$(CI_BIN)/shellcheck .ci/*
 	$(CI_BIN)/clang-format --dry-run -Werror --style=file csrc/*.h
 	$(CI_BIN)/cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers

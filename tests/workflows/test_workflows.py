@@ -129,11 +129,11 @@ jobs:
 
 @pytest.mark.network
 def test_zizmor_finds_nothing(tools: Path, tmp_path: Path) -> None:
-    done = _binary(tools, "zizmor", "--offline", "--no-progress", *FILES)
+    done = _binary(tools, "zizmor", "--offline", "--strict-collection", "--no-progress", *FILES)
     assert done.returncode == 0, done.stdout + done.stderr
     bad = tmp_path / "bad.yml"
     bad.write_text(INJECTED, encoding="utf-8")
-    found = _binary(tools, "zizmor", "--offline", "--no-progress", bad)
+    found = _binary(tools, "zizmor", "--offline", "--strict-collection", "--no-progress", bad)
     assert found.returncode != 0 and "template-injection" in found.stdout + found.stderr
 
 
