@@ -18,6 +18,7 @@ from ci.narrate import Narrator
 from ci.objects import ObjectReport, ObjectStore
 from ci.plan import PlannedUnit
 from ci.toolchain import Toolchain
+from ci.units import Unit
 from ci.workdir import WorkDir
 from flash_attn3_sm121.errors import CompileError, DiskError
 
@@ -39,9 +40,23 @@ def command(planned: PlannedUnit, *, toolchain: Toolchain, work: WorkDir, launch
         includes = [word for folder in toolchain.include_dirs for word in ("-isystem", str(folder))]
         return [*prefix, toolchain.cxx, *planned.flags, path_map(toolchain), *includes, *files]
     host = ["-ccbin", toolchain.cxx, f"-Xcompiler={path_map(toolchain)}"]
-    # Compiler caches refuse --keep; the objects that they keep are sound, but not bit-identical to ours.
-    keep = [] if launcher else list(flags.keep_flags(unit))
-    return [*prefix, str(toolchain.nvcc), *host, *planned.flags, *flags.naming_flags(unit), *keep, *files]
+    return [
+        *prefix,
+        str(toolchain.nvcc),
+        *host,
+        *planned.flags,
+        *flags.naming_flags(unit),
+        *_keep(unit, launcher),
+        *files,
+    ]
+
+
+def _keep(unit: Unit, launcher: str | None) -> tuple[str, ...]:
+    """Compiler caches refuse --keep (their objects are sound, but not bit-identical to ours); ccache wants to be told
+    what the file depends on, and by the compiler."""
+    if launcher is None:
+        return flags.keep_flags(unit)
+    return ("-MD", "-MF", f"obj/{unit.name}.d") if launcher == "ccache" else ()
 
 
 def environment(
@@ -50,7 +65,10 @@ def environment(
     """What compilers see of the environment: nothing that could change an object beside the command line."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SCCACHE_", "CCACHE_", "AWS_", "ACTIONS_", "GITHUB_")
     env = {name: value for name, value in base.items() if name.startswith(kept)}
-    env |= {"TMPDIR": str(work.root / "tmp"), "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    env |= {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    if launcher != "sccache":
+        # sccache's server would keep this folder for good, beyond the run that it belongs to.
+        env["TMPDIR"] = str(work.root / "tmp")
     if launcher == "ccache":
         # ccache's default mode can serve a stale object for CUDA: it must look at real dependencies, and tell
         # toolchains apart by our fingerprint instead of the driver binary's time stamp.

@@ -5,13 +5,13 @@
     units/   our generated files        keep/<unit>/  nvcc's intermediate files
     obj/     objects                    stubs/        what linking needs
 
-Each run has its own; a killed run's folder is swept by the next one, which sees that nobody holds its lock.
+Each run has one to itself; what a killed run left is removed by the next one, which sees that nobody holds its lock.
 """
 
 from __future__ import annotations
 
 import fcntl
-import tempfile
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,17 +47,27 @@ class WorkDir:
             remove_tree(self.keep(unit))
 
 
-def _sweep(parent: Path) -> None:
-    for folder in parent.iterdir():
-        lock = folder / "lock"
-        if not lock.exists():
-            continue
-        with lock.open("r+") as handle:
+@contextmanager
+def _slot(parent: Path) -> Iterator[Path]:
+    """The first folder that no living run uses, emptied of what a killed one left.
+
+    Few fixed names, and not a new one each time: compiler caches take the folder into their keys.
+    """
+    for index in itertools.count():
+        with (parent / f"run.{index}.lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # its run lives
-            remove_tree(folder)
+                continue
+            root = parent / f"run.{index}"
+            if root.exists():
+                remove_tree(root)
+            root.mkdir()
+            try:
+                yield root
+            finally:
+                remove_tree(root)
+            return
 
 
 @contextmanager
@@ -65,15 +75,9 @@ def workdir(cache: Path, *, sources: Path, torch: Path) -> Iterator[WorkDir]:
     """A fresh folder, removed when the block ends."""
     parent = cache.absolute() / "work"
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
-    root = Path(tempfile.mkdtemp(prefix="run.", dir=parent))
-    with (root / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with _slot(parent) as root:
         for name in ("units", "keep", "obj", "stubs", "tmp"):
             (root / name).mkdir()
         (root / "src").symlink_to(sources.absolute())
         (root / "torch").symlink_to(torch.absolute())
-        try:
-            yield WorkDir(root=root)
-        finally:
-            remove_tree(root)
+        yield WorkDir(root=root)

@@ -174,7 +174,12 @@ def test_ccache_only_in_a_mode_that_cannot_serve_stale_objects(work: WorkDir) ->
     tools = toolchain(Path("/cuda/bin/nvcc"))
     env = compiling.environment({"PATH": "/bin", "CPATH": "/evil"}, toolchain=tools, work=work, launcher="ccache")
     assert env["CCACHE_DEPEND"] == "1" and env["CCACHE_COMPILERCHECK"] == "string:test"
-    assert "CPATH" not in env
+    assert "CPATH" not in env and env["TMPDIR"].startswith(str(work.root))
+    words = compiling.command(unit(), toolchain=tools, work=work, launcher="ccache")
+    assert words[words.index("-MD") : words.index("-MD") + 3] == ["-MD", "-MF", "obj/fwd_hd64_plain_bf16.d"]
+    assert "TMPDIR" not in compiling.environment({}, toolchain=tools, work=work, launcher="sccache"), (
+        "a server outlives us"
+    )
 
 
 def test_memory_decides_what_runs_together() -> None:
@@ -257,12 +262,13 @@ def test_a_killed_runs_folder_is_swept(tmp_path: Path) -> None:
     with workdir(tmp_path, sources=tmp_path / "s", torch=tmp_path / "s") as first:
         with workdir(tmp_path, sources=tmp_path / "s", torch=tmp_path / "s") as second:
             assert first.root.exists() and second.root != first.root, "a running build's folder is left alone"
-        dead = tmp_path / "work" / "run.dead"
-        (dead / "keep").mkdir(parents=True)
-        (dead / "lock").touch()
-        with workdir(tmp_path, sources=tmp_path / "s", torch=tmp_path / "s"):
-            assert not dead.exists()
-    assert not list((tmp_path / "work").iterdir())
+        assert second.root.name == "run.1" and not second.root.exists()
+    litter = tmp_path / "work" / "run.0" / "keep" / "half-made"
+    litter.parent.mkdir(parents=True)
+    litter.touch()
+    with workdir(tmp_path, sources=tmp_path / "s", torch=tmp_path / "s") as again:
+        assert again.root == first.root and not litter.exists(), "the same name again, for compiler caches"
+    assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
 
 
 def test_reading_proc() -> None:
