@@ -88,11 +88,10 @@ def variant(mangled: str) -> Variant | None:
         return None
     names = _FORWARD_FLAGS if found == "forward" else _BACKWARD_FLAGS
     values = re.findall(r"Lb([01])E", flags[1])
-    return Variant(
-        dtype=_DTYPES[element[1]],
-        head_dim=shape[2],
-        flags=frozenset(name for name, value in zip(names, values, strict=False) if value == "1"),
-    )
+    chosen = {name for name, value in zip(names, values, strict=False) if value == "1"}
+    if "CollectiveEpilogueBwdGQA" in rest:
+        chosen.add("gqa")
+    return Variant(dtype=_DTYPES[element[1]], head_dim=shape[2], flags=frozenset(chosen))
 
 
 def needs_tensor_cores(found: Kind) -> bool:

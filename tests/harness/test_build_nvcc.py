@@ -77,6 +77,16 @@ def test_nothing_is_compiled_a_second_time(smoke_wheel: BuiltWheel, tmp_path: Pa
     assert "cuobjdump" not in again.log, "machine code that was read once is not read again"
 
 
+def test_pip_builds_the_same_wheel(smoke_wheel: BuiltWheel, tmp_path: Path) -> None:
+    """`pip wheel .` with the choice in the environment: the same bytes as the command line's."""
+    env = {**os.environ, "FLASH_ATTN3_PROFILE": "smoke", "TORCH_CUDA_ARCH_LIST": "12.1"}
+    env.pop("FLASH_ATTN3_SKIP_CUDA", None)
+    argv = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*argv, "-w", str(tmp_path / "w"), "."], cwd=ROOT, env=env, check=True)
+    (made,) = (tmp_path / "w").iterdir()
+    assert made.name == smoke_wheel.path.name and made.read_bytes() == smoke_wheel.path.read_bytes()
+
+
 def changed(wheel: Path, folder: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
     """A copy of the wheel with one file changed, RECORD left as it was."""
     made = folder / wheel.name
