@@ -46,9 +46,9 @@ constexpr bool has_own_tile(bool small_smem, int head_dim) {
 // for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8 warps of 16 rows
 // instead would read K and V from shared memory twice as often.
 constexpr Tile tile_64(Variant const& v) {
-    // Appending to a paged cache under a causal mask keeps page pointers alive as well.
-    int const block_n = v.append && v.paged && v.causal ? 48 : 64;
-    return {128, block_n, 4, 1, false};
+    // Masks beside tanh, and page pointers for appending under a causal mask, keep more alive: 48 columns.
+    bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal);
+    return {128, busy ? 48 : 64, 4, 1, false};
 }
 
 // 96: 128 rows of Q are 24 KB, 64 of K and V 12 KB each; two blocks an SM. Masks and splits that keep more registers
@@ -63,7 +63,8 @@ constexpr Tile tile_128(Variant const& v) {
     // 128 columns leave no register for page pointers under a causal mask, or for what a split over lengths keeps.
     bool const busy = v.varlen_split || (v.causal && v.paged && !v.append);
     int const full = busy ? 112 : 128;
-    return {128, v.local ? 96 : full, 8, 1, true};
+    int const window = v.softcap ? 80 : 96;
+    return {128, v.local ? window : full, 8, 1, true};
 }
 
 // 192: 48 KB of Q. In registers it makes room for 96 columns of K and V; where something else needs the registers, it
