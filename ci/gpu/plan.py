@@ -1,0 +1,156 @@
+"""Which stages there are, in which order, and why some of them are not applicable: facts are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.gpu.stage import Stage
+
+NO_CUDA = "needs a CUDA device; this run is on {device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the plan depends on."""
+
+    python: str
+    device: str
+    native: bool  # the wheel holds a kernel library
+    proxy: bool
+    root: Path  # this checkout
+    sanitizer: str | None = None  # its path
+    kernel_filter: bool = False  # it knows --kernel-regex
+    pytest: bool = False
+    sample: int = 1
+    minutes: float = 8.0
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def backend(self) -> str:
+        return "native" if self.cuda and self.native else "auto"
+
+
+def _cases(setting: Setting, source: str, *, sample: int | None = None) -> tuple[str, ...]:
+    argv = [setting.python, "-m", "ci.gpu.probes.loop", f"ci.gpu.probes.{source}", "--device", setting.device]
+    argv += ["--backend", setting.backend, "--sample", str(setting.sample if sample is None else sample)]
+    return tuple(argv)
+
+
+def _package(setting: Setting, *words: str) -> tuple[str, ...]:
+    return (setting.python, "-m", "flash_attn3_sm121", *words)
+
+
+# The kernels themselves are under test here; the canary has stages of its own before.
+_NO_CANARY: Mapping[str, str] = {"FLASH_ATTN3_CANARY": "0"}
+
+
+def _sanitized(setting: Setting, tool: str) -> Stage:
+    absent = None
+    if not setting.cuda:
+        absent = NO_CUDA.format(device=setting.device)
+    elif not setting.native:
+        absent = "the wheel holds no kernels of ours to check"
+    elif setting.sanitizer is None:
+        absent = "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
+    argv = [setting.sanitizer or "compute-sanitizer", "--tool", tool]
+    argv += ["--kernel-regex", "kns=flash"] if setting.kernel_filter else []
+    return Stage(
+        name=tool,
+        title=f"compute-sanitizer --tool {tool}, a few calls",
+        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=3), "--dtype", "bf16"),
+        share=50,
+        stall_s=120.0,
+        env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one
+        absent=absent,
+        judge="sanitizer",
+    )
+
+
+def _bench(setting: Setting) -> Stage:
+    # Twelve workloads; a third of the stage's usual share goes into timing, the rest into checking them.
+    each = max(0.2, setting.minutes * 60 * 0.2 / 12 / 3)
+    words = ["bench", "--quick", "--device", setting.device, "--seconds", f"{each:.2g}"]
+    words += ["--json", "bench.json", "--html", "bench.html"]
+    words += ["--note", "PROXY: kernels of the 99 KB family on another device, not for use"] if setting.proxy else []
+    if not setting.cuda:
+        words += ["--workload", "train-causal-d64", "--backend", "sdpa"]
+    return Stage(
+        name="bench",
+        title="Bench, ours and torch's own side by side",
+        argv=_package(setting, *words),
+        kind="command",
+        share=100,
+        judge="bench",
+        files=("bench.json", "bench.html"),
+    )
+
+
+def _tests(setting: Setting) -> Stage:
+    absent = None
+    if not setting.cuda:
+        absent = NO_CUDA.format(device=setting.device)
+    elif not setting.pytest:
+        absent = "pytest is not importable here"
+    root = setting.root
+    return Stage(
+        name="tests",
+        title="The tests marked gpu, against the wheel",
+        # `-o pythonpath=`: the checkout's own package would come before the wheel's.
+        argv=(
+            setting.python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "pythonpath=",
+            "-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(root / "tests" / "fallback"),
+        ),
+        kind="command",
+        share=40,
+        absent=absent,
+        judge="pytest",
+    )  # fmt: skip
+
+
+def stages(setting: Setting) -> tuple[Stage, ...]:
+    """Everything, cheapest and most telling first."""
+    tolerant = setting.proxy or not setting.cuda
+    graphs = None if setting.cuda else NO_CUDA.format(device=setting.device)
+    if setting.cuda and not setting.native:
+        graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
+    return (
+        Stage(
+            name="doctor", title="flash-attn3 doctor", argv=_package(setting, "doctor", "--json"), kind="command",
+            share=30, judge="expected-faults" if tolerant else "doctor",
+        ),
+        Stage(
+            name="selftest", title="flash-attn3 selftest, backend chosen by itself", kind="command", share=40,
+            argv=_package(setting, "selftest", "--json", "--device", setting.device, "--dtype", "bf16",
+                          *(() if setting.cuda else ("--match", "packed"))),
+            judge="selftest",
+        ),
+        Stage(
+            name="selftest-native", title=f"The selftest's cases, backend {setting.backend}",
+            argv=_cases(setting, "sets:selftest"), share=40,
+        ),
+        Stage(
+            name="numerics", title="Numerics: forward, backward, packed, caches, splits; head dims 16 to 256",
+            argv=_cases(setting, "sets:numerics"), share=130, env=_NO_CANARY,
+        ),
+        Stage(
+            name="determinism", title="Determinism, bit for bit", argv=_cases(setting, "repeat:cases"), share=25,
+            env=_NO_CANARY,
+        ),
+        _sanitized(setting, "memcheck"),
+        _sanitized(setting, "racecheck"),
+        Stage(
+            name="graphs", title="CUDA graphs: decoding captured once, replayed with other lengths",
+            argv=_cases(setting, "graphs:cases"), share=25, absent=graphs,
+        ),
+        Stage(
+            name="compile", title="torch.compile(fullgraph=True), forward and backward",
+            argv=_cases(setting, "compiled:cases"), share=60, stall_s=120.0,
+        ),
+        _tests(setting),
+        _bench(setting),
+    )  # fmt: skip
