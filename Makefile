@@ -16,7 +16,7 @@ OUT ?= wheels
 SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
 
-.PHONY: help venv wheel plan verify reproducible measure test test-quick test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -91,6 +91,13 @@ test-quick: venv  ## no GPU, compiler or network: under a minute
 
 test-aarch64: venv  ## a cross-compiled aarch64 wheel, installed and used under emulation (qemu-user, debootstrap, root)
 	$(PY) -m pytest -q -m emulated
+
+# No environment of its own: it runs with the Python that has the device's torch. MINUTES=, OUT_GPU=, PROXY=1
+GPU_PYTHON ?= python3
+MINUTES ?= 8
+OUT_GPU ?= gpu-test
+test-gpu:  ## try WHEEL= on this machine's GPU, building nothing: numbers, crashes, graphs, compile, speed
+	$(GPU_PYTHON) -m ci gpu-test --wheel "$(WHEEL)" --out "$(OUT_GPU)" --minutes $(MINUTES) $(if $(PROXY),--proxy)
 
 test: venv  ## everything that this machine can run
 	$(PY) -m pytest

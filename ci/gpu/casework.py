@@ -84,7 +84,8 @@ def run(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> 
 
     def stalled(now: float) -> str | None:
         record.follow(now)
-        limit = stage.stall_s if record.cases else max(START_S, stage.stall_s)
+        under_way = record.cases and record.flight is not None
+        limit = stage.stall_s if under_way else max(START_S, stage.stall_s)
         quiet = now - record.changed
         return f"one case took more than {limit:.0f} s" if quiet > limit else None
 

@@ -89,7 +89,8 @@ def close(what: str, got: Tensor, exact: Tensor, low: Tensor, *, softcap: float 
     """Upstream's rule."""
     rounded = exact.detach().to(low.dtype)
     rounding = gap(rounded + 0.3 - 0.3, rounded)
-    factor = 3.0 if softcap > 0 else 2.0
+    # torch's own CPU kernel, which the fallback calls, rounds gradients between blocks of queries.
+    factor = 3.0 if softcap > 0 or got.device.type == "cpu" else 2.0
     allowed = factor * gap(low, exact) + 2.0 * rounding + extra + 1e-5
     return Finding(what=what, error=gap(got, exact), allowed=allowed)
 
