@@ -40,7 +40,8 @@ def _command(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float
 
 def _checked(result: StageResult, log: Path) -> StageResult:
     """A stage under compute-sanitizer: the checker's summary counts as much as the cases do."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    both = [path for path in (log, log.with_suffix(".stdout")) if path.is_file()]  # it writes to stdout
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in both)
     status, said = judge.sanitizer(text)
     if status is Status.NOT_APPLICABLE:
         return replace(result, status=status, reason=said, cases=())

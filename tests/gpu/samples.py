@@ -61,3 +61,7 @@ def hang() -> tuple[GpuCase, ...]:
         GpuCase(name="hang", run=_hang),
         GpuCase(name="right again", run=_right),
     )
+
+
+def fine() -> tuple[GpuCase, ...]:
+    return (GpuCase(name="right", run=_right),)

@@ -145,6 +145,18 @@ def test_the_sanitizers_summary(text: str, status: Status) -> None:
     assert judge.sanitizer(text)[0] is status
 
 
+def test_the_sanitizers_verdict_counts_beside_the_cases(tmp_path: Path) -> None:
+    """A checker that found something while every case agreed: here a process that says so on stdout, as it does."""
+    stage = cases("fine")
+    script = "import runpy, sys; print('========= ERROR SUMMARY: 3 errors'); sys.argv.pop(0); "
+    script += "runpy.run_module('ci.gpu.probes.loop', run_name='__main__')"
+    argv = (sys.executable, "-c", script, *stage.argv[2:])
+    checked = replace(stage, argv=argv, judge="sanitizer")
+    result = runner.run_stage(checked, cwd=tmp_path, env=ENV, budget_s=120)
+    assert [case.status for case in result.cases] == [Status.OK]
+    assert result.status is Status.WRONG and "3 errors" in result.reason
+
+
 def test_the_plan_for_a_gpu() -> None:
     setting = plan.Setting(
         python="python", device="cuda", native=True, proxy=True, root=ROOT, sanitizer="/x/compute-sanitizer",
