@@ -114,12 +114,10 @@ def _unnamed(index: str) -> str:
 
 
 def default_index() -> str:
-    """The address of the public index, asked of pip: this process's, this Python's, or the copy in ensurepip."""
-    try:
-        found: str = importlib.import_module("pip._internal.models.index").PyPI.simple_url
-        return found
-    except ImportError:
-        pass  # pip's isolated builds hide pip itself; the ways below see it again
+    """The address of the public index, asked of pip: this Python's, or the copy in ensurepip.
+
+    In another process: importing pip brings setuptools' stand-in for distutils with it, and its warnings.
+    """
     tries: list[Sequence[str]] = [[sys.executable, "-I", "-c", ASK_PIP]]
     tries += [
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(w)!r}); {ASK_PIP}"] for w in _bundled()
