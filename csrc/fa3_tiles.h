@@ -48,7 +48,10 @@ constexpr bool has_own_tile(bool small_smem, int head_dim) {
 constexpr Tile tile_64(Variant const& v) {
     // Masks beside tanh, and page pointers for appending under a causal mask, keep more alive: 48 columns.
     bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal);
-    return {128, busy ? 48 : 64, 4, 1, false};
+    // The one variant with everything at once but a page table still spills at 48.
+    bool const busiest = v.softcap && v.local && v.append && v.varlen_split && !v.paged;
+    int const few = busiest ? 32 : 48;
+    return {128, busy ? few : 64, 4, 1, false};
 }
 
 // 96: 128 rows of Q are 24 KB, 64 of K and V 12 KB each; two blocks an SM. Masks and splits that keep more registers
@@ -61,7 +64,8 @@ constexpr Tile tile_96(Variant const& v) {
 // later, and 128 columns of K fit beside.
 constexpr Tile tile_128(Variant const& v) {
     // 128 columns leave no register for page pointers under a causal mask, or for what a split over lengths keeps.
-    bool const busy = v.varlen_split || (v.causal && v.paged && !v.append);
+    bool const busy =
+        v.varlen_split || (v.causal && v.paged && !v.append) || (v.causal && v.softcap && v.append && !v.paged);
     int const full = busy ? 112 : 128;
     int const window = v.softcap ? 80 : 96;
     return {128, v.local ? window : full, 8, 1, true};
