@@ -19,8 +19,9 @@ class Cost:
     rss_gb: float
 
 
-# The front ends alone, for a file that includes the attention templates.
-FRONT_END_CPU_S = 45.0
+# The front ends alone, for a file that includes the attention templates; with all WGMMA shapes they read far more.
+FRONT_END_CPU_S = 8.0
+HOPPER_FRONT_END_CPU_S = 50.0
 # Code generation a kernel and image.
 KERNEL_CPU_S = {"fwd": 5.0, "bwd": 3.8}
 # Memory of the largest process (cicc): a start, and what each kernel of the file adds (backward: the head dim).
@@ -40,7 +41,9 @@ def estimate(unit: Unit, *, family: Family, images: int) -> Cost:
         base, per_image = FIXED[unit.kind]
         return Cost(cpu_s=round(base.cpu_s + per_image * images, 1), rss_gb=base.rss_gb)
     factor = HOPPER_FACTOR if family is Family.SM90 else 1.0
-    cpu = FRONT_END_CPU_S + factor * KERNEL_CPU_S[unit.kind] * unit.kernels * images
+    cpu = (HOPPER_FRONT_END_CPU_S if factor > 1 else FRONT_END_CPU_S) + factor * KERNEL_CPU_S[
+        unit.kind
+    ] * unit.kernels * images
     start, slope = FORWARD_RSS_GB if unit.kind == "fwd" else BACKWARD_RSS_GB
     rss = factor * (start + slope * (unit.kernels if unit.kind == "fwd" else unit.head_dim))
     return Cost(cpu_s=round(cpu, 1), rss_gb=round(rss, 1))

@@ -1,8 +1,8 @@
 """Translation units: a selection's template instantiations, grouped into .cu files of our own, as text. Pure.
 
-nvcc pays two C++ front ends (about 45 CPU seconds) for each file before the first kernel is compiled, and needs more
-memory the more kernels a file holds. So neighbours (one head dim, one direction) share a file up to a number of
-kernels. The grouping never looks at the machine: it decides the bytes of the library.
+nvcc runs two C++ front ends over each file before the first kernel is compiled, and again over what every variant of a
+head dim shares; it needs more memory the more kernels a file holds. So neighbours (one head dim, one direction) share
+a file up to a number of kernels. The grouping never looks at the machine: it decides the bytes of the library.
 """
 
 from __future__ import annotations
