@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,8 @@ def test_configuration_as_pip_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_public_index_is_the_one_pip_names() -> None:
-    from pip._internal.models.index import PyPI
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing pip swaps distutils under whoever has imported it before
+        from pip._internal.models.index import PyPI
 
     assert default_index() == PyPI.simple_url
