@@ -68,6 +68,27 @@ def gather() -> Machine:
     return Machine(platform=Platform.parse(platform.machine()), cores=cores(), memory_gb=memory_gb(), gpus=gpus())
 
 
+def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor as the system names it; its architecture where it names none (many ARM kernels)."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def commit_of(root: Path) -> str:
+    """The checkout's commit, `+` where tracked files differ from it; `unknown` without git or a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(root), "rev-parse", "HEAD"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        return "unknown"
+    command = [git, "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
+    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return said.stdout.strip() + ("+" if changed else "")
+
+
 def parse_stat(text: str) -> tuple[int, int]:
     """(session, resident pages) of a /proc/<pid>/stat line; the command name may hold spaces and parentheses."""
     words = text.rpartition(")")[2].split()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ci.plan import FamilyPlan, PlannedUnit
+from flash_attn3_sm121.errors import UsageError
 
 # Upstream's nvcc flags (hopper/setup.py) with what torch's extension builder adds to them.
 UPSTREAM_FLAGS = (
@@ -116,6 +117,26 @@ def sample(found: Sequence[Group], count: int) -> tuple[Group, ...]:
         step = len(kinds[kind]) / take if take else 0
         chosen += [kinds[kind][int(i * step + step / 2)] for i in range(take)]
     return tuple(group for group in found if group in chosen)
+
+
+def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> list[Result]:
+    """The groups of an earlier document, provided it was measured from the same inputs on the same kind of machine."""
+    if not document:
+        return []
+    for name, wanted in facts.items():
+        if document.get(name) != wanted:
+            raise UsageError(
+                f"cannot go on with the earlier measurement: its {name} is {document.get(name)}, here it is {wanted}",
+                hint="another --output, or leave --resume out to begin anew",
+            )
+    return [
+        Result(
+            name=row["group"],
+            ours=tuple(Cost(**cost) for cost in row["ours"]),
+            upstream=tuple(Cost(**cost) for cost in row["upstream"]),
+        )
+        for row in document["results"]
+    ]
 
 
 def _total(costs: Sequence[Cost]) -> float:

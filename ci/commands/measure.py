@@ -1,18 +1,22 @@
 """`python -m ci measure`: CPU seconds and memory of our units against upstream's files with upstream's flags.
 
-Everything is compiled anew in one run, one compiler at a time; nothing comes from, or goes into, the object cache.
+Everything is compiled anew, both sides of a group one after the other, one compiler at a time; nothing comes from, or
+goes into, the object cache. A whole family takes hours: `--resume` goes on where an earlier run with the same inputs,
+on the same kind of machine, was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ci import compile as compiling
-from ci import measure, options
+from ci import machine, measure, options
 from ci.children import Children
 from ci.commands import common
 from ci.inputs import Inputs
@@ -22,6 +26,8 @@ from ci.plan import PlannedUnit
 from ci.workdir import WorkDir, workdir
 from flash_attn3_sm121.errors import CompileError, UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
@@ -29,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="measure every group (hours)")
     parser.add_argument("--only", action="append", default=[], metavar="GROUP", help="measure this group")
     parser.add_argument("--list", action="store_true", help="print the groups and stop")
+    parser.add_argument("--resume", action="store_true", help="keep the groups that --output already holds")
     parser.add_argument("--output", type=Path, default=Path("docs/results/build.json"))
 
 
@@ -61,21 +68,25 @@ def run(args: argparse.Namespace) -> int:
             print(f"{group.name:28} {len(group.ours)} of ours, {len(group.upstream)} of upstream's")
         return 0
     inputs = common.gather(session)
-    facts = {
+    facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
         "cuda": ".".join(str(part) for part in inputs.toolchain.version),
         "archs": [target.name for target in session.plan.targets],
         "profile": session.plan.profile,
-        "cores": session.machine.cores,
+        "machine": f"{machine.cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
     }
-    results: list[Result] = []
-    for group in picked:
+    results = measure.carried(_earlier(args.output), facts=facts) if args.resume else []
+    have = {result.name for result in results}
+    facts |= {"date": datetime.date.today().isoformat(), "commit": machine.commit_of(ROOT)}
+    for group in (group for group in picked if group.name not in have):
         results.append(_measure(group, session, inputs))
         document = measure.summary(results, of=len(found), facts=facts)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         narrate.note(f"{group.name}: {document['results'][-1]['ours_cpu_s']} CPU s against upstream's "
                      f"{document['results'][-1]['upstream_cpu_s']}")  # fmt: skip
+    if not results:
+        raise UsageError("nothing to measure")
     print(f"{args.output}: ours {document['ours_cpu_s']} CPU s, upstream {document['upstream_cpu_s']} CPU s, "
           f"ratio {document['ratio']}")  # fmt: skip
     return 0
@@ -100,6 +111,14 @@ def _measure(group: Group, session: common.Session, inputs: Inputs) -> Result:
         ours = tuple(_ours(item, inputs, work, compiled) for item in group.ours)
         upstream = tuple(_upstream(file, inputs, work, compiled) for file in group.upstream)
     return Result(name=group.name, ours=ours, upstream=upstream)
+
+
+def _earlier(path: Path) -> Mapping[str, Any]:
+    """What an earlier run wrote; nothing where there was none."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 Compiled = Callable[[str, list[str]], Cost]

@@ -21,6 +21,7 @@ from ci.gpu.report import Run
 from ci.gpu.runner import run_all
 from ci.gpu.stage import Stage, StageResult
 from ci.gpu.wheelfolder import OpenedWheel, open_wheel
+from ci.machine import commit_of
 from ci.narrate import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
@@ -81,14 +82,6 @@ def environment(opened: OpenedWheel, *, root: Path, environ: Mapping[str, str]) 
     if opened.proxy:
         kept["FLASH_ATTN3_ALLOW_PROXY"] = "1"
     return kept
-
-
-def commit_of(root: Path) -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    said = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return said.stdout.strip() if said.returncode == 0 else "unknown"
 
 
 def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage, ...]:

@@ -12,6 +12,7 @@ from ci.measure import Cost, Result
 from ci.plan import plan_family
 from ci.profiles import find, select
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.errors import UsageError
 
 FULL = plan_family(select(find("full"), Family.SM8X), archlist.parse("12.1", cuda=(13, 0)))
 GROUPS = measure.groups(FULL)
@@ -53,3 +54,14 @@ def test_sums() -> None:
     assert (document["ours_cpu_s"], document["upstream_cpu_s"], document["ratio"]) == (40, 160, 0.25)
     assert (document["ours_peak_rss_gb"], document["upstream_peak_rss_gb"]) == (7, 9)
     assert document["groups_measured"] == 2 and document["groups"] == 27
+
+
+def test_going_on_keeps_what_was_measured_from_the_same_inputs_only() -> None:
+    cost = Cost(file="f", cpu_s=3, wall_s=1, rss_gb=2)
+    before = [Result(name="a", ours=(cost,), upstream=(cost, cost))]
+    facts = {"pin": "x", "machine": "one"}
+    document = measure.summary(before, of=27, facts={**facts, "date": "then"})
+    assert measure.carried(document, facts=facts) == before
+    assert measure.carried({}, facts=facts) == []
+    with pytest.raises(UsageError, match="its machine is one, here it is two"):
+        measure.carried(document, facts={**facts, "machine": "two"})
