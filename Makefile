@@ -12,9 +12,11 @@ PROFILE ?= nanochat
 ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
 JOBS ?=
 PLATFORM ?=
+PROXY ?=
 OUT ?= wheels
 SAMPLE ?= 4
-HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM))
+HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
+  $(if $(PROXY),--proxy $(PROXY))
 
 .PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu test-aarch64 lint lint-ci ci-local format clean
 
@@ -74,7 +76,7 @@ $(BUILD_VENV)/.stamp: requirements-build.txt
 plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
 
-wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=, ARCHS=, JOBS=, PLATFORM=)
+wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
 	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
 
 verify: $(BUILD_VENV)/.stamp  ## check the wheels in wheels/ again

@@ -13,7 +13,7 @@ from ci.costs import Cost
 from ci.platforms import Platform
 from ci.profiles import Profile, Selection, select
 from ci.units import Unit, units
-from flash_attn3_sm121.arch import FAMILIES, Family, Image
+from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family, Image
 from flash_attn3_sm121.errors import ArchError, UsageError
 
 
@@ -102,13 +102,13 @@ class BuildPlan:
         return tuple(sorted((t for f in self.families for t in f.targets), key=lambda t: t.image.number))
 
 
-def proxy_target(target: Target, name: str, *, images: Sequence[str] = ("8.0", "9.0")) -> tuple[str, Image]:
+def proxy_image(target: Target, name: str) -> Image:
     """The image that stands in for a family's own: plain code of a device at hand, e.g. sm_90 for 9.0."""
-    if name not in images:
-        raise ArchError(f"no proxy build for {name!r}", hint=f"allowed: {', '.join(images)}")
+    if name not in PROXY_DEVICES:
+        raise ArchError(f"no proxy build for {name!r}", hint=f"allowed: {', '.join(PROXY_DEVICES)}")
     if target.capability.family is Family.SM90:
         raise ArchError("a proxy build is for the mma.sync families; 9.0 is built directly")
-    return name, Image.parse(f"sm_{name.replace('.', '')}")
+    return Image(kind="sm", number=CAPABILITIES[name].number)
 
 
 def _assign(planned: Sequence[PlannedUnit], count: int) -> tuple[PlannedUnit, ...]:
@@ -131,7 +131,7 @@ def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = 
         images = tuple(str(target.image) for target in targets)
         ptx = tuple(str(target.ptx_image) for target in targets if target.ptx_image)
     else:
-        _, image = proxy_target(targets[0], proxy)
+        image = proxy_image(targets[0], proxy)
         gencode = ("-gencode", f"arch=compute_{image.number},code={image}")
         images, ptx = (str(image),), ()
     family = flags.family_defines(chosen, proxy=bool(proxy))

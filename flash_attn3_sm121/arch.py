@@ -189,6 +189,10 @@ CAPABILITIES: dict[str, Capability] = {
     )
 }
 
+# Devices that may stand in for one of another family (a proxy build, for tests only): the kind that people have at hand
+# or rent, whose plain machine code can express every mma.sync kernel.
+PROXY_DEVICES = ("8.0", "8.6", "8.9", "9.0")
+
 _IMAGE = re.compile(r"(?P<kind>sm|compute)_(?P<number>\d{2,3})(?P<variant>[af]?)")
 
 
@@ -246,6 +250,9 @@ def validate() -> None:
         limit = FAMILIES[row.family].smem_limit
         if row.smem_limit < limit:
             raise TableError(f"CAPABILITIES[{name}].smem_limit: expected at least {limit}, found {row.smem_limit}")
+    for name in PROXY_DEVICES:
+        if name not in CAPABILITIES:
+            raise TableError(f"PROXY_DEVICES: expected rows of CAPABILITIES, found {name}")
 
 
 validate()

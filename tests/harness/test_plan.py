@@ -15,7 +15,7 @@ from ci.plan import BuildPlan, Shard, make_plan
 from ci.platforms import Platform
 from ci.profiles import PROFILES, find, select
 from ci.units import forwards, units
-from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, Family
+from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
 from flash_attn3_sm121.errors import ArchError, UsageError
 
 CUDA = (13, 0)
@@ -140,6 +140,8 @@ def test_proxy_build() -> None:
     (family,) = planned("nanochat", "12.1", proxy="9.0").families
     assert family.images == ("sm_90",) and family.proxy and family.family is Family.SM8X
     assert "-DFA3_ARCH=86" in family.units[0].flags
+    images = [planned("smoke", "12.1", proxy=name).families[0].images for name in PROXY_DEVICES]
+    assert images == [("sm_80",), ("sm_86",), ("sm_89",), ("sm_90",)]
     with pytest.raises(ArchError, match=r"no proxy build for '7\.5'"):
         planned("nanochat", "12.1", proxy="7.5")
     with pytest.raises(ArchError, match="built directly"):
