@@ -29,6 +29,13 @@ def _l2_share(megabytes: int) -> Change:
     )
 
 
+def _aligned(checks: str, *, count: int = 1) -> Change:
+    """After the checks that tensors are on the device: that they can be read 16 bytes at a time."""
+    return Change(
+        anchor=checks, replacement=f"{checks} {checks.replace('CHECK_DEVICE', 'FA3_CHECK_ALIGNED')}", count=count
+    )
+
+
 def _device_first(signature_end: str, tensor: str) -> Change:
     """At a function's start: make the tensor's device the current one, before its properties are asked for."""
     return Change(
@@ -90,6 +97,30 @@ EDITS: tuple[Edit, ...] = (
         ),
     ),
     Edit(
+        name="aligned",
+        file=_API,
+        why="a tensor that kernels cannot read 16 bytes at a time gets an exception, not a fault that ends the process",
+        changes=(
+            _aligned("CHECK_DEVICE(q); CHECK_DEVICE(k); CHECK_DEVICE(v);", count=2),
+            *(
+                _aligned(text)
+                for text in (
+                    "CHECK_DEVICE(k_new); CHECK_DEVICE(v_new);",
+                    "CHECK_DEVICE(q_v);",
+                    "CHECK_DEVICE(out); CHECK_DEVICE(dout);",
+                    "CHECK_DEVICE(dq);",
+                    "CHECK_DEVICE(dk);",
+                    "CHECK_DEVICE(dv);",
+                )
+            ),
+            Change(
+                anchor='"Output tensor must have contiguous last dimension");',
+                replacement='"Output tensor must have contiguous last dimension");\n        FA3_CHECK_ALIGNED(out);',
+                count=2,
+            ),
+        ),
+    ),
+    Edit(
         name="tiles",
         file="hopper/tile_size.h",
         why="upstream's tiles overflow 99 KB at head dim 256 and spill at 64: csrc/fa3_tiles.h has ours",
@@ -145,6 +176,22 @@ EDITS: tuple[Edit, ...] = (
                 anchor="cutlass::launch_kernel_on_cluster(launch_params, kernel, kernel_params)",
                 replacement="::fa3::check_status("
                 "cutlass::launch_kernel_on_cluster(launch_params, kernel, kernel_params))",
+            ),
+        ),
+    ),
+    Edit(
+        name="descriptor",
+        file="cutlass/include/cute/atom/copy_traits_sm90_tma.hpp",
+        why="CUTLASS goes on with an empty descriptor where the driver refuses to make one",
+        changes=(
+            Change(
+                anchor="#include <cute/atom/copy_traits_sm90_tma_swizzle.hpp>",
+                replacement='#include <cute/atom/copy_traits_sm90_tma_swizzle.hpp>\n#include "fa3_check.h"',
+            ),
+            Change(
+                anchor='std::cerr << "TMA Desc Addr:   "',
+                until="assert(false);",
+                replacement="::fa3::check_descriptor(static_cast<int>(result));",
             ),
         ),
     ),

@@ -12,13 +12,13 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import backend as backends
-from flash_attn3_sm121 import canary, flex, native
+from flash_attn3_sm121 import canary, flex, native, python_backend
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.callclass import (
     BACKWARD_SCALARS,
@@ -26,7 +26,6 @@ from flash_attn3_sm121.callclass import (
     FORWARD_SCALARS,
     FORWARD_TENSORS,
     class_of,
-    normalised_window,
     shapes_of,
 )
 from flash_attn3_sm121.decide import Decision, NativeState, decide, pick_build
@@ -40,28 +39,10 @@ from flash_attn3_sm121.facts import (
     of_forward,
     parse_backend,
 )
+from flash_attn3_sm121.python_backend import BackwardResult, Computes, Gradients
 from flash_attn3_sm121.validate import check_backward, check_combine, check_forward
 
 MAX_PLANS = 4096
-Gradients = tuple[Tensor, Tensor, Tensor]
-
-
-class Computes(Protocol):
-    """What a backend written in Python offers (`fallback`, `flex`)."""
-
-    def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor]: ...
-    def backward(self, args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
-
-
-@dataclass(kw_only=True, slots=True)
-class BackwardResult:
-    """The gradients. `softmax_d` (rowsum of dO * O) only where a kernel happened to compute it."""
-
-    dq: Tensor
-    dk: Tensor
-    dv: Tensor
-    ds_aux: Tensor | None = None
-    softmax_d: Tensor | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -151,7 +132,7 @@ class Engine:
                     hint="leave the choice open (backend auto), or ask for sdpa",
                 )
             if decision.backend != "native":
-                return Plan(decision=decision, run=_python_backend(decision.backend)), True
+                return Plan(decision=decision, run=python_backend.load(decision.backend)), True
             library = self.library_for(device)
             assert library is not None  # decide said so
             try:
@@ -175,7 +156,7 @@ class Engine:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False  # comparing needs a synchronisation, which a capture forbids: try again later
-        fallback = _python_backend("sdpa")
+        fallback = python_backend.load("sdpa")
         dims = (call.head_dim, call.head_dim_v)
         with torch.inference_mode(False), torch.no_grad():
             if call.direction == "forward":
@@ -240,12 +221,8 @@ class Engine:
         if plan.ops is not None:
             return self._native_forward(plan, plan.ops, args, tensors)
         self._validate(plan, tensors, args)
-        args.window_left, args.window_right = normalised_window(args)
         assert plan.run is not None
-        out, lse = plan.run.forward(args)
-        if args.out is not None and out is not args.out:
-            out = args.out.copy_(out)
-        return out, lse, None, None
+        return python_backend.forward(plan.run, args)
 
     def short_way(self, key: Any) -> native.Op | None:
         """The op for a class of plain decoding calls that native was settled for, if so."""
@@ -279,7 +256,12 @@ class Engine:
             if tensor is not None and tensor.stride(-1) != 1:
                 native.make_contiguous(args)
                 break
-        out, lse, out_accum, lse_accum = ops.fwd(*native.FORWARD_POSITIONAL(args))
+        try:
+            out, lse, out_accum, lse_accum = ops.fwd(*native.FORWARD_POSITIONAL(args))
+        except RuntimeError as error:
+            other = self._instead(error)
+            check_forward(args)
+            return python_backend.forward(other, args)
         if args.seqused_q is not None:
             native.blank_unused_rows(out, lse, args)
         return out, lse, out_accum, lse_accum
@@ -291,19 +273,30 @@ class Engine:
         plan = self._plans.get(key) or self._settle(key, args)
         if plan.ops is None:
             self._validate(plan, tensors, args)
-            args.window_left, args.window_right = normalised_window(args)
             assert plan.run is not None
-            dq, dk, dv, ds_aux = plan.run.backward(args)
-            if into is not None:
-                for mine, new in zip(into, (dq, dk, dv), strict=True):
-                    mine.copy_(new)
-                dq, dk, dv = into
-            return BackwardResult(dq=dq, dk=dk, dv=dv, ds_aux=ds_aux)
+            return python_backend.backward(plan.run, args, into)
         assert plan.ops.bwd is not None  # decide saw that the library lists backward
         native.make_contiguous(args)
         dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
-        _, _, _, softmax_d, *_ = plan.ops.bwd(*native.backward_positional(args, dq, dk, dv))
+        try:
+            _, _, _, softmax_d, *_ = plan.ops.bwd(*native.backward_positional(args, dq, dk, dv))
+        except RuntimeError as error:
+            other = self._instead(error)
+            check_backward(args)
+            return python_backend.backward(other, args, into)
         return BackwardResult(dq=dq, dk=dk, dv=dv, softmax_d=softmax_d)
+
+    def _instead(self, error: RuntimeError) -> Computes:
+        """Who serves a call whose tensors kernels cannot read; an error about anything else is raised again."""
+        if not native.is_unreadable(error):
+            raise error
+        if self.forced() == "native":
+            raise BackendError(
+                f"the backend native was asked for and cannot serve this call\n{error}",
+                hint="pass .clone() copies of such tensors, or leave the choice open (backend auto)",
+            ) from error
+        self._warn_once(f"flash_attn3_sm121: {error}. The fallback serves such calls; .clone() copies avoid it.")
+        return python_backend.load("sdpa")
 
     def combine(
         self, out_partial: Tensor, lse_partial: Tensor, out: Tensor | None, out_dtype: torch.dtype | None
@@ -360,11 +353,6 @@ def flex_opinion(call: CallFacts, device: DeviceFacts) -> tuple[str | None, bool
     """(why FlexAttention refuses or None, whether it is measured to be faster)."""
     refusal = flex.refusal(call, device, flex.software())
     return refusal, refusal is None and flex.preferred(call, device)
-
-
-def _python_backend(name: str) -> Computes:
-    module = {"sdpa": "flash_attn3_sm121.fallback", "flex": "flash_attn3_sm121.flex"}[name]
-    return cast(Computes, importlib.import_module(module))
 
 
 @functools.cache

@@ -98,13 +98,18 @@ def flash_attn_with_kvcache(
         if op and q.stride(-1) == 1 and (k is None or k.stride(-1) == 1) and k_cache.dtype == q.dtype:
             if k is not None and serving.settings.check_cache:
                 native.assert_room(k_cache, page_table, cache_seqlens, k.shape[1])
-            results = op(
-                *(q, k_cache, v_cache, k, v, None, None, None, None, None, None, cache_seqlens, None, None),
-                *(page_table, cache_batch_idx, None, None, None, None, None, None, None),
-                *(q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale, causal, *window_size),
-                *(attention_chunk, softcap, rotary_interleaved, None, num_splits, pack_gqa, sm_margin),
-            )
-            return results if return_softmax_lse else results[0]
+            try:
+                results = op(
+                    *(q, k_cache, v_cache, k, v, None, None, None, None, None, None, cache_seqlens, None, None),
+                    *(page_table, cache_batch_idx, None, None, None, None, None, None, None),
+                    *(q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale, causal, *window_size),
+                    *(attention_chunk, softcap, rotary_interleaved, None, num_splits, pack_gqa, sm_margin),
+                )
+            except RuntimeError as error:
+                if not native.is_unreadable(error):
+                    raise  # else the long way knows who can read them
+            else:
+                return results if return_softmax_lse else results[0]
     if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
         name = "k_cache" if k_cache.stride(-1) != 1 else "v_cache"
         raise CallError(f"{name} must have contiguous last dimension")

@@ -105,6 +105,15 @@ def make_contiguous(args: ForwardArgs | BackwardArgs) -> None:
             setattr(args, name, tensor.contiguous())
 
 
+# What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
+_UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
+
+
+def is_unreadable(error: RuntimeError) -> bool:
+    """Whether a library refused a call for where its tensors lie in memory; nothing was launched then."""
+    return any(words in str(error) for words in _UNREADABLE)
+
+
 def assert_room(k_cache: Tensor, pages: Tensor | None, seqlens: Tensor, new: Tensor | int) -> None:
     """Stop a write past the end of the cache, in stream order before it happens and without waiting for the device."""
     import torch
