@@ -2,6 +2,7 @@
 // that the driver script describes, refuses what that device would refuse, and writes down every launch.
 // Torch's functions that need CUDA are replaced as well, so that CPU tensors go through the CUDA code path.
 // BSD-3-Clause, see LICENSE.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -32,6 +33,7 @@ std::string& launches() {
 }
 Device device{12, 1, 48, 24 << 20, 101376};
 cudaError_t last = cudaSuccess;
+int descriptors = 0;
 std::string failing;
 cudaError_t injected = cudaSuccess;
 
@@ -51,7 +53,7 @@ cudaError_t ended(char const* call, cudaError_t status) {
     return status;
 }
 
-cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, size_t smem) {
+cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, size_t smem, dim3 cluster = {1, 1, 1}) {
     cudaError_t status = cudaSuccess;
     uint64_t const threads = uint64_t{block.x} * block.y * block.z;
     if (kernels().count(kernel) == 0) {
@@ -59,6 +61,9 @@ cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, 
     } else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0 || threads > 1024 || grid.y > 65535 ||
                grid.z > 65535) {
         status = cudaErrorInvalidConfiguration;
+    } else if (cluster.x * cluster.y * cluster.z > (device.major == 9 ? 16u : 1u) || grid.x % cluster.x != 0 ||
+               grid.y % cluster.y != 0 || grid.z % cluster.z != 0) {
+        status = cudaErrorInvalidClusterSize;
     } else if (smem > 48 * 1024 && smem > static_cast<size_t>(smem_allowed()[kernel])) {
         status = cudaErrorInvalidValue;
     }
@@ -67,8 +72,43 @@ cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, 
         return "[" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + "]";
     };
     launches() += "{\"kernel\":\"" + kernels()[kernel] + "\",\"grid\":" + triple(grid) + ",\"block\":" + triple(block) +
-                  ",\"smem\":" + std::to_string(smem) + ",\"status\":" + std::to_string(status) + "}\n";
+                  ",\"cluster\":" + triple(cluster) + ",\"smem\":" + std::to_string(smem) + ",\"status\":" + std::to_string(status) + "}\n";
     return status;
+}
+
+int element_bytes(CUtensorMapDataType type) {
+    switch (type) {
+        case CU_TENSOR_MAP_DATA_TYPE_UINT8:
+            return 1;
+        case CU_TENSOR_MAP_DATA_TYPE_UINT16:
+        case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
+        case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
+            return 2;
+        case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
+            return 4;
+        default:
+            return 0;
+    }
+}
+
+// The driver's own conditions for a descriptor of plain tiles (interleave none), as its documentation gives them.
+CUresult encode_tiled(CUtensorMap*, CUtensorMapDataType type, cuuint32_t rank, void* address, cuuint64_t const* dims,
+                      cuuint64_t const* strides, cuuint32_t const* box, cuuint32_t const* steps, CUtensorMapInterleave,
+                      CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+    int const bytes = element_bytes(type);
+    bool good = bytes > 0 && rank >= 1 && rank <= 5 && reinterpret_cast<uintptr_t>(address) % 16 == 0;
+    for (cuuint32_t i = 0; good && i < rank; ++i) {
+        good = dims[i] >= 1 && dims[i] <= (uint64_t{1} << 32) && box[i] >= 1 && box[i] <= 256 && steps[i] >= 1 &&
+               steps[i] <= 8 && (i + 1 == rank || (strides[i] % 16 == 0 && strides[i] < (uint64_t{1} << 40)));
+    }
+    uint64_t const row = good ? uint64_t{box[0]} * static_cast<uint64_t>(bytes) : 0;
+    uint64_t const widest = swizzle == CU_TENSOR_MAP_SWIZZLE_32B   ? 32
+                            : swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64
+                            : swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 128
+                                                                    : UINT64_MAX;
+    good = good && row % 16 == 0 && row <= widest && failing != "cuTensorMapEncodeTiled";
+    descriptors += good ? 1 : 0;
+    return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 }  // namespace
@@ -92,6 +132,10 @@ EXPORT char const* stub_take() {
 }
 EXPORT int stub_last_error() {
     return last;
+}
+// How many tensor descriptors were made so far.
+EXPORT int stub_descriptors() {
+    return descriptors;
 }
 
 // ---- what nvcc's generated code calls --------------------------------------------------------------------------
@@ -133,7 +177,21 @@ cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void**, 
     return launch("cudaLaunchKernel", kernel, grid, block, smem);
 }
 cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* kernel, void**) {
-    return launch("cudaLaunchKernelExC", kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes);
+    dim3 cluster{1, 1, 1};
+    for (unsigned i = 0; i < config->numAttrs; ++i) {
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
+            auto const& size = config->attrs[i].val.clusterDim;
+            cluster = dim3(size.x, size.y, size.z);
+        }
+    }
+    return launch("cudaLaunchKernelExC", kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, cluster);
+}
+cudaError_t cudaGetDriverEntryPointByVersion(char const* symbol, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+    bool const known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+    *function = known ? reinterpret_cast<void*>(&encode_tiled) : nullptr;
+    *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return ended("cudaGetDriverEntryPointByVersion", cudaSuccess);
 }
 cudaError_t cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import sys
 from typing import Any
 
@@ -33,11 +34,13 @@ class Library:
     def take(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.controls.stub_take().decode().splitlines()]
 
-    def tensor(self, shape: list[int], dtype: str) -> Any:
-        return self.torch.zeros(shape, dtype=getattr(self.torch, dtype))
+    def tensor(self, shape: list[int], dtype: str, offset: int = 0) -> Any:
+        """Zeros; `offset` elements behind the start of their memory."""
+        count = math.prod(shape)
+        return self.torch.zeros(count + offset, dtype=getattr(self.torch, dtype))[offset:].view(shape)
 
     def call(self, name: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """Call an op with CPU tensors under CUDA's dispatch key; a tensor is given as {"shape": ..., "dtype": ...}."""
+        """Call an op with CPU tensors under CUDA's dispatch key; a tensor is {"shape": ..., "dtype": ...}."""
         values = {key: self.tensor(**value) if isinstance(value, dict) else value for key, value in arguments.items()}
         if "qkv_dtype" in values:
             values["qkv_dtype"] = getattr(self.torch, values["qkv_dtype"])

@@ -32,6 +32,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
     smem: int
     status: int
 
@@ -69,6 +70,7 @@ def _answer(call: Call, found: dict[str, Any]) -> Answer:
             kernel=item["kernel"],
             grid=(item["grid"][0], item["grid"][1], item["grid"][2]),
             block=(item["block"][0], item["block"][1], item["block"][2]),
+            cluster=(item["cluster"][0], item["cluster"][1], item["cluster"][2]),
             smem=item["smem"],
             status=item["status"],
         )
