@@ -21,8 +21,8 @@ inline void check_cuda(cudaError_t status, char const* what) {
                              cudaGetErrorString(status) + " (" + what + ")");
 }
 
-// For the driver's answer to a request for a tensor's descriptor (Hopper's bulk copies). CUTLASS prints and goes on with
-// an empty one: the kernel would then read nothing, or fault.
+// For the driver's answer to a request for a tensor's descriptor (Hopper's bulk copies). CUTLASS prints and goes on
+// with an empty one: the kernel would then read nothing, or fault.
 inline void check_descriptor(int status) {
     if (status != 0) {
         throw std::runtime_error("FlashAttention-3: CUDA driver error " + std::to_string(status) +
