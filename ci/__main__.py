@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from flash_attn3_sm121 import closedpipe
 from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
@@ -55,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return closedpipe.give_up()
     except FlashAttn3Error as error:
         print(f"ci: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from flash_attn3_sm121 import closedpipe
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import FlashAttn3Error
 
@@ -44,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.set_defaults(run=loaded.run)
     args = parser.parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return closedpipe.give_up()
     except FlashAttn3Error as error:
         print(f"flash-attn3: error: {error}", file=sys.stderr)
         return error.exit_code

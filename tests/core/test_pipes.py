@@ -1,0 +1,33 @@
+"""Commands whose output goes into a pipe that is closed early end in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("flash_attn3_sm121", "doctor", "--json"),
+        ("ci", "matrix", "--profile", "smoke"),
+        ("ci", "plan", "--archs", "12.1"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_reader_that_leaves(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        argv = [sys.executable, "-m", *words]
+        done = subprocess.run(argv, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
