@@ -21,6 +21,7 @@ DEVICE = "GB10"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
+    parser.add_argument("--summary", action="store_true", help="a line a head dim and dtype, not one a kernel")
     parser.add_argument("--write", type=Path, help="write the page there instead of to stdout")
 
 
@@ -46,15 +47,19 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
-    text = document.to_text(
-        document.rows(usage, code, answers),
+    words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
+    words += [*(["--summary"] if args.summary else []), *([f"--write {args.write}"] if args.write else [])]
+    about = document.About(
         profile=session.plan.profile,
         image=family.images[0],
         limit=DEVICES[DEVICE].smem,
         calls=len(chosen),
         pin=inputs.tree.lock.short,
         cuda=".".join(str(part) for part in inputs.toolchain.version),
+        command=" ".join(words),
     )
+    page = document.to_summary if args.summary else document.to_text
+    text = page(document.rows(usage, code, answers), about)
     if args.write:
         args.write.write_text(text, encoding="utf-8")
         narrate.note(f"wrote {args.write}")
