@@ -6,8 +6,7 @@ need 5. What may start is decided by `schedule.next_unit`, from the memory that 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -16,6 +15,9 @@ from ci.narrate import Narrator, format_seconds
 from ci.schedule import next_unit
 
 MEMORY_POLL_SECONDS = 2.0
+# How often a person hears of compilers that are still running: in place on a terminal, as a line of its own in a log.
+TERMINAL_TICK_SECONDS = 1.0
+LOG_LINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Executor:
     narrate: Narrator
     children: Children = field(default_factory=Children)
     poll_seconds: float = MEMORY_POLL_SECONDS
+    tick_seconds: float = TERMINAL_TICK_SECONDS  # how often it is asked whether there is something to show
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs, the longest first. The first failure stops the others and is raised."""
@@ -50,12 +53,15 @@ class Executor:
                     if index is not None:
                         job = waiting.pop(index)
                         running[pool.submit(job.action)] = job
+                        progress.started(job)
                         continue
                     # Where it is memory that keeps the next one waiting, look again soon.
-                    timeout = self.poll_seconds if waiting and len(running) < self.limit else None
+                    memory = waiting and len(running) < self.limit
+                    timeout = min(self.tick_seconds, self.poll_seconds) if memory else self.tick_seconds
                     done, _ = wait(running, timeout=timeout, return_when=FIRST_COMPLETED)
                     for future in done:
                         progress.finished(running.pop(future), future.result())
+                    progress.show(running.values())
             except BaseException:
                 self.children.stop()
                 raise
@@ -72,20 +78,44 @@ class Executor:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """Counts, and the time left from how long the estimated work so far has really taken."""
+    """Counts, what is running and for how long, and the time left from how long the work so far has really taken."""
 
     count: int
     total_s: float
     narrate: Narrator
     done: int = 0
     done_s: float = 0.0
-    begun: float = field(default_factory=time.monotonic)
+    begun: float = field(init=False)
+    _since: dict[str, float] = field(init=False, default_factory=dict)
+    _shown: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self._shown = self.narrate.clock()
+
+    @property
+    def pause(self) -> float:
+        return TERMINAL_TICK_SECONDS if self.narrate.terminal else LOG_LINE_SECONDS
+
+    def started(self, job: Job) -> None:
+        self._since[job.name] = self.narrate.clock()
 
     def finished(self, job: Job, line: str) -> None:
         self.done += 1
         self.done_s += job.cpu_s
-        left = eta(self.done_s, self.total_s, elapsed=time.monotonic() - self.begun)
+        del self._since[job.name]
+        self._shown = now = self.narrate.clock()
+        left = eta(self.done_s, self.total_s, elapsed=now - self.begun)
         self.narrate.note(f"[{self.done}/{self.count}] {line}" + (f", about {left} left" if left else ""))
+
+    def show(self, running: Collection[Job]) -> None:
+        """Say what is being compiled, if that was not said just now."""
+        now = self.narrate.clock()
+        if not running or now - self._shown < self.pause:
+            return
+        self._shown = now
+        names = ", ".join(f"{job.name} ({format_seconds(now - self._since[job.name])})" for job in running)
+        left = eta(self.done_s, self.total_s, elapsed=now - self.begun)
+        self.narrate.redraw(f"[{self.done}/{self.count}] compiling {names}" + (f", about {left} left" if left else ""))
 
 
 def eta(done_s: float, total_s: float, *, elapsed: float) -> str:

@@ -7,6 +7,7 @@ that a long build tells that it lives without flooding the log. stdout belongs t
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -132,6 +133,8 @@ class Narrator:
         if not self.terminal:
             print(text, file=self.stream, flush=True)
             return
+        width = shutil.get_terminal_size().columns - 1
+        text = text if len(text) <= width else text[: width - 1] + "…"  # a line that wraps cannot be redrawn
         pad = " " * max(0, self._drawn - len(text))
         print(f"\r{text}{pad}", end="", file=self.stream, flush=True)
         self._drawn = len(text)

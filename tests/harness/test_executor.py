@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import stat
@@ -255,6 +256,34 @@ def test_progress_tells_counts_and_time_left() -> None:
     assert [line.split()[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
     assert "left" in lines[0] and "left" not in lines[2]
     assert eta(10, 100, elapsed=5) == "45 s"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_unit_is_seen_to_be_running(terminal: bool) -> None:
+    """Each look at the clock is five minutes on; the unit ends once the line about it was written."""
+    seen = threading.Event()
+
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+        def write(self, text: str) -> int:
+            if "compiling fwd (" in text:
+                seen.set()
+            return super().write(text)
+
+    stream, clock = Stream(), itertools.count(0.0, 300.0)
+
+    def action() -> str:
+        assert seen.wait(60), stream.getvalue()
+        return "fwd: 1 CPU s"
+
+    narrate = Narrator(stream=stream, clock=lambda: next(clock))
+    job = Job(name="fwd", cpu_s=1, need_gb=1, action=action)
+    Executor(limit=1, memory=plenty, narrate=narrate, tick_seconds=0.01).run([job])
+    said = stream.getvalue()
+    assert ("\r[0/1] compiling fwd (" if terminal else "[0/1] compiling fwd (") in said and "min)" in said
+    assert said.endswith("[1/1] fwd: 1 CPU s\n")
 
 
 def test_a_killed_runs_folder_is_swept(tmp_path: Path) -> None:
