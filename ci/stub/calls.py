@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from ci.profiles import Selection
+from flash_attn3_sm121.arch import Family
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -72,9 +73,17 @@ def _mask(mask: str) -> dict[str, Any]:
 
 
 def _forward(
-    *, dtype: str, dim: int, mask: str, mode: str, splits: int, softcap: float, shape: tuple[int, int, int]
+    *,
+    dtype: str,
+    dim: int,
+    mask: str,
+    mode: str,
+    splits: int,
+    softcap: float,
+    shape: tuple[int, int, int],
+    pack: bool | None = None,
 ) -> Call:
-    """`mode` is how K and V are given; `shape` is batch, rows of Q, rows of K."""
+    """`mode` is how K and V are given; `shape` is batch, rows of Q, rows of K; `pack` is None where it is left open."""
     batch, rows, keys = shape
     kind = DTYPES[dtype]
 
@@ -97,8 +106,10 @@ def _forward(
     if mode not in ("dense", "packed"):
         arguments["seqused_k"] = _ints(batch)
     arguments |= {"k": cache, "v": cache, "num_splits": splits, "softcap": softcap, **_mask(mask)}
+    arguments |= {} if pack is None else {"pack_gqa": pack}
     words = [f"fwd hd{dim}", dtype, mask, mode, f"splits={splits}" if splits else "splits auto"]
     words += [f"b{batch} q{rows} k{keys}"] + (["softcap"] if softcap else [])
+    words += [] if pack is None else [f"pack_gqa={pack}"]
     return Call(name=" ".join(words), op="fwd", arguments=arguments)
 
 
@@ -135,11 +146,15 @@ def calls(chosen: Selection) -> Iterator[Call]:
     # Small head dims are rounded up: they must reach the kernels of the next larger one.
     dims = sorted({*chosen.head_dims, *((16, 32) if min(chosen.head_dims) == 64 else ())})
     shapes = ((2, 128, 512), (1, 1, 8192))
-    for dim, dtype, mask, mode, count, cap, shape in product(
-        dims, chosen.dtypes, masks, _modes(chosen), splits, caps, shapes
+    # Below Hopper a group's heads are always packed; there, both have kernels, and a heuristic chooses if nobody says.
+    packs = (None, True, False) if chosen.family is Family.SM90 else (None,)
+    for dim, dtype, mask, mode, count, cap, shape, pack in product(
+        dims, chosen.dtypes, masks, _modes(chosen), splits, caps, shapes, packs
     ):
         if dtype in DTYPES:
-            yield _forward(dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape)
+            yield _forward(
+                dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape, pack=pack
+            )
     packed = (False, *((True,) if chosen.has("varlen") else ()))
     if chosen.has("backward"):
         for dim, dtype, mask, pack, heads, cap in product(dims, chosen.dtypes, masks, packed, ((4, 4), (8, 2)), caps):
