@@ -4,10 +4,11 @@
 to agree in shape (the public functions validate); what depends on values (lengths, page numbers, capacity) is
 checked here, before anything is written into a cache.
 
-How it works: lengths are read on the host where that is free (`host.py`: each sequence gets just the work that its
-mask leaves), or stay on the device (`static.py`: the CUDA decoding path, no synchronisation). Masks are cut into pieces
-that need little masking (`geometry.py`), pieces go to torch's fused kernel (`pieces.py`), and what that kernel can't
-do (softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`blocked.py`).
+How it works: on a CPU, a plain dense call goes straight to torch's fused kernel (`whole.py`). Otherwise lengths are
+read on the host where that is free (`host.py`: each sequence gets just the work that its mask leaves), or stay on the
+device (`static.py`: the CUDA decoding path, no synchronisation). Masks are cut into pieces that need little masking
+(`geometry.py`), pieces go to the fused kernel (`pieces.py`; on a CPU, few rows against a cache: `decode.py`), and what
+that kernel can't do (softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`blocked.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.fallback import host, static
+from flash_attn3_sm121.fallback import host, static, whole
 from flash_attn3_sm121.fallback.combine import combine
 
 __all__ = ["backward", "combine", "forward"]
@@ -54,6 +55,9 @@ def lengths_stay_on_device(args: ForwardArgs) -> bool:
 
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     """(out, lse): out in q's type (bf16 for fp8), lse fp32; fresh, or written to `args.out`."""
+    result = whole.forward(args)
+    if result is not None:
+        return result
     with _plain_arithmetic(args.q.device):
         if lengths_stay_on_device(args):
             return static.forward(args, check=os.environ.get("FLASH_ATTN3_CHECK_CACHE", "1") != "0")

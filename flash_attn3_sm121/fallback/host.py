@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.fallback import append, attend, gather, pieces, rotary, sinks
+from flash_attn3_sm121.fallback import append, attend, decode, gather, kernels, pieces, rotary, sinks
 from flash_attn3_sm121.fallback.blocked import Scoring, accumulator
 from flash_attn3_sm121.fallback.gather import Group
 from flash_attn3_sm121.fallback.geometry import Geometry
 from flash_attn3_sm121.fallback.problem import FP8, Facts, Sequence, facts, sequences
+from flash_attn3_sm121.fallback.selfcheck import Kernel
 
 
 def _check_pages(args: ForwardArgs, info: Facts, found: tuple[Sequence, ...]) -> None:
@@ -91,6 +92,10 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
         append.write(args, new)
     scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
     target = Target(args, info)
+    kernel = kernels.pick(args.q, args.k, args.v, args.qv, scoring) if args.q.device.type == "cpu" else None
+    if kernel is not None and decode.serves(found, info):
+        _decode(args, q, info, found, kernel, target)
+        return target.result()
     for group in gather.groups(found, info):
         if group.first.rows == 0 or group.count == 0:
             continue
@@ -105,6 +110,27 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
             out, lse = sinks.include(out, lse, args.s_aux)
         target.put(group, out, lse)
     return target.result()
+
+
+def _decode(
+    args: ForwardArgs, q: Tensor, info: Facts, found: tuple[Sequence, ...], kernel: Kernel, target: Target
+) -> None:
+    """All sequences at once, from views of what each of them sees."""
+    everyone = Group(first=found[0], count=len(found))
+    spans = []
+    for group in gather.groups(found, info):
+        geometry = Geometry.bottom_right(rows=group.first.rows, keys=group.first.keys, band=info.band)
+        seen = geometry.low(0), geometry.high(0)
+        if seen[1] > seen[0]:
+            keys = attend.padded(_keys(args, args.k, args.k_descale, group, info, seen), info.dim)
+            values = attend.padded(_keys(args, args.v, args.v_descale, group, info, seen), info.dim)
+            spans.append(decode.Span(first=group.first.index, keys=keys, values=values))
+    queries = attend.padded(_queries(args, q, everyone, info), info.dim)
+    out, lse = decode.forward(queries, spans, info, kernel, args.softmax_scale)
+    out = out[..., : info.dim_v]
+    if args.s_aux is not None:
+        out, lse = sinks.include(out.contiguous(), lse, args.s_aux)
+    target.put(everyone, out, lse)
 
 
 class Target:
@@ -130,7 +156,7 @@ class Target:
     def put(self, group: Group, out: Tensor, lse: Tensor) -> None:
         """Take the result of a group: out (count, rows, H, dv) and lse (count, H, rows)."""
         if not self.info.packed_q and tuple(out.shape) == self.out_shape:
-            self.whole = (out.to(self.info.out_dtype), lse.to(torch.float32))
+            self.whole = (out.to(self.info.out_dtype).contiguous(), lse.to(torch.float32).contiguous())
             return
         whole_out, whole_lse = self.parts()
         gather.queries(whole_out, group, packed=self.info.packed_q).copy_(out)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from flash_attn3_sm121.fallback import masks
 from flash_attn3_sm121.fallback.blocked import fold, unfold
+from flash_attn3_sm121.fallback.decode import FOLDED_ROWS
 from flash_attn3_sm121.fallback.geometry import Geometry, Kind, Piece
 from flash_attn3_sm121.fallback.selfcheck import Kernel
 
-# With at most this many rows after folding, reading keys costs more than multiplying by them.
-FOLDED_ROWS = 64
 # Such a piece is split along its keys into parts of about this many, which then are the kernel's batch: it works on
 # them in parallel, where otherwise it would have one job per kv head, and reads memory in shorter strides.
 SPLIT_KEYS = 1024

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flash_attn3_sm121.fallback import blocked, geometry, kernels, pieces
+from flash_attn3_sm121.fallback import blocked, decode, geometry, kernels, pieces
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -30,6 +30,9 @@ def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(geometry, "SQUARE_WINDOW", 1)
         monkeypatch.setattr(geometry, "REPEAT_ROWS", 12)
         monkeypatch.setattr(pieces, "SPLIT_KEYS", 3)
+        monkeypatch.setattr(decode, "PART_KEYS", 4)
+        monkeypatch.setattr(decode, "LEAST_KEYS", 2)
+        monkeypatch.setattr(decode, "SHORT_KEYS", 2)
         monkeypatch.setattr(geometry, "SPLIT_ROWS", 1)
         monkeypatch.setattr(blocked, "SCORES", 1 << 9)
         monkeypatch.setattr(blocked, "MIN_KEYS", 5)
