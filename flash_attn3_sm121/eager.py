@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import ops
+from flash_attn3_sm121 import native, ops
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.engine import engine
 
@@ -20,6 +20,11 @@ from flash_attn3_sm121.engine import engine
 _KEPT_NAMES = tuple(name for name in ops.KEPT if name != "deterministic")
 _kept = operator.attrgetter(*_KEPT_NAMES)
 _saved = operator.attrgetter(*ops.SAVED)
+
+# What stands behind q, k and v of a native op in a dense call: no tensors, then the scalars in the op's order (from the
+# scale to sm_margin), then, for the backward alone, `deterministic`.
+_NO_TENSORS = (None,) * 20
+Dense = tuple[float, bool, int, int, int, float, bool, None, int, bool | None, int, bool]
 
 
 def serves(args: ForwardArgs) -> bool:
@@ -45,14 +50,51 @@ class _Attention(torch.autograd.Function):
         kept, deterministic = ctx.given
         ctx.kept = {**dict(zip(_KEPT_NAMES, kept, strict=True)), "deterministic": deterministic}
         ctx.forward_only = ()
-        given = ops.backward_arguments(ctx, dout, dlse)
-        ds_aux: Tensor | None
-        if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
-            dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in ops.BACKWARD_FIELDS))
-        else:
-            result = engine().backward(BackwardArgs(**given))
-            dq, dk, dv, ds_aux = result.dq, result.dk, result.dv, result.ds_aux
-        return dq, dk, dv, None if given["s_aux"] is None else ds_aux, None, None
+        args = BackwardArgs(**ops.backward_arguments(ctx, dout, dlse))
+        dq, dk, dv, ds_aux = _gradients(args)
+        return dq, dk, dv, None if args.s_aux is None else ds_aux, None, None
+
+
+def _gradients(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
+        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(
+            *(getattr(args, name) for name in ops.BACKWARD_FIELDS)
+        )
+        return dq, dk, dv, ds_aux
+    result = engine().backward(args)
+    return result.dq, result.dk, result.dv, result.ds_aux
+
+
+class _Dense(torch.autograd.Function):
+    """A dense call straight through a native op that was settled for its class (`Engine.short_way`)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, op: native.Op, call: Dense) -> tuple[Tensor, Tensor]:
+        out, lse, _, _ = op(q, k, v, *_NO_TENSORS, *call[:-1])
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        scale, causal, left, right, chunk, softcap, _, _, _, _, margin, deterministic = ctx.call
+        args = BackwardArgs(
+            dout=torch.zeros_like(out) if dout is None else dout, dlse=dlse, q=q, k=k, v=v, out=out, softmax_lse=lse,
+            softmax_scale=scale, causal=causal, window_left=left, window_right=right, attention_chunk=chunk,
+            softcap=softcap, deterministic=deterministic, sm_margin=margin,
+        )  # fmt: skip
+        return (*_gradients(args)[:3], None, None)
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, op: native.Op, call: Dense) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a dense call without extras; differentiable in q, k and v."""
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        out, lse = _Dense.apply(q, k, v, op, call)  # type: ignore[no-untyped-call]
+    else:
+        out, lse, _, _ = op(q, k, v, *_NO_TENSORS, *call[:-1])
+    return out, lse
 
 
 def attend(args: ForwardArgs, *, deterministic: bool) -> tuple[Tensor, Tensor, None, None]:

@@ -21,6 +21,7 @@ from flash_attn3_sm121.attend import (
     window_of,
 )
 from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.eager import dense
 from flash_attn3_sm121.engine import engine
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.kvcache import flash_attn_with_kvcache
@@ -65,6 +66,25 @@ def flash_attn_func(
     if is_autocast(q):
         q, k, v = autocast(q), autocast(k), autocast(v)
     left, right = window_of(window_size)
+    short = None
+    if (  # the plain call, whose Python cost shows: once settled for its class, straight to the op
+        qv is None
+        and q_descale is None
+        and k_descale is None
+        and v_descale is None
+        and s_aux is None
+        and is_plain(q)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+    ):
+        shape = (q.dtype, k.dtype, v.dtype, q.device, q.size(-1), v.size(-1))
+        short = (*shape, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
+        op = engine().short_way(short)
+        if op and q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1:
+            scale = q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale
+            call = (scale, causal, left, right, attention_chunk, softcap, True, None, num_splits, pack_gqa, sm_margin)
+            out, lse = dense(q, k, v, op, (*call, deterministic))
+            return (out, lse) if return_attn_probs else out
     args = ForwardArgs(
         q=q,
         k=k,
@@ -85,6 +105,9 @@ def flash_attn_func(
         sm_margin=sm_margin,
     )
     out, lse, _, _ = attend(args, deterministic=deterministic)
+    if short is not None:
+        args.window_left, args.window_right = left, right  # a backend may have normalised them
+        engine().settle_short_way(short, args)
     return (out, lse) if return_attn_probs else out
 
 
