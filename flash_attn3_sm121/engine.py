@@ -26,6 +26,7 @@ from flash_attn3_sm121.callclass import (
     FORWARD_SCALARS,
     FORWARD_TENSORS,
     class_of,
+    normalised_window,
     shapes_of,
 )
 from flash_attn3_sm121.decide import Decision, NativeState, decide, pick_build
@@ -225,20 +226,26 @@ class Engine:
         return python_backend.forward(plan.run, args)
 
     def short_way(self, key: Any) -> native.Op | None:
-        """The op for a class of plain decoding calls that native was settled for, if so."""
+        """The op for a class of plain calls that was settled to go straight to it, if so."""
         return self._short.get((key, backends.requested()))
 
     def settle_short_way(self, key: Any, args: ForwardArgs) -> None:
-        """After a decoding call took the long way: whether the next of its class need not."""
+        """After a plain call took the long way: whether the next of its class need not."""
         key = (key, backends.requested())
         if key in self._short:
             return
         plan = self._plans.get(class_of(args, FORWARD_TENSORS(args), FORWARD_SCALARS(args)))
         if plan is not None and type(args.window_left) is int and type(args.window_right) is int:
-            direct = plan.ops is not None and (plan.may_split or args.num_splits == 1)
+            op = None
+            if plan.ops is None:
+                assert plan.run is not None
+                args.window_left, args.window_right = normalised_window(args)
+                op = plan.run.short_way(args)
+            elif plan.may_split or args.num_splits == 1:
+                op = plan.ops.fwd
             if len(self._short) >= MAX_PLANS:
                 self._short.clear()
-            self._short[key] = plan.ops.fwd if direct and plan.ops is not None else None
+            self._short[key] = op
 
     def _native_forward(
         self, plan: Plan, ops: native.LoadedOps, args: ForwardArgs, tensors: tuple[Tensor | None, ...]

@@ -77,14 +77,14 @@ def flash_attn_func(
         and isinstance(k, Tensor)
         and isinstance(v, Tensor)
     ):
-        shape = (q.dtype, k.dtype, v.dtype, q.device, q.size(-1), v.size(-1))
-        short = (*shape, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
+        kind = (q.dtype, k.dtype, v.dtype, q.device, q.shape, k.shape, v.shape)
+        short = (*kind, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
         op = engine().short_way(short)
         if op and q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1:
             scale = q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale
             call = (scale, causal, left, right, attention_chunk, softcap, True, None, num_splits, pack_gqa, sm_margin)
             out, lse = dense(q, k, v, op, (*call, deterministic))
-            return (out, lse) if return_attn_probs else out
+            return (out, lse.contiguous()) if return_attn_probs else out
     args = ForwardArgs(
         q=q,
         k=k,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Computes(Protocol):
 
     def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor]: ...
     def backward(self, args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    def short_way(self, args: ForwardArgs) -> Callable[..., Any] | None: ...
 
 
 @dataclass(kw_only=True, slots=True)

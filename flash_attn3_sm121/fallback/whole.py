@@ -1,14 +1,14 @@
 """The shortest way on a CPU: a dense call that one kernel call answers, without a plan.
 
 Plain causal attention over a square, or no mask at all, is where nothing is to be won over torch's kernel and only the
-way there can be lost: a few dozen microseconds of Python, several times that after a kernel that emptied the caches.
+way there can be lost: a hundred microseconds of Python, four times that after a kernel that emptied the core's caches.
 """
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call import ForwardArgs
@@ -24,28 +24,29 @@ _EXTRAS = operator.attrgetter(
 _NONE = (None,) * 16
 
 
-def _is_whole(args: ForwardArgs) -> bool:
+def serves(args: ForwardArgs) -> bool:
+    """Whether it is such a call: a matter of shapes, types and the arguments that are no tensors, of nothing else."""
     q, k, v = args.q, args.k, args.v
-    if args.window_left >= 0 or args.attention_chunk > 0 or _EXTRAS(args) != _NONE:
+    if q.device.type != "cpu" or args.window_left >= 0 or args.attention_chunk > 0 or _EXTRAS(args) != _NONE:
         return False
     if args.causal:
         fits = q.shape[1] == k.shape[1] > 1
     else:
         fits = args.window_right < 0 and q.shape[1] * q.shape[2] > FOLDED_ROWS * k.shape[2]
     alike = q.dtype == k.dtype == v.dtype and q.dtype in cpu_kernel.TYPES and q.shape[-1] == v.shape[-1]
-    return fits and alike and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 and q.numel() > 0 < k.numel()
+    if not fits or not alike or not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 or not q.numel() > 0 < k.numel():
+        return False
+    scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
+    return kernels.pick(q, k, v, None, scoring) is cpu_kernel
 
 
-def forward(args: ForwardArgs) -> tuple[Tensor, Tensor] | None:
-    """(out, lse) as from `host.forward`, or None: the call is of another kind."""
-    if args.q.device.type != "cpu" or not _is_whole(args) or torch.is_autocast_enabled("cpu"):
-        return None
-    q, k, v = args.q, args.k, args.v
-    kernel = kernels.pick(q, k, v, None, Scoring(scale=args.softmax_scale, softcap=args.softcap))
-    if kernel is None:
-        return None
-    with torch.no_grad():
-        out, lse = kernel.forward(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=args.softmax_scale, causal=args.causal
-        )
-        return out.transpose(1, 2).contiguous(), lse.to(torch.float32).contiguous()
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a call that `serves` spoke for; the lse is not contiguous."""
+    out, lse = cpu_kernel.forward(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale, causal=causal)
+    return out.transpose(1, 2).contiguous(), lse
+
+
+def op(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, None, None]:
+    """The same with the 34 positional arguments of upstream's op."""
+    out, lse = attend(q, k, v, rest[20], rest[21])
+    return out, lse, None, None

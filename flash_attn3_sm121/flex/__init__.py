@@ -27,6 +27,7 @@ __all__ = [
     "measured_win",
     "preferred",
     "refusal",
+    "short_way",
     "software",
 ]
 
@@ -41,6 +42,10 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     from flash_attn3_sm121.flex import backend
 
     return backend.forward(args)
+
+
+def short_way(args: ForwardArgs) -> None:
+    """There is none: a compiled kernel needs its block mask."""
 
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

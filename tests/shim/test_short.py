@@ -146,14 +146,43 @@ def test_what_must_take_the_long_way(kernels: Kernels, serve: Callable[[Engine],
         attend(q, [1.0], v)  # type: ignore[arg-type]
 
 
-def test_a_call_that_the_fallback_serves_is_no_short_one(
-    kernels: Kernels, serve: Callable[[Engine], list[str]]
-) -> None:
+def test_a_window_in_the_fallback_has_no_short_way(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
     long_way = serve(engine(kernels.open))
     q, k, v = (x.float() for x in half())
     for _ in range(3):
         torch.testing.assert_close(attend(q, k, v), expected(q, k, v)[0])
     assert len(long_way) == 3 and not kernels.calls
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (500, 0)], ids=["no window", "one that hides nothing"])
+def test_plain_causal_in_the_fallback_has_one(
+    kernels: Kernels, serve: Callable[[Engine], list[str]], window: tuple[int, int]
+) -> None:
+    long_way = serve(engine(kernels.open))
+    for shape in ((2, 40, 4, 16), (1, 33, 4, 16)):
+        for _ in range(3):
+            q, k, v = (torch.randn(shape).requires_grad_() for _ in range(3))
+            out, lse = fa3.flash_attn_func(q, k, v, causal=True, window_size=window, return_attn_probs=True)
+            args = ForwardArgs(q=q, k=k, v=v, softmax_scale=0.25, causal=True, window_right=0)
+            with torch.no_grad():
+                right, right_lse = fallback.forward(args)
+            torch.testing.assert_close(out, right)
+            torch.testing.assert_close(lse, right_lse)
+            assert out.is_contiguous() and lse.is_contiguous()
+            found = torch.autograd.grad(out.square().sum() + lse.sum(), (q, k, v))
+            with torch.no_grad():
+                want = fallback.backward(
+                    BackwardArgs(
+                        dout=2 * right, dlse=torch.ones_like(right_lse), q=q, k=k, v=v, out=right,
+                        softmax_lse=right_lse, softmax_scale=0.25, causal=True, window_right=0,
+                    )
+                )  # fmt: skip
+            for a, b in zip(found, want[:3], strict=True):
+                torch.testing.assert_close(a, b)
+    assert len(long_way) == 2, "once for each shape"
+    assert fa3.flash_attn_func(*(x[:, :, ::2] for x in (q, k, v)), causal=True).is_contiguous()
+    with pytest.raises(CallError, match="must have shape"):
+        fa3.flash_attn_func(q, k, v[:, :5], causal=True)
 
 
 def test_a_failed_canary_closes_it(serve: Callable[[Engine], list[str]]) -> None:
