@@ -124,7 +124,8 @@ def page(report: Report) -> str:
 The scale is logarithmic.</p>
 <div class="card">{plots.lead_chart(report)}</div>
 <h2>Every workload</h2>
-<p class="soft">Median time of a call with its quartiles, and peak memory beyond the inputs. Shorter is better.</p>
+<p class="soft">Median time of a call with its quartiles, and peak memory beyond the inputs. Shorter is better; a bar
+with a gap goes on beyond the plot.</p>
 {plots.legend(timed)}<div class="grid">{panels}</div>
 <h2>Against what the device can do</h2>
 <p class="soft">Each dot is a contender on a workload; the line is this run's own matmul and copy. Work that a mask

@@ -73,16 +73,26 @@ def leads(report: Report) -> list[tuple[WorkloadResult, Entry, float, float | No
     return found
 
 
+def lead_scale(leads: Iterable[float]) -> tuple[float, float]:
+    """The ends of the leads' axis: 1x stands inside, and no half of the plot is empty for symmetry's sake."""
+    every = tuple(leads)
+    return min(0.8, *every) if every else 0.8, max(2.0, *every) if every else 2.0
+
+
 def lead_chart(report: Report) -> str:
-    """One bar a workload around 1x, on a logarithmic scale: to the right is faster than the dense mask."""
+    """One bar a workload from 1x, on a logarithmic scale: to the right is faster than the dense mask."""
     rows = leads(report)
     if not rows:
         return '<p class="soft">No workload was timed for both.</p>'
-    reach = max(2.0, *(max(times, 1 / times) for _, _, times, _ in rows))
+    low, high = lead_scale(times for _, _, times, _ in rows)
+
+    def place(times: float) -> float:
+        return 100 * math.log(times / low) / math.log(high / low)
+
+    one = place(1.0)
     out = []
     for result, ours, times, _ in rows:
-        at = 50 + 50 * math.log(times) / math.log(reach)
-        left, width = min(50.0, at), abs(at - 50)
+        left, width = min(one, place(times)), abs(place(times) - one)
         wrong = (result.entry(BASELINE) or ours).status == "wrong"
         mark = " *" if wrong else ""
         tone = "good" if times >= 1.05 else "bad" if times < 0.95 else "soft"
@@ -92,7 +102,7 @@ def lead_chart(report: Report) -> str:
             f'<svg role="img" aria-label="{escape(result.workload.name)}: {times:.2f} times the speed">'
             f'<rect class="track" width="100%" height="16" rx="4"/>'
             f'<rect class="bar" x="{_pct(left)}" width="{_pct(max(width, 0.4))}" height="16" rx="3"/>'
-            f'<line class="axis" x1="50%" x2="50%" y1="-3" y2="19"/></svg>'
+            f'<line class="axis" x1="{_pct(one)}" x2="{_pct(one)}" y1="-3" y2="19"/></svg>'
             f'<span class="val {tone}">{times:.2f}x{mark}</span></div>'
         )
     if any((result.entry(BASELINE) or ours).status == "wrong" for result, ours, _, _ in rows):

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from flash_attn3_sm121.bench.contenders import BASELINE
-from flash_attn3_sm121.bench.plots import leads
+from flash_attn3_sm121.bench.plots import lead_scale, leads
 from flash_attn3_sm121.bench.result import Report, WorkloadResult
 from flash_attn3_sm121.bench.session import NAIVE, time_text
 from flash_attn3_sm121.bench.style import COLOURS, OTHER
@@ -81,9 +81,9 @@ def _leads(axes: Any, report: Report) -> None:
         mark = " *" if base is not None and base.status == "wrong" else ""
         axes.text(math.log(times), at, f" {times:.2f}x{mark} ", va="center", fontsize=8,
                   ha="left" if times >= 1 else "right")  # fmt: skip
-    reach = max([math.log(2), *(abs(math.log(times)) for _, _, times, _ in rows)])
+    low, high = (math.log(end) for end in lead_scale(times for _, _, times, _ in rows))
     axes.axvline(0, color=SOFT, lw=1)
-    axes.set_xlim(-reach * 1.25, reach * 1.25)
+    axes.set_xlim(low - 0.12 * (high - low), high + 0.12 * (high - low))
     axes.set_yticks(range(len(rows)), [result.workload.name for result, *_ in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xticks([])

@@ -175,6 +175,36 @@ class Target:
         return out, lse
 
 
+class Sums:
+    """Where gradients of groups are put together; those of one that covers the whole call are handed out as is."""
+
+    def __init__(self, args: BackwardArgs, info: Facts) -> None:
+        self.info = info
+        self.like = (args.q, args.k, args.v)
+        self._found: list[Tensor | None] = [None, None, None]
+
+    def _total(self, i: int) -> Tensor:
+        total = self._found[i]
+        if total is None:
+            like = self.like[i]
+            total = self._found[i] = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        return total
+
+    def put(self, group: Group, span: tuple[int, int], parts: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Take a group's (dq, dk, dv), the latter two for the keys in `span` of each sequence."""
+        for i, part in enumerate(parts):
+            like = self.like[i]
+            if part.numel() == like.numel():
+                self._found[i] = part.reshape(like.shape).to(like.dtype).contiguous()
+            elif i == 0:
+                gather.queries(self._total(i), group, packed=self.info.packed_q).copy_(part)
+            else:
+                gather.dense_keys(self._total(i), group, *span, packed=self.info.packed_k).copy_(part)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._total(0), self._total(1), self._total(2)
+
+
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); tensors that nobody used get zeros."""
     if args.qv is not None:
@@ -183,9 +213,7 @@ def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
         raise ValueError("fp8 inputs are forward only, as upstream: convert q, k and v to bf16 to train")
     info = facts(args)
     kind = accumulator(info.compute_dtype)
-    dq, dk, dv = (
-        torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (args.q, args.k, args.v)
-    )
+    sums = Sums(args, info)
     ds_aux = torch.zeros(info.heads, dtype=kind, device=args.q.device) if args.s_aux is not None else None
     scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
     for group in gather.groups(sequences(args, info), info):
@@ -211,7 +239,6 @@ def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
         )
         rows = pieces.Rows(dout=dout, q=q, out=out, lse=lse)
         parts = attend.backward(rows, k, v, delta if args.dlse is not None else None, inner, scoring)
-        gather.queries(dq, group, packed=info.packed_q).copy_(parts[0])
-        for total, part in zip((dk, dv), parts[1:], strict=True):
-            gather.dense_keys(total, group, low, high, packed=info.packed_k).copy_(part)
+        sums.put(group, (low, high), parts)
+    dq, dk, dv = sums.result()
     return dq, dk, dv, None if ds_aux is None or args.s_aux is None else ds_aux.to(args.s_aux.dtype)

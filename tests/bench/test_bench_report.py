@@ -13,7 +13,7 @@ import pytest
 
 from flash_attn3_sm121.bench.compare import compare, comparison_text
 from flash_attn3_sm121.bench.html import page
-from flash_attn3_sm121.bench.plots import leads
+from flash_attn3_sm121.bench.plots import lead_scale, leads
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.text import markdown, table, to_csv
 from flash_attn3_sm121.errors import UsageError
@@ -139,3 +139,9 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
                 val.scrollWidth > val.clientWidth + 1; }).length"""
             assert shown.evaluate(overlaps) == 0
             assert shown.problems == []
+
+
+def test_the_axis_of_leads_holds_one_and_wastes_nothing() -> None:
+    assert lead_scale([1.0, 20.0]) == (0.8, 20.0)
+    assert lead_scale([0.4, 1.1]) == (0.4, 2.0)
+    assert lead_scale([]) == (0.8, 2.0)

@@ -1,7 +1,9 @@
 """What nanochat-like code does without FlashAttention: a (Tq, Tk) bool mask for SDPA. Written from its description.
 
 Its known faults are kept, since they are what is compared against: it holds tensors the other way round (heads before
-time) and so transposes, it writes out the whole mask, and for a cache it reads the first row's length only.
+time) and so transposes, it writes out the whole mask, and of a cache it reads the first row's length only. So are its
+shortcuts: plain causal squares take is_causal, one token takes no mask and slices its window, grouped heads go through
+enable_gqa and are not repeated, and everything stays in the tensors' own type.
 """
 
 from __future__ import annotations
