@@ -12,6 +12,7 @@ than a product per head does.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -32,43 +33,58 @@ SHORT_KEYS = 32
 JOINED_ROWS, JOINED_HEAD_ROWS = 16, 4
 
 
+Load = Callable[[], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """The visible keys of some sequences of the batch, each `step` after the one before, as (count, n, Hk, d) views."""
+    """The `length` visible keys of `count` sequences of the batch, each `step` after the one before.
+
+    `load` gives (keys, values) as (count, length, Hk, d): views, or copies (pages, other types), of which only those of
+    one span are wanted at a time.
+    """
 
     first: int
-    keys: Tensor
-    values: Tensor
+    count: int
+    length: int
+    load: Load
     step: int = 1
 
     @property
     def at(self) -> slice:
-        return slice(self.first, self.first + self.step * (self.keys.shape[0] - 1) + 1, self.step)
+        return slice(self.first, self.first + self.step * (self.count - 1) + 1, self.step)
 
 
 def _pair(a: Tensor, b: Tensor) -> Tensor | None:
     """Two (1, n, Hk, d) views of one cache as one (2, n, Hk, d) view, where `b` lies behind `a` at all."""
     distance = b.storage_offset() - a.storage_offset()
     one_cache = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-    if not one_cache or distance <= 0 or a.shape != b.shape or a.shape[0] != 1 or a.stride()[1:] != b.stride()[1:]:
+    if not one_cache or distance <= 0 or a.shape != b.shape or a.stride()[1:] != b.stride()[1:]:
         return None
     return a.as_strided((2, *a.shape[1:]), (distance, *a.stride()[1:]))
 
 
+def _paired(one: Span, other: Span) -> Span | None:
+    (keys, values), (more_keys, more_values) = one.load(), other.load()
+    both_keys, both_values = _pair(keys, more_keys), _pair(values, more_values)
+    if both_keys is None or both_values is None:
+        return None
+    both = (both_keys, both_values)
+    return Span(first=one.first, count=2, length=one.length, load=lambda: both, step=other.first - one.first)
+
+
 def paired(spans: Many[Span]) -> list[Span]:
-    """Sequences that see equally many keys (a window) put together two by two, wherever in the cache those are."""
+    """Views of equally many keys (a window) put together two by two, wherever in the cache they are."""
     result: list[Span] = []
-    waiting: dict[int, int] = {}  # number of keys: the place in `result` of a sequence that is still alone
+    waiting: dict[int, int] = {}  # a length: the place in `result` of a sequence that is still alone
     for span in spans:
-        count = span.keys.shape[1]
-        alone = waiting.pop(count, None)
-        before = result[alone] if alone is not None else None
-        keys = _pair(before.keys, span.keys) if before is not None else None
-        values = _pair(before.values, span.values) if before is not None and keys is not None else None
-        if before is not None and alone is not None and keys is not None and values is not None:
-            result[alone] = Span(first=before.first, keys=keys, values=values, step=span.first - before.first)
+        alone = waiting.pop(span.length, None) if span.count == 1 else None
+        both = _paired(result[alone], span) if alone is not None else None
+        if alone is not None and both is not None:
+            result[alone] = both
         else:
-            waiting[count] = len(result)
+            if span.count == 1:
+                waiting[span.length] = len(result)
             result.append(span)
     return result
 
@@ -146,37 +162,27 @@ class Queries:
         return (out[:, :, :, :1], lse[..., :1]) if self.doubled else (out, lse)
 
 
-def _joins(q: Tensor, spans: Many[Span], info: Facts) -> bool:
+def joins(q: Tensor, k: Tensor, v: Tensor, info: Facts) -> bool:
+    """Whether all kv heads of the cache go into one product: few of them, in 16 bits, that lie side by side."""
     rows = q.shape[1] * info.group
     if q.dtype.itemsize != 2 or rows > JOINED_HEAD_ROWS or rows * info.kv_heads > JOINED_ROWS:
         return False
-    return all(tensor.stride(-2) == tensor.shape[-1] for span in spans for tensor in (span.keys, span.values))
+    return all(tensor.stride(-2) == tensor.shape[-1] for tensor in (k, v))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leftover:
-    """The last `count` keys of a span's sequences."""
+class Leftovers:
+    """Copies of the last keys of each sequence, of no more than `longest`, for one call over all sequences."""
 
-    span: Span
-    count: int
+    def __init__(self, queries: Queries, longest: int) -> None:
+        like, shape = queries.folded, (queries.batch, 1, longest, queries.kv_heads, queries.dim)
+        self.keys, self.values = _zeros(like, *shape), _zeros(like, *shape)
+        self.mask = like.new_full((queries.batch, 1, 1, longest), -torch.inf)
+        self.mask[:, :, :, 0] = 0  # no sequence may be hidden completely; the slot of one without leftovers is not read
 
-
-def _leftovers(
-    queries: Queries, kernel: Kernel, left: Many[Leftover], outs: Tensor, lses: Tensor, *, scale: float
-) -> None:
-    """One call over copies of what was left over everywhere, into the last slot of each sequence."""
-    longest = max(one.count for one in left)
-    shape = (queries.batch, 1, longest, queries.kv_heads, queries.dim)
-    keys, values = _zeros(queries.folded, *shape), _zeros(queries.folded, *shape)
-    mask = queries.folded.new_full((queries.batch, 1, 1, longest), -torch.inf)
-    mask[:, :, :, 0] = 0  # a sequence without leftovers must not be hidden completely; its slot is not read
-    for one in left:
-        at, rest = one.span.at, slice(one.span.keys.shape[1] - one.count, None)
-        keys[at, 0, : one.count], values[at, 0, : one.count] = one.span.keys[:, rest], one.span.values[:, rest]
-        mask[at, :, :, : one.count] = 0
-    out, lse = queries.attend(kernel, slice(None), keys, values, scale=scale, mask=mask)
-    for one in left:
-        outs[one.span.at, -1], lses[one.span.at, -1] = out[one.span.at, 0], lse[one.span.at, 0]
+    def put(self, at: slice, keys: Tensor, values: Tensor) -> None:
+        count = keys.shape[1]
+        self.keys[at, 0, :count], self.values[at, 0, :count] = keys, values
+        self.mask[at, :, :, :count] = 0
 
 
 def _merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,13 +197,13 @@ def _merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     return out.div_(sums.clamp(min=torch.finfo(sums.dtype).tiny).unsqueeze(-1)), sums.log_().add_(top.squeeze(1))
 
 
-def forward(q: Tensor, spans: Many[Span], info: Facts, kernel: Kernel, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, spans: Many[Span], kernel: Kernel, *, scale: float, kv_heads: int, joined: bool
+) -> tuple[Tensor, Tensor]:
     """q (B, rows, H, d) and what each sequence sees (nothing: no span) to out (B, rows, H, d) and lse (B, H, rows)."""
-    spans = paired(spans)
-    joined = _joins(q, spans, info)
-    out, lse = _forward(Queries(q, info.kv_heads, joined=joined), spans, kernel, scale)
+    out, lse = _forward(Queries(q, kv_heads, joined=joined), spans, kernel, scale)
     if joined and bool(lse.isnan().any()):  # zero times an infinite key of another head
-        out, lse = _forward(Queries(q, info.kv_heads, joined=False), spans, kernel, scale)
+        out, lse = _forward(Queries(q, kv_heads, joined=False), spans, kernel, scale)
     batch, rows = q.shape[:2]
     return unfold(out, rows), lse.reshape(batch, -1, rows)
 
@@ -205,24 +211,25 @@ def forward(q: Tensor, spans: Many[Span], info: Facts, kernel: Kernel, scale: fl
 def _forward(queries: Queries, spans: Many[Span], kernel: Kernel, scale: float) -> tuple[Tensor, Tensor]:
     threads = torch.get_num_threads()
     heads = 1 if queries.joined else queries.kv_heads
-    cuts = [cut(span.keys.shape[1], heads * span.keys.shape[0], threads) for span in spans]
-    left = [
-        Leftover(span=span, count=span.keys.shape[1] - parts * length)
-        for span, (parts, length) in zip(spans, cuts, strict=True)
-        if span.keys.shape[1] > parts * length
-    ]
+    cuts = [cut(span.length, heads * span.count, threads) for span in spans]
+    rests = [span.length - parts * length for span, (parts, length) in zip(spans, cuts, strict=True)]
+    left = Leftovers(queries, max(rests)) if any(rests) else None
     slots = max((parts for parts, _ in cuts), default=0) + (1 if left else 0)
     shape = (queries.batch, max(slots, 1), queries.kv_heads, queries.rows)
     outs = _zeros(queries.folded, *shape, queries.dim)
     lses = queries.folded.new_full(shape, -torch.inf, dtype=accumulator(outs.dtype))
-    for span, (parts, length) in zip(spans, cuts, strict=True):
-        if parts == 0:
-            continue
-        keys, values = (
-            x[:, : parts * length].view(x.shape[0], parts, length, *x.shape[2:]) for x in (span.keys, span.values)
-        )
-        at = span.at
-        outs[at, :parts], lses[at, :parts] = queries.attend(kernel, at, keys, values, scale=scale)
+    for span, (parts, length), rest in zip(spans, cuts, rests, strict=True):
+        keys, values = span.load()
+        if parts:
+            cutting = (span.count, parts, length)
+            blocks = (x[:, : parts * length].view(*cutting, *x.shape[2:]) for x in (keys, values))
+            outs[span.at, :parts], lses[span.at, :parts] = queries.attend(kernel, span.at, *blocks, scale=scale)
+        if left and rest:
+            left.put(span.at, keys[:, -rest:], values[:, -rest:])
+        del keys, values  # copies go before the next ones come
     if left:
-        _leftovers(queries, kernel, left, outs, lses, scale=scale)
+        out, lse = queries.attend(kernel, slice(None), left.keys, left.values, scale=scale, mask=left.mask)
+        for span, rest in zip(spans, rests, strict=True):
+            if rest:
+                outs[span.at, -1], lses[span.at, -1] = out[span.at, 0], lse[span.at, 0]
     return _merge(outs, lses)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -112,6 +114,13 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     return target.result()
 
 
+def _visible(args: ForwardArgs, group: Group, info: Facts, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The keys and values in `span` of each sequence of a group, both as wide as the queries."""
+    keys = _keys(args, args.k, args.k_descale, group, info, span)
+    values = _keys(args, args.v, args.v_descale, group, info, span)
+    return attend.padded(keys, info.dim), attend.padded(values, info.dim)
+
+
 def _decode(
     args: ForwardArgs, q: Tensor, info: Facts, found: tuple[Sequence, ...], kernel: Kernel, target: Target
 ) -> None:
@@ -122,11 +131,14 @@ def _decode(
         geometry = Geometry.bottom_right(rows=group.first.rows, keys=group.first.keys, band=info.band)
         seen = geometry.low(0), geometry.high(0)
         if seen[1] > seen[0]:
-            keys = attend.padded(_keys(args, args.k, args.k_descale, group, info, seen), info.dim)
-            values = attend.padded(_keys(args, args.v, args.v_descale, group, info, seen), info.dim)
-            spans.append(decode.Span(first=group.first.index, keys=keys, values=values))
+            load = functools.partial(_visible, args, group, info, seen)
+            length = seen[1] - seen[0]
+            spans.append(decode.Span(first=group.first.index, count=group.count, length=length, load=load))
+    if not info.paged and args.k.dtype == info.compute_dtype and info.dim == info.dim_v:
+        spans = decode.paired(spans)  # these are views, not copies
     queries = attend.padded(_queries(args, q, everyone, info), info.dim)
-    out, lse = decode.forward(queries, spans, info, kernel, args.softmax_scale)
+    joined = decode.joins(queries, args.k, args.v, info)
+    out, lse = decode.forward(queries, spans, kernel, scale=args.softmax_scale, kv_heads=info.kv_heads, joined=joined)
     out = out[..., : info.dim_v]
     if args.s_aux is not None:
         out, lse = sinks.include(out.contiguous(), lse, args.s_aux)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -217,3 +218,31 @@ def test_unlike_shapes_are_not_plain() -> None:
     ):
         assert not whole.serves(args)
         assert_close(fallback.forward(args)[0], reference.expected(args).out, 2e-5, "out")
+
+
+def test_copies_of_pages_are_made_one_sequence_at_a_time() -> None:
+    from tests.fallback.test_memory import Largest
+
+    class Live(Largest):
+        """Also adds up what index_select gave and nobody has let go of."""
+
+        def __init__(self, *given: Tensor) -> None:
+            super().__init__(*given)
+            self.gathered: list[weakref.ref[Tensor]] = []
+            self.most = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+            if func is torch.ops.aten.index_select.default:
+                self.gathered.append(weakref.ref(result))
+                self.most = max(self.most, sum(one() is not None for one in self.gathered))
+            return result
+
+    table = torch.arange(24, dtype=torch.int32).view(6, 4)
+    q, k, v = randoms((6, 1, 4, 16), *[(24, 16, 2, 16)] * 2, dtype=torch.bfloat16)
+    used = torch.tensor([64, 64, 40, 64, 33, 64], dtype=torch.int32)
+    args = ForwardArgs(q=q, k=k, v=v, seqused_k=used, page_table=table, softmax_scale=0.25)
+    check(args)
+    with Live(q, k, v) as seen:
+        host.forward(args)
+    assert len(seen.gathered) == 12 and seen.most <= 4
