@@ -1,6 +1,7 @@
-"""The figures in docs/performance.md, written from the result files beside it so that the two cannot drift apart.
+"""The figures in docs/performance.md and README.md, written from docs/results so that they cannot drift apart.
 
-`python -m flash_attn3_sm121.bench.document --write docs/performance.md`; a test checks that nothing would change.
+`python -m flash_attn3_sm121.bench.document --write docs/performance.md README.md`; a test checks that nothing would
+change.
 """
 
 from __future__ import annotations
@@ -57,16 +58,41 @@ def roofline_section(folder: Path) -> str:
     return f"```\n{roofline_text('gb10')}```\n"
 
 
-SECTIONS: dict[str, Callable[[Path], str]] = {
-    "results": results_section,
-    "overhead": overhead_section,
-    "roofline": roofline_section,
+# What README.md shows of the quick run: a line a workload, our fallback's.
+SHOWN = (
+    *("train-causal-d128", "train-window", "train-window-fwdbwd", "prefill", "chunked-prefill", "decode-uniform"),
+    *("decode-ragged", "varlen-packing"),
+)
+
+
+def quick_section(folder: Path) -> str:
+    """The quick run's table without the other contenders and without half of the columns."""
+    report = Report.read(folder / QUICK)
+    lines: list[tuple[str, ...]] = [COLUMNS]
+    for result in report.results:
+        entry = result.entry("sdpa")
+        if result.workload.name in SHOWN and entry is not None:
+            lines.append(row(result, entry))
+    kept = [COLUMNS.index(name) for name in ("workload", "contender", "median", "peak memory", "against dense-mask")]
+    widths = [max(len(cells[i]) for cells in lines) for i in kept]
+    body = ("  ".join(cells[i].ljust(width) for i, width in zip(kept, widths, strict=True)).rstrip() for cells in lines)
+    head = f"$ {report.command}    # {report.title}, {report.date}, {report.seconds:.0f} s; our lines only"
+    return "\n".join(["```", head, *body, "```"]) + "\n"
+
+
+Sections = dict[str, Callable[[Path], str]]
+PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and its sections
+    "performance.md": (
+        "results",
+        {"results": results_section, "overhead": overhead_section, "roofline": roofline_section},
+    ),
+    "README.md": ("docs/results", {"quick": quick_section}),
 }
 
 
-def filled(text: str, folder: Path) -> str:
+def filled(text: str, folder: Path, sections: Sections) -> str:
     """The document with every section made anew."""
-    for name, make in SECTIONS.items():
+    for name, make in sections.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise UsageError(f"expected the markers {begin} and {end} once each")
@@ -77,13 +103,16 @@ def filled(text: str, folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flash_attn3_sm121.bench.document", description=__doc__)
-    parser.add_argument("--write", type=Path, required=True, metavar="docs/performance.md")
-    args = parser.parse_args(argv)
-    text = args.write.read_text(encoding="utf-8")
-    made = filled(text, args.write.parent / "results")
-    if made != text:
-        args.write.write_text(made, encoding="utf-8")
-    print(f"{args.write}: {'written' if made != text else 'unchanged'}", file=sys.stderr)
+    parser.add_argument("--write", type=Path, required=True, nargs="+", metavar="docs/performance.md")
+    for page in parser.parse_args(argv).write:
+        if page.name not in PAGES:
+            raise UsageError(f"{page}: expected one of {', '.join(PAGES)}")
+        folder, sections = PAGES[page.name]
+        text = page.read_text(encoding="utf-8")
+        made = filled(text, page.parent / folder, sections)
+        if made != text:
+            page.write_text(made, encoding="utf-8")
+        print(f"{page}: {'written' if made != text else 'unchanged'}", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/performance.md says what the result files say, and the result files are whole."""
+"""docs/performance.md and README.md say what the result files say, and the result files are whole."""
 
 from __future__ import annotations
 
@@ -7,23 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.bench.document import FULL, OVERHEAD, QUICK, filled
+from flash_attn3_sm121.bench.document import FULL, OVERHEAD, PAGES, QUICK, filled, main
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.errors import UsageError
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
-def test_the_figures_in_the_document_are_those_of_the_files() -> None:
-    text = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert filled(text, DOCS / "results") == text, (
-        "python -m flash_attn3_sm121.bench.document --write docs/performance.md"
+@pytest.mark.parametrize("page", [DOCS / "performance.md", ROOT / "README.md"], ids=lambda page: page.name)
+def test_the_figures_in_the_documents_are_those_of_the_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text, DOCS / "results", PAGES[page.name][1]) == text, (
+        "python -m flash_attn3_sm121.bench.document --write docs/performance.md README.md"
     )
+
+
+def test_the_readme_shows_a_dozen_lines_of_the_quick_run() -> None:
+    text = PAGES["README.md"][1]["quick"](DOCS / "results")
+    assert text.startswith("```\n$ flash-attn3 bench --quick ") and text.endswith("```\n")
+    assert 8 <= text.count("\n") <= 13 and all(len(line) <= 120 for line in text.splitlines())
+    assert "decode-ragged" in text and "(dense-mask is wrong)" in text
 
 
 def test_markers_must_be_there() -> None:
     with pytest.raises(UsageError, match="once each"):
-        filled("nothing", DOCS / "results")
+        filled("nothing", DOCS / "results", PAGES["performance.md"][1])
+
+
+def test_another_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"expected one of performance\.md, README\.md"):
+        main(["--write", str(tmp_path / "other.md")])
 
 
 @pytest.mark.parametrize("name", [QUICK, FULL])
