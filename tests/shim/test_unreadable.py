@@ -12,7 +12,7 @@ from flash_attn3_sm121 import fallback, native
 from flash_attn3_sm121.backend import use_backend
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import BackendError
-from flash_attn3_sm121.interface import flash_attn_with_kvcache
+from flash_attn3_sm121.interface import flash_attn_func, flash_attn_with_kvcache
 from tests.shim.test_native import CAUSAL, Kernels, engine, half
 
 REFUSALS = (
@@ -118,3 +118,22 @@ def test_the_short_way_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     torch.testing.assert_close(found, fallback.forward(right)[0])
     torch.testing.assert_close(caches, mirror)
+
+
+def test_the_short_way_of_dense_calls_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Choosy()
+    serving = engine(kernels.open)
+    monkeypatch.setattr("flash_attn3_sm121.interface.engine", lambda: serving)
+    monkeypatch.setattr("flash_attn3_sm121.eager.engine", lambda: serving)
+    monkeypatch.setattr("flash_attn3_sm121.attend.engine", lambda: serving)
+    q, k, v = (tensor.requires_grad_() for tensor in half())
+    for _ in range(2):  # the second takes the short way
+        right = flash_attn_func(q, k, v, causal=True)
+    assert len(kernels.calls) == 2
+    (expected,) = torch.autograd.grad(right.sum(), k)
+    moved = shifted(k.detach()).requires_grad_()
+    with pytest.warns(RuntimeWarning, match="The fallback serves such calls"):
+        found = flash_attn_func(q, moved, v, causal=True)
+    assert len(kernels.calls) == 2
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), moved)[0], expected)
