@@ -1,0 +1,219 @@
+"""Which models are in memory, and whose turn it is. Decides in one place (`_pump`), whenever anything has changed.
+
+A request takes a ticket. Tickets are served in order; one that needs a model which does not fit yet holds back those
+behind it, or a much used model would keep all others out for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkout import Checkout
+from .checkpoints import Checkpoint
+from .obituary import Obituary
+from .process import Worker
+
+SWEEP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the machine is asked to bear. Seconds where a name ends in none."""
+
+    models: int = 2
+    slots: int = 4
+    queue: int = 16
+    idle: float = 900.0
+    silence: float = 120.0
+    loading: float = 600.0
+    reader: float = 120.0
+
+
+class Busy(Exception):
+    """Too many wait already."""
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(f"the server is busy: {ahead} messages are waiting ahead of yours; try again in a moment")
+        self.ahead = ahead
+
+
+class Ticket:
+    """A place in the line for one model."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.worker: Worker | None = None  # granted: a lease on it is held
+        self.death: Obituary | None = None
+        self.settled = asyncio.Event()
+
+
+class Pool:
+    """All model processes of the server."""
+
+    def __init__(self, checkout: Checkout, limits: Limits, *, device: str | None = None) -> None:
+        self.checkout, self.limits, self.device = checkout, limits, device
+        self.workers: dict[str, Worker] = {}
+        self.leaving: set[Worker] = set()
+        self.tickets: list[Ticket] = []
+        self.served = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # -- the line
+
+    def queue_up(self, checkpoint: Checkpoint) -> Ticket:
+        """A ticket; raises Busy where the line is full. What can start at once is never refused."""
+        ticket = Ticket(checkpoint)
+        self.tickets.append(ticket)
+        self._pump()
+        if ticket in self.tickets and self._waiting() > self.limits.queue:
+            ahead = len(self.tickets) - 1
+            self.tickets.remove(ticket)
+            raise Busy(ahead)
+        return ticket
+
+    def _waiting(self) -> int:
+        """Tickets beyond what the loading models will take at once when they are ready."""
+        soon = {key: self.limits.slots - worker.leases for key, worker in self.workers.items() if worker.ready is None}
+        waiting = 0
+        for ticket in self.tickets:
+            if soon.get(ticket.checkpoint.key, 0) > 0:
+                soon[ticket.checkpoint.key] -= 1
+            else:
+                waiting += 1
+        return waiting
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The reader has gone. A lease that was granted and not used is given back."""
+        if ticket in self.tickets:
+            self.tickets.remove(ticket)
+            self._pump()
+        elif ticket.worker is not None:
+            ticket.worker.release()
+            ticket.worker = None
+
+    def status(self, ticket: Ticket) -> dict[str, Any]:
+        """What a waiting page is told."""
+        worker = self.workers.get(ticket.checkpoint.key)
+        ahead = self.tickets.index(ticket) if ticket in self.tickets else 0
+        if worker is not None and worker.ready is None:
+            seconds = int(time.monotonic() - worker.since)
+            return {"status": "loading", "stage": worker.stage, "seconds": seconds, "ahead": ahead}
+        return {"status": "queued", "ahead": ahead}
+
+    def _pump(self) -> None:
+        if self._closing:
+            return
+        for key, worker in list(self.workers.items()):
+            if worker.death is not None:
+                del self.workers[key]
+                self._fail(key, worker.death)
+        for ticket in list(self.tickets):
+            key = ticket.checkpoint.key
+            serving = self.workers.get(key)
+            if serving is None:
+                victims = self._room()
+                if victims is None:
+                    break
+                serving = self._launch(ticket.checkpoint, victims)
+            if serving.ready is not None and serving.leases < self.limits.slots:
+                self.tickets.remove(ticket)
+                serving.leases += 1
+                self.served += 1
+                ticket.worker = serving
+                ticket.settled.set()
+
+    def _fail(self, key: str, death: Obituary) -> None:
+        for ticket in [ticket for ticket in self.tickets if ticket.checkpoint.key == key]:
+            self.tickets.remove(ticket)
+            ticket.death = death
+            ticket.settled.set()
+
+    def _room(self) -> list[Worker] | None:
+        """Whom to unload for one more model; None while everybody is needed."""
+        over = len(self.workers) + 1 - self.limits.models
+        if over <= 0:
+            return []
+        wanted = {ticket.checkpoint.key for ticket in self.tickets}
+        idle = [worker for key, worker in self.workers.items() if worker.leases == 0 and key not in wanted]
+        idle.sort(key=lambda worker: worker.used)
+        return idle[:over] if len(idle) >= over else None
+
+    # -- the processes
+
+    def _launch(self, checkpoint: Checkpoint, victims: list[Worker]) -> Worker:
+        worker = Worker(checkpoint, silence=self.limits.silence, loading=self.limits.loading, changed=self._pump)
+        for victim in victims:
+            self._unload(victim, f"Unloaded to make room for {checkpoint.name}")
+        self.workers[checkpoint.key] = worker
+        self._spawn(self._start(worker))
+        return worker
+
+    async def _start(self, worker: Worker) -> None:
+        # The memory of those that leave is needed first.
+        await asyncio.gather(*(other.gone() for other in self.leaving))
+        if worker.death is None:
+            await worker.start(
+                self.checkout.worker_command(worker.checkpoint, self.device),
+                cwd=self.checkout.root,
+                env=self.checkout.environment(worker.checkpoint, os.environ),
+            )
+
+    def _unload(self, worker: Worker, reason: str) -> None:
+        self.workers.pop(worker.checkpoint.key, None)
+        self.leaving.add(worker)
+        self._spawn(self._bury(worker, reason))
+
+    async def _bury(self, worker: Worker, reason: str) -> None:
+        await worker.unload(reason)
+        self.leaving.discard(worker)
+        self._pump()
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def sweep(self) -> None:
+        """Runs beside everything: unloads what is idle, drops readers that take nothing."""
+        while True:
+            await asyncio.sleep(min(SWEEP, self.limits.idle, self.limits.reader))
+            now = time.monotonic()
+            for worker in list(self.workers.values()):
+                if worker.ready is not None and worker.leases == 0 and now - worker.used > self.limits.idle:
+                    self._unload(worker, "Unloaded: nobody had used it for a while")
+                for job in list(worker.jobs.values()):
+                    if not job.events.empty() and now - job.taken > self.limits.reader:
+                        job.stop()
+
+    async def close(self) -> None:
+        """End every process, and wait for that."""
+        self._closing = True
+        workers = [*self.workers.values(), *self.leaving]
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(worker.unload("The server was stopped") for worker in workers))
+
+    def describe(self) -> Mapping[str, Any]:
+        """For /health and /stats."""
+        return {
+            "models": [
+                {
+                    "id": worker.checkpoint.key,
+                    "state": "loading" if worker.ready is None else "ready",
+                    "stage": worker.stage,
+                    "pid": worker.pid,
+                    "chats": worker.leases,
+                    "slots": self.limits.slots,
+                    "idle_seconds": round(time.monotonic() - worker.used, 1) if worker.leases == 0 else 0.0,
+                }
+                for worker in self.workers.values()
+            ],
+            "waiting": len(self.tickets),
+            "served": self.served,
+        }
