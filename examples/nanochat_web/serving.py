@@ -66,7 +66,7 @@ def line(facts: Mapping[str, Any], device: str) -> Line:
     if facts.get("backend") is None:
         reasons = "; ".join(f"{backend}: {reason}" for backend, reason in facts.get("refusals") or [])
         return Line(
-            text=f"Attention cannot be served on {where}: {facts.get('forced')}, asked for by name, refuses ({reasons}).",
+            text=f"Attention cannot be served on {where}: {facts.get('forced')} was asked for and refuses ({reasons}).",
             details=details,
             tone="warn",
         )

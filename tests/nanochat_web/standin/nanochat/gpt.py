@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from kernels import get_kernel
+
 from nanochat import script
 
 flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface

@@ -1,0 +1,87 @@
+// Requests to the server, and its event streams.
+
+const TOKEN = "nanochat-web/token";
+
+// The address that the server printed carries its access word behind the #, which browsers send to nobody.
+const given = /^#token=(.+)$/.exec(location.hash);
+if (given) {
+  sessionStorage.setItem(TOKEN, decodeURIComponent(given[1]));
+  history.replaceState(null, "", location.pathname);
+}
+
+export class ServerError extends Error {
+  constructor(message, { status = 0, hint = "", log = [] } = {}) {
+    super(message);
+    this.status = status;
+    this.hint = hint;
+    this.log = log;
+  }
+}
+
+async function ask(path, { method = "GET", body, signal } = {}) {
+  const headers = {};
+  const token = sessionStorage.getItem(TOKEN);
+  if (token) headers.authorization = `Bearer ${token}`;
+  if (method !== "GET") headers["content-type"] = "application/json";
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers, signal, body: method === "GET" ? undefined : JSON.stringify(body ?? {}) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError("The server cannot be reached.", { hint: "Is it still running? Start it again in its terminal." });
+  }
+  if (!answer.ok) throw await refusal(answer);
+  return answer;
+}
+
+async function refusal(answer) {
+  let detail = `${answer.status} ${answer.statusText}`;
+  try {
+    const body = await answer.json();
+    detail = typeof body.detail === "string" ? body.detail : JSON.stringify(body.detail);
+  } catch {
+    // a proxy's own page, most likely: the status has to do
+  }
+  const hints = {
+    401: "The server was started with an access word: open the address that it printed, with everything behind the #.",
+    503: "Others are talking to it as well. Nothing is lost: try again in a moment.",
+  };
+  const text = detail.charAt(0).toUpperCase() + detail.slice(1);
+  return new ServerError(/[.!?]$/.test(text) ? text : `${text}.`, { status: answer.status, hint: hints[answer.status] ?? "" });
+}
+
+export const get = async (path) => (await ask(path)).json();
+export const text = async (path) => (await ask(path)).text();
+export const post = async (path, body) => (await ask(path, { method: "POST", body })).json();
+
+// The events of an answer, one object after the other. An answer that ends without a last event is an error.
+export async function* stream(path, body, signal) {
+  const answer = await ask(path, { method: "POST", body, signal });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  let ended = false;
+  for (;;) {
+    let piece;
+    try {
+      piece = await reader.read();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      break; // cut off: told below
+    }
+    if (piece.done) break;
+    held += piece.value;
+    const events = held.split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      if (!event.startsWith("data: ")) continue;
+      const data = JSON.parse(event.slice(6));
+      ended ||= data.done === true || data.error !== undefined;
+      yield data;
+    }
+  }
+  if (!ended) {
+    throw new ServerError("The connection was cut before the answer was complete.", {
+      hint: "The server was stopped, or the network failed. What came is kept; try again.",
+    });
+  }
+}

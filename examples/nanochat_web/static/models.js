@@ -1,0 +1,97 @@
+// The models: what there is, which one is chosen, and the dialog to choose another.
+
+import * as api from "./api.js";
+import { $, age, bytes, make, whole } from "./dom.js";
+
+export const catalog = { models: [], default: null, looked_at: [], nanochat: "", loaded: false };
+
+const listeners = new Set();
+export const onCatalog = (listener) => listeners.add(listener);
+
+export const byId = (id) => catalog.models.find((model) => model.id === id) ?? null;
+
+// The model of a conversation, or the default where it is gone or was never chosen.
+export const usable = (id) => {
+  const model = byId(id);
+  return model && !model.problem ? model : byId(catalog.default);
+};
+
+export async function refresh() {
+  Object.assign(catalog, await api.get("models"), { loaded: true });
+  for (const listener of listeners) listener();
+}
+
+export function metric(model) {
+  return model.metric ? `${model.metric.name} ${Number(model.metric.value.toPrecision(4))}` : null;
+}
+
+const parameters = (count) => (count >= 1e9 ? `${(count / 1e9).toFixed(2)} billion` : count >= 1e6
+  ? `${Math.round(count / 1e6)} million` : whole(count));
+
+// What one may say about a model in a sentence.
+export function described(model) {
+  const facts = [];
+  if (model.layers) facts.push(`${model.layers} layer${model.layers === 1 ? "" : "s"}`);
+  if (model.parameters) facts.push(`${parameters(model.parameters)} parameters`);
+  if (model.context) facts.push(`reads ${whole(model.context)} tokens at once`);
+  return facts.join(", ");
+}
+
+export function showChosen(model) {
+  $("#model-name").textContent = model ? `${model.tag} · ${model.stage}` : catalog.loaded ? "No model" : "Looking for models…";
+  const facts = model ? [`step ${whole(model.step)}`, metric(model)].filter(Boolean) : [];
+  $("#model-facts").textContent = facts.join(" · ");
+  $("#model").setAttribute("aria-label", model ? `Model: ${model.name}. Choose another` : "Choose a model");
+}
+
+function card(model, chosen, choose) {
+  const state = model.state === "ready" ? "in memory" : model.state === "loading" ? "loading" : null;
+  const fact = (name, value) => value && make("div", {}, make("dt", {}, name), make("dd", {}, value));
+  const body = [
+    make("span", { class: "card-title" }, model.tag,
+      model.experiment && make("span", { class: "quiet small" }, ` ${model.experiment}`),
+      state && make("span", { class: "chip" }, state),
+      model.id === chosen && make("span", { class: "chip chosen" }, "chosen")),
+    make("dl", { class: "facts" },
+      fact("step", whole(model.step)),
+      model.metric && fact(model.metric.name, String(Number(model.metric.value.toPrecision(4)))),
+      fact("size", bytes(model.bytes)),
+      fact("saved", age(model.modified))),
+  ];
+  if (model.problem) {
+    return make("li", {}, make("div", { class: "model-card broken" }, ...body,
+      make("p", { class: "problem small" }, `Cannot be loaded: ${model.problem}`)));
+  }
+  const button = make("button", {
+    type: "button", class: "model-card", "data-model": model.id, "aria-pressed": model.id === chosen ? "true" : "false",
+    onclick: () => choose(model),
+  }, ...body);
+  return make("li", {}, button);
+}
+
+// Opens the dialog; `choose` is called with the model.
+export function open(chosen, choose) {
+  const dialog = $("#models");
+  const pick = (model) => {
+    dialog.close();
+    choose(model);
+  };
+  const stages = new Map();
+  for (const model of catalog.models) stages.set(model.stage, [...(stages.get(model.stage) ?? []), model]);
+  const sections = [...stages].map(([stage, models]) => make("section", {},
+    make("h3", {}, stage, make("span", { class: "quiet small" }, ` ${models[0].about}`)),
+    make("ul", { class: "cards" }, ...models.map((model) => card(model, chosen, pick)))));
+  $("#models-list").replaceChildren(...(sections.length ? sections : [nothing()]));
+  dialog.showModal();
+  dialog.querySelector("[aria-pressed=true]")?.focus();
+}
+
+// Where no model was found: where it was looked, and what to do.
+export function nothing() {
+  return make("div", { class: "card notice" },
+    make("h2", {}, "No models yet"),
+    make("p", {}, "No checkpoint of nanochat was found in:"),
+    make("ul", { class: "paths" }, ...catalog.looked_at.map((folder) => make("li", {}, make("code", {}, folder)))),
+    make("p", {}, "Train one as nanochat’s README says (", make("code", {}, "runs/speedrun.sh"), "), or start this server with ",
+      make("code", {}, "NANOCHAT_BASE_DIR"), " set to the folder where yours are. New ones appear here by themselves."));
+}
