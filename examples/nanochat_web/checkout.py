@@ -136,9 +136,7 @@ def open_checkout(root: Path, python: Path | None, environ: Mapping[str, str] = 
         )
     facts = python_facts(chosen)
     if facts.version < (3, 10, 0):
-        raise UsageError(
-            f"{chosen} is Python {facts.version[0]}.{facts.version[1]}; nanochat and we need 3.10 or newer"
-        )
+        raise UsageError(f"{chosen} is Python {facts.version[0]}.{facts.version[1]}, expected 3.10 or newer")
     if not facts.torch:
         raise UsageError(
             f"{chosen} has no torch, so nanochat cannot run there",

@@ -44,6 +44,13 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text}")
+    return value
+
+
 def seconds(text: str) -> float:
     value = float(text)
     if not value > 0:
@@ -67,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     who = made.add_argument_group("who is served")
     who.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    who.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any free port")
+    who.add_argument("--port", type=port, default=8000, help="default: %(default)s; 0 takes any free port")
     who.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a name that a proxy may pass on as Host"
     )
@@ -131,7 +138,7 @@ def listening(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(128)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ServeError(f"cannot listen on {host} port {port}: {error}", hint="--port 0 takes any free one") from error
     return sock
 

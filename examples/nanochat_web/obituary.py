@@ -26,8 +26,9 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "nanochat found no tokenizer for this model: its tokenizer folder lies in $NANOCHAT_BASE_DIR as well.",
     ),
     (
-        "get_kernel(",
-        f"nanochat asked the Hugging Face hub for a kernel that the override does not serve. {DOCTOR}",
+        "the kernels package is not installed here",
+        "nanochat asked for a kernel that is not FlashAttention-3, for which its Python needs the kernels package: in "
+        "the checkout, `uv pip install kernels`.",
     ),
 )
 SIGNALS = {

@@ -80,9 +80,9 @@ def line(facts: Mapping[str, Any], device: str) -> Line:
         return Line(text=f"{words}, because it was asked for by name.", details=details, tone="plain")
     reason = next((why for name, why in facts.get("refusals") or [] if name == "native"), None)
     if where == "the CPU":
-        reason = "compiled kernels need a CUDA device"
+        return Line(text=f"{words}: compiled kernels need a GPU.", details=details, tone="plain")
     return Line(
         text=f"{words}, not with compiled kernels: {reason}." if reason else f"{words}.",
         details=details,
-        tone="plain" if where == "the CPU" else "warn",
+        tone="warn",
     )

@@ -179,16 +179,10 @@ def holders() -> list[str]:
     return sorted(found)
 
 
-def attention(loaded: Model) -> dict[str, Any]:
-    """What serves nanochat's attention and why, gathered; the server makes the sentence."""
-    facts: dict[str, Any] = {"holders": holders(), "package": None, "error": None}
-    try:
-        package = importlib.import_module(OURS)
-    except ImportError as error:
-        return {**facts, "error": f"{OURS} cannot be imported in {sys.executable}: {error}"}
+def explained(package: Any, loaded: Model) -> Any:
+    """What `explain` says to one step of decoding in this model's shapes."""
     import torch
 
-    facts.update(package=package.__version__, path=str(Path(str(package.__file__)).parent))
     config = loaded.model.config
     dim, dtype = config.n_embd // config.n_head, loaded.compute_dtype
 
@@ -198,18 +192,29 @@ def attention(loaded: Model) -> dict[str, Any]:
     windows = getattr(loaded.model, "window_sizes", None)
     extra = {"window_size": tuple(windows[0])} if windows else {}
     keys = empty(config.n_kv_head, 1)
+    return package.explain(
+        empty(config.n_head, 1),
+        *(empty(config.n_kv_head, 16) for _ in range(2)),
+        k_new=keys,
+        v_new=keys,
+        cache_seqlens=torch.ones(1, dtype=torch.int32, device=loaded.device),
+        causal=True,
+        **extra,
+    )
+
+
+def attention(loaded: Model) -> dict[str, Any]:
+    """What serves nanochat's attention and why, gathered; the server makes the sentence."""
+    facts: dict[str, Any] = {"holders": holders(), "package": None, "error": None}
     try:
-        told = package.explain(
-            empty(config.n_head, 1),
-            *(empty(config.n_kv_head, 16) for _ in range(2)),
-            k_new=keys,
-            v_new=keys,
-            cache_seqlens=torch.ones(1, dtype=torch.int32, device=loaded.device),
-            causal=True,
-            **extra,
-        )
-    except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        return {**facts, "error": f"explain: {type(error).__name__}: {error}"}
+        package = importlib.import_module(OURS)
+    except ImportError as error:
+        return {**facts, "error": f"{OURS} cannot be imported in {sys.executable}: {error}"}
+    facts.update(package=package.__version__, path=str(Path(str(package.__file__)).parent))
+    try:
+        told = explained(package, loaded)
+    except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
+        return {**facts, "error": f"explain: {type(error).__name__}: {error}"}  # no reason not to chat
     choice = told.forward
     return {
         **facts,

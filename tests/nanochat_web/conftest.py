@@ -19,4 +19,4 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World.make(tmp_path / "world").usual()
+    return World.make(tmp_path / "world", light=True).usual()

@@ -1,4 +1,4 @@
-"""A stand-in checkout, checkpoints, the server on both as a user starts it, and a client that reads events one by one."""
+"""A stand-in checkout, checkpoints, the server as a user starts it, and a client that reads events one by one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "examples" / "nanochat_web" / "serve.py"
 STANDIN = Path(__file__).with_name("standin")
+LIGHT = Path(__file__).with_name("light")
 CONFIG = {"sequence_len": 256, "vocab_size": 261, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
 PATIENCE = 60.0
 Event = dict[str, Any]
@@ -45,9 +46,11 @@ class World:
         return self.root / "state"
 
     @classmethod
-    def make(cls, root: Path) -> World:
+    def make(cls, root: Path, *, light: bool = False) -> World:
+        """`light`: without torch, for what is not about attention."""
         world = cls(root=root)
-        shutil.copytree(STANDIN, world.nanochat, ignore=shutil.ignore_patterns("__pycache__"))
+        for source in (STANDIN, LIGHT) if light else (STANDIN,):
+            shutil.copytree(source, world.nanochat, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         (root / "gates").mkdir()
         world.base.mkdir()
         return world
@@ -235,8 +238,8 @@ def running(world: World, *arguments: str, env: Mapping[str, str] | None = None)
 
 
 def alive(pid: int) -> bool:
+    """Whether a process still runs. One that nobody has waited for yet does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { $, copy, make, say } from "./dom.js";
-import { update } from "./markdown.js";
+import { inline, update } from "./markdown.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
 
@@ -123,8 +123,8 @@ function article(message) {
   const mine = message.role === "user";
   const name = mine ? "You" : models.byId(message.model)?.name ?? message.model ?? "Model";
   const body = make("div", { class: "body" });
-  const element = make("article", { class: `message ${message.role}` }, make("h2", { class: "who" }, name), body,
-    make("div", { class: "after" }));
+  const element = make("article", { class: `message ${message.role}` },
+    make("h2", { class: "who" }, name), body, !mine && make("div", { class: "after" }));
   elements.set(message, element);
   if (mine) body.append(message.content);
   paint(message);
@@ -166,7 +166,7 @@ function trouble(message) {
   const { error, hint, log } = message.error;
   return make("div", { class: "trouble", role: "alert" },
     make("p", { class: "what" }, error),
-    hint && make("p", {}, hint),
+    hint && make("p", {}, ...inline(hint)),
     log?.length > 0 && make("details", {}, make("summary", {}, "The last lines it wrote"),
       make("pre", { tabindex: "0" }, log.join("\n"))),
     message === shown?.messages.at(-1) && make("button", { type: "button", class: "button again", onclick: again }, "Try again"));

@@ -54,7 +54,7 @@ function card(model, chosen, choose) {
       model.id === chosen && make("span", { class: "chip chosen" }, "chosen")),
     make("dl", { class: "facts" },
       fact("step", whole(model.step)),
-      model.metric && fact(model.metric.name, String(Number(model.metric.value.toPrecision(4)))),
+      fact(model.metric?.name ?? "validation", model.metric ? String(Number(model.metric.value.toPrecision(4))) : "not recorded"),
       fact("size", bytes(model.bytes)),
       fact("saved", age(model.modified))),
   ];

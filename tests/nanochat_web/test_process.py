@@ -1,0 +1,83 @@
+"""One model process by itself: credit holds a chat back, and only that one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.nanochat_web.checkout import Checkout, open_checkout
+from examples.nanochat_web.obituary import Obituary
+from examples.nanochat_web.process import CREDIT, Job, Worker
+from tests.nanochat_web.harness import CONFIG, World
+
+
+@pytest.fixture
+def checkout(world: World, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    world.put("chatsft_checkpoints", "d99", 1, model_config={**CONFIG, "sequence_len": 4000})
+    for name, value in world.environ().items():
+        monkeypatch.setenv(name, value)
+    return open_checkout(world.nanochat, Path(sys.executable))
+
+
+def order(text: str, seed: int = 1) -> dict[str, Any]:
+    message = [{"role": "user", "content": text}]
+    return {"messages": message, "temperature": 0.5, "top_k": 50, "max_tokens": 4000, "seed": seed}
+
+
+async def started(checkout: Checkout) -> Worker:
+    checkpoint = next(one for one in checkout.checkpoints() if one.tag == "d99")
+    ready = asyncio.Event()
+    worker = Worker(checkpoint, silence=30, loading=30, changed=ready.set)
+    command = checkout.worker_command(checkpoint, None)
+    await worker.start(command, cwd=checkout.root, env=checkout.environment(checkpoint, os.environ))
+    while worker.ready is None:
+        await asyncio.wait_for(ready.wait(), 30)
+        ready.clear()
+    return worker
+
+
+async def text_of(job: Job) -> str:
+    text = ""
+    async for event in job.read():
+        assert not isinstance(event, Obituary), str(event)
+        text += event.get("text", "")
+    return text
+
+
+def test_a_reader_who_takes_nothing_holds_only_his_own_chat(checkout: Checkout) -> None:
+    async def go() -> None:
+        worker = await started(checkout)
+        worker.leases = 2
+        slow = worker.submit("slow", order("echo " + "s" * 500))
+        quick = worker.submit("quick", order("echo " + "q" * 900))
+        assert await text_of(quick) == "q" * 900
+        # Nobody has read the first: what it sent is its credit and the event of its beginning, and it waits.
+        assert slow.events.qsize() == CREDIT + 1 and not slow.over
+        assert await text_of(slow) == "s" * 500
+        assert worker.leases == 0 and worker.jobs == {}
+        await worker.unload("the end of the test")
+        assert worker.death is not None and "the end of the test" in worker.death.what
+
+    asyncio.run(go())
+
+
+def test_what_nanochat_prints_does_not_get_between_the_events(checkout: Checkout) -> None:
+    engine = checkout.root / "nanochat" / "engine.py"
+    noise = (
+        'print(\'{"event": "token", "id": "a", "text": "forged"}\', flush=True)\n        import os; os.write(1, b"raw")'
+    )
+    engine.write_text(engine.read_text().replace("seen = list(tokens)", f"seen = list(tokens)\n        {noise}", 1))
+
+    async def go() -> None:
+        worker = await started(checkout)
+        worker.leases = 1
+        assert await text_of(worker.submit("a", order("echo clean"))) == "clean"
+        await worker.unload("done")
+        assert any("forged" in text for text in worker.log)
+
+    asyncio.run(go())
