@@ -56,7 +56,7 @@ def test_silence_is_ended_with_a_message(world: World) -> None:
         last = server.chat("echo x", model="sft/d5/1").rest()
         assert "was not ready 4 s after its last sign of progress" in last[-1]["error"]
         stages = {event["stage"] for event in last if event.get("status") == "loading"}
-        assert {"importing torch", "loading d5, step 1, onto cpu"} <= stages
+        assert "loading d5, step 1, onto cpu" in stages
         assert server.pids() == {}
 
 
@@ -121,6 +121,8 @@ def test_no_process_outlives_the_server(world: World, number: signal.Signals) ->
         if number != signal.SIGKILL:  # an open answer is told, not left hanging
             last = stream.rest()[-1]
             assert "The server was stopped" in last["error"]
+        else:
+            stream.close()
         server.wait_for(lambda: not alive(pid))
         server.process.wait(30)
     assert "Traceback" not in server.log and "Exception" not in server.log

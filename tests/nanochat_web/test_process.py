@@ -66,6 +66,29 @@ def test_a_reader_who_takes_nothing_holds_only_his_own_chat(checkout: Checkout) 
     asyncio.run(go())
 
 
+def test_two_replies_are_made_in_turn(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    order_of: list[str] = []
+    take = Worker._take
+    monkeypatch.setattr(
+        Worker, "_take", lambda self, kind, event: order_of.append(event.get("id")) or take(self, kind, event)
+    )
+
+    async def go() -> None:
+        worker = await started(checkout)
+        worker.leases = 2
+        a = worker.submit("a", order("echo " + "a" * 300))
+        while a.events.qsize() <= CREDIT:  # it is under way, and stands still for want of credit
+            await asyncio.sleep(0.01)
+        before = len(order_of)
+        b = worker.submit("b", order("echo " + "b" * 300))
+        assert await asyncio.gather(text_of(a), text_of(b)) == ["a" * 300, "b" * 300]
+        switches = sum(x != y for x, y in zip(order_of[before:], order_of[before + 1 :], strict=False))
+        assert switches > 100  # one after the other would be a handful
+        await worker.unload("done")
+
+    asyncio.run(go())
+
+
 def test_what_nanochat_prints_does_not_get_between_the_events(checkout: Checkout) -> None:
     engine = checkout.root / "nanochat" / "engine.py"
     noise = (

@@ -7,6 +7,7 @@ import * as models from "./models.js";
 import * as store from "./store.js";
 
 const MAX_CONVERSATION = 32000;
+const STAY = 3000;
 const PROMPTS = {
   chat: ["Why is the sky blue?", "Write a short poem about a robot that learns to paint.", "What is 17 times 23?",
     "Who are you, and who trained you?"],
@@ -17,6 +18,7 @@ const PROMPTS = {
 // Answers under way: conversation id -> { conversation, message, abort, id, waiting }
 const streams = new Map();
 let shown = null; // the conversation on the page
+let leaving = false;
 let settings = () => ({});
 let changed = () => {};
 
@@ -29,7 +31,16 @@ export function start({ readSettings, onChange }) {
   changed = onChange;
   $("#scroll").addEventListener("scroll", () => { $("#latest").hidden = atEnd(); }, { passive: true });
   $("#latest").addEventListener("click", toEnd);
-  addEventListener("pagehide", () => { for (const { conversation: one } of streams.values()) keep(one); });
+  // The browser cuts the streams of a page that is left; that is no error to be kept with the conversation.
+  addEventListener("pagehide", () => {
+    leaving = true;
+    for (const { conversation: one } of streams.values()) keep(one);
+  });
+  addEventListener("pageshow", () => { leaving = false; });
+  addEventListener("beforeunload", () => {
+    leaving = true;
+    setTimeout(() => { leaving = false; }, STAY); // still here: it was called off
+  });
 }
 
 function keep(one) {
@@ -257,7 +268,8 @@ function take(stream, event) {
   } else if (event.token) {
     message.content += event.token;
   } else if (event.done) {
-    const speed = event.seconds > 0 ? `${event.tokens} tokens, ${(event.tokens / event.seconds).toFixed(1)} a second` : "";
+    const rate = event.seconds > 0 ? `, ${(event.tokens / event.seconds).toFixed(1)} a second` : "";
+    const speed = `${event.tokens} token${event.tokens === 1 ? "" : "s"}${rate}`;
     const why = event.stopped ? "Stopped." : event.reason === "length" ? "Cut at the longest answer allowed." : "";
     const forgotten = stream.dropped ? `The first ${stream.dropped} messages no longer fit and were left out.` : "";
     message.note = [why, event.tokens === undefined ? "" : speed, forgotten].filter(Boolean).join(" · ");
@@ -283,6 +295,10 @@ function repaint(stream) {
 }
 
 function finish(stream) {
+  if (leaving) {
+    setTimeout(() => finish(stream), STAY + 100);
+    return;
+  }
   const { conversation: one, message } = stream;
   streams.delete(one.id);
   message.state = message.error ? "failed" : "done";

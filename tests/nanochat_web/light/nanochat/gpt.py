@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from kernels import has_kernel
+
+assert has_kernel("varunneal/flash-attention-3"), "not under the override"
+
 
 @dataclass
 class GPTConfig:

@@ -1,0 +1,445 @@
+"""The page in a real browser: choosing, sending, tokens one by one, stopping, reloading, phones, both themes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import browser as chromium
+from tests.browser import Browser, Page
+from tests.hub_server.test_page import CONTRAST, NAMELESS
+from tests.nanochat_web.harness import Server, World, running
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium.find() is None, reason="Chromium is not installed: apt-get install chromium"),
+]
+SFT = "sft/d12/2000"
+SCREENS = {
+    "light": {"width": 1280, "height": 900, "dark": False},
+    "dark": {"width": 1280, "height": 900, "dark": True},
+    "phone-light": {"width": 360, "height": 780, "dark": False},
+    "phone-dark": {"width": 360, "height": 780, "dark": True},
+}
+HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>
+
+[click](javascript:window.hacked=3) [data](data:text/html,<script>window.hacked=4</script>) [odd]( JaVaScRiPt:alert(1))
+
+**<b onclick=alert(1)>bold</b>** `<svg onload=window.hacked=5>` <https://ok.example/?"onmouseover=alert(1)>
+
+```html"><script>window.hacked = 6</script>
+</code></pre><script>window.hacked = 7</script>
+```
+
+| <script>window.hacked=8</script> | b |
+|---|---|
+| <img src=x onerror=window.hacked=9> | [x](vbscript:x) |
+
+# <iframe src=javascript:window.hacked=10></iframe>
+> <object data=x>
+- [y](//evil.example) ![z](http://evil.example/z.png)
+"""
+RICH = """# Title
+
+Text with **bold**, *slanted*, `code`, ~~gone~~ and snake_case_words and 2 * 3 * 4.
+A second line, https://example.org/a_b_c.
+
+3. three
+4. four
+   - inner **one**
+   - inner two
+
+```python
+x = "<b>"
+```
+
+| a | b |
+|---|:-:|
+| 1 | 2 |
+
+> quoted
+
+---
+**open and `unclosed
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    world = World.make(tmp_path_factory.mktemp("page") / "world", light=True).usual()
+    world.put("mid_checkpoints", "d12", 400).joinpath("meta_000400.json").write_text('{"step": 4', encoding="utf-8")
+    with running(world) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.launch() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    opened = opened_page(browser, server, **SCREENS["light"])
+    yield opened
+    assert opened.problems == []
+    assert {url.split("/")[2] for url in opened.requests if url.startswith("http")} == {f"127.0.0.1:{server.port}"}
+    opened.close()
+
+
+def opened_page(browser: Browser, server: Server, **screen: int | bool) -> Page:
+    page = browser.page(**screen)
+    page.open(server.url)
+    page.wait_for("!!document.querySelector('.empty, .notice')")
+    return page
+
+
+def shot(page: Page, name: str) -> None:
+    """Kept where KEEP_SCREENSHOTS says, for people to look at."""
+    if folder := os.environ.get("KEEP_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(Path(folder) / f"web-{name}.png")
+
+
+def press(page: Page, key: str, code: int, *, shift: bool = False) -> None:
+    text = {"text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.call(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key=key,
+            code=key,
+            windowsVirtualKeyCode=code,
+            modifiers=8 if shift else 0,
+            **(text if kind == "keyDown" else {}),
+        )
+
+
+def write(page: Page, text: str) -> None:
+    page.click("#message")
+    page.type(text)
+    press(page, "Enter", 13)
+
+
+def answered(page: Page, number: int = 1) -> str:
+    """The text of the last answer, once so many are complete."""
+    page.wait_for(
+        f"document.querySelectorAll('.assistant').length === {number} && !document.querySelector('.streaming')"
+    )
+    text: str = page.evaluate("[...document.querySelectorAll('.assistant .body')].at(-1).innerText")
+    return text
+
+
+def test_choosing_a_model(page: Page) -> None:
+    assert "d12 · Fine-tuned" in page.evaluate("document.querySelector('#model').innerText")
+    assert "validation loss 1.649" in page.evaluate("document.querySelector('#model').innerText")
+    page.click("#model")
+    page.wait_for("document.querySelector('#models').open")
+    cards = page.evaluate("[...document.querySelectorAll('.model-card')].map(card => card.innerText)")
+    assert len(cards) == 4
+    assert all(word in cards[0] for word in ("d12", "2,000", "validation loss", "1.649", "123 kB", "just now"))
+    broken = next(card for card in cards if "Cannot be loaded" in card)
+    assert "meta_000400.json is not JSON" in broken
+    assert page.evaluate("document.querySelector('.broken').tagName") == "DIV"
+    page.click("[data-model='base/d12/5500']")
+    page.wait_for("!document.querySelector('#models').open")
+    assert "Base" in page.evaluate("document.querySelector('#model').innerText")
+    assert page.evaluate("document.activeElement.id") == "message"
+    assert "The capital of France is" in page.evaluate("document.querySelector('.prompts').innerText")
+    write(page, "Once upon a time~")
+    assert answered(page) == "and so on"
+
+
+def test_tokens_appear_one_by_one_and_stop_stops(page: Page, server: Server) -> None:
+    server.world.gate("page", 0)
+    write(page, "gate page")
+    page.wait_for("document.querySelector('.waiting')?.innerText.includes('Reading your message')")
+    assert "flash_attn3_sm121" in page.evaluate("document.querySelector('#serving').innerText")
+    top = page.evaluate("document.querySelector('.assistant').getBoundingClientRect().top")
+    for count in range(1, 5):
+        server.world.gate("page", count)
+        page.wait_for(f"document.querySelector('.assistant .body').innerText.trim() === '{'0123456789'[:count]}'")
+        assert page.evaluate("document.querySelector('#send').textContent") == "Stop"
+        # What is above does not move while the text grows.
+        assert page.evaluate("document.querySelector('.assistant').getBoundingClientRect().top") == top
+    press(page, "Escape", 27)
+    assert answered(page) == "0123"
+    assert page.evaluate("document.querySelector('.assistant .note').innerText") == "Stopped."
+    assert page.evaluate("document.querySelector('#send').textContent") == "Send"
+    server.world.gate("page", 99)
+    server.wait_for(lambda: server.chats() == 0)
+    write(page, "echo and on")
+    assert answered(page, 2) == "and on"
+    assert "tokens" in page.evaluate("[...document.querySelectorAll('.assistant .note')].at(-1).innerText")
+
+
+def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server: Server) -> None:
+    write(page, "echo the **first** one")
+    assert answered(page) == "the first one"
+    page.open(server.url)
+    page.wait_for("document.querySelectorAll('.message').length === 2")
+    assert answered(page) == "the first one"
+    assert page.evaluate("document.querySelector('.assistant strong').innerText") == "first"
+    page.click("#new")
+    page.wait_for("!!document.querySelector('.empty')")
+    write(page, "echo another")
+    answered(page)
+    titles = "[...document.querySelectorAll('#conversations .open')].map(one => one.innerText)"
+    assert page.evaluate(titles) == ["echo another", "echo the **first** one"]
+    page.click("#conversations li:nth-child(2) .open")
+    assert answered(page) == "the first one"
+    # Renamed, with the keyboard; then deleted.
+    page.click("#conversations li:nth-child(2) summary")
+    page.click("#conversations li:nth-child(2) .more-panel button")
+    page.type("My own name")
+    press(page, "Enter", 13)
+    assert page.evaluate(titles) == ["echo another", "My own name"]
+    page.click("#conversations li:nth-child(2) summary")
+    page.click("#conversations li:nth-child(2) .danger")
+    page.wait_for("!!document.querySelector('.empty')")
+    page.open(server.url)
+    page.wait_for("document.querySelectorAll('#conversations .open').length === 1")
+
+
+def test_a_page_that_is_closed_in_the_middle_says_so_afterwards(page: Page, server: Server) -> None:
+    server.world.gate("reload", 2)
+    write(page, "gate reload")
+    page.wait_for("document.querySelector('.assistant .body')?.innerText.trim() === '01'")
+    page.open(server.url)
+    page.wait_for("document.querySelector('.assistant .note')?.innerText.includes('Cut off')")
+    assert page.evaluate("document.querySelector('.assistant .body').innerText.trim()") == "01"
+    server.world.gate("reload", 99)
+    server.wait_for(lambda: server.chats() == 0)
+
+
+def test_two_conversations_at_once_in_one_page(page: Page, server: Server) -> None:
+    server.world.gate("left", 1)
+    write(page, "gate left")
+    page.wait_for("document.querySelector('.assistant .body')?.innerText.trim() === '0'")
+    page.click("#new")
+    page.wait_for("!!document.querySelector('.empty')")
+    assert page.evaluate("!!document.querySelector('#conversations .dot')")
+    server.world.gate("left", 99)
+    page.wait_for("!document.querySelector('#conversations .dot')")
+    page.click("#conversations .open")
+    assert answered(page) == "0123456789"
+
+
+def test_a_dead_model_is_told_with_its_last_words_and_may_be_tried_again(page: Page, server: Server) -> None:
+    write(page, "die")
+    page.wait_for("!!document.querySelector('.trouble')")
+    told = page.evaluate("document.querySelector('.trouble').innerText")
+    assert "ended with exit code 7 while answering" in told and "flash-attn3 doctor" in told
+    assert page.evaluate("document.querySelector('.trouble code').innerText") == "flash-attn3 doctor"
+    page.click(".trouble summary")
+    assert "the last words of the stand-in" in page.evaluate("document.querySelector('.trouble pre').innerText")
+    assert page.evaluate("document.querySelector('.trouble').getAttribute('role')") == "alert"
+    shot(page, "error")
+    page.click(".again")
+    page.wait_for("document.querySelectorAll('.message').length === 2 && !!document.querySelector('.trouble')")
+    write(page, "echo alive")
+    assert answered(page, 2) == "alive"
+
+
+def test_hostile_text_stays_text(page: Page) -> None:
+    page.evaluate(
+        "(async () => { const { update } = await import('./static/markdown.js');"
+        " const box = document.createElement('div');"
+        f" box.id = 'probe'; document.body.append(box); const text = {json.dumps(HOSTILE)};"
+        # As it comes, in every state of being half written; then whole.
+        " for (let end = 0; end <= text.length; end += 1) update(box, text.slice(0, end)); })()"
+    )
+    tags = set(page.evaluate("[...document.querySelectorAll('#probe *')].map(element => element.tagName)"))
+    assert tags <= set(
+        [
+            "P",
+            "BR",
+            "A",
+            "STRONG",
+            "EM",
+            "CODE",
+            "PRE",
+            "DIV",
+            "SPAN",
+            "BUTTON",
+            "TABLE",
+            "THEAD",
+            "TBODY",
+            "TR",
+            "TH",
+            "TD",
+            "H3",
+            "BLOCKQUOTE",
+            "UL",
+            "LI",
+        ]
+    )
+    addresses = page.evaluate("[...document.querySelectorAll('#probe a')].map(link => link.href)")
+    assert all(address.startswith(("http://", "https://")) for address in addresses)
+    attributes = set(
+        page.evaluate("[...document.querySelectorAll('#probe *')].flatMap(one => [...one.attributes].map(a => a.name))")
+    )
+    assert attributes <= {"href", "rel", "target", "class", "type", "tabindex", "role", "aria-label"}
+    assert "<script>window.hacked = 2</script>" in page.evaluate("document.querySelector('#probe').textContent")
+    assert page.evaluate("window.hacked") is None
+    # Through the model and the stream as well.
+    write(page, 'echo <img src=x onerror="window.hacked = 1"> [a](javascript:b)')
+    assert answered(page) == '<img src=x onerror="window.hacked = 1"> [a](javascript:b)'
+    assert page.evaluate("window.hacked") is None
+
+
+def test_markdown(page: Page) -> None:
+    found = page.evaluate(
+        "(async () => { const { update } = await import('./static/markdown.js');"
+        " const box = document.createElement('div');"
+        f" update(box, {json.dumps(RICH)}); return box.innerHTML; }})()"
+    )
+    link = '<a href="https://example.org/a_b_c" rel="noopener noreferrer nofollow" target="_blank">'
+    for part in (
+        "<h3>Title</h3>",
+        "<strong>bold</strong>, <em>slanted</em>, <code>code</code>, <del>gone</del> and snake_case_words",
+        " and 2 * 3 * 4.",
+        f"<br>A second line, {link}https://example.org/a_b_c</a>.",
+        '<ol start="3"><li>three</li><li>four<ul><li>inner <strong>one</strong></li><li>inner two</li></ul></li></ol>',
+        '<code>x = "&lt;b&gt;"</code>',
+        "<th>a</th><th>b</th>",
+        "<blockquote><p>quoted</p></blockquote><hr>",
+        "<p>**open and `unclosed</p>",
+    ):
+        assert part in found, f"{part}\nis not in\n{found}"
+
+
+def test_the_reader_is_not_dragged_along(page: Page, server: Server) -> None:
+    for number in range(1, 7):
+        write(page, f"echo line {number}\n- a\n- b\n- c\n- d\n- e")
+        answered(page, number)
+    server.world.gate("drag", 1)
+    write(page, "gate drag")
+    page.wait_for("[...document.querySelectorAll('.assistant .body')].at(-1).innerText.trim() === '0'")
+    at_end = "(box => box.scrollHeight - box.scrollTop - box.clientHeight < 2)(document.querySelector('#scroll'))"
+    assert page.evaluate(at_end)
+    page.evaluate("document.querySelector('#scroll').scrollTop = 100")
+    page.wait_for("!document.querySelector('#latest').hidden")
+    server.world.gate("drag", 99)
+    page.wait_for("!document.querySelector('.streaming')")
+    assert page.evaluate("document.querySelector('#scroll').scrollTop") == 100
+    page.click("#latest")
+    page.wait_for(at_end)
+
+
+def test_shift_enter_begins_a_line_and_settings_travel(page: Page) -> None:
+    page.click("#message")
+    page.type("echo one")
+    press(page, "Enter", 13, shift=True)
+    page.type("two")
+    assert page.evaluate("document.querySelector('#message').value") == "echo one\ntwo"
+    page.click("#settings summary")
+    for field, value in (("#temperature", "0"), ("#max-tokens", "6")):
+        page.evaluate(
+            f"(field => {{ field.value = '{value}'; field.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
+            f"(document.querySelector('{field}'))"
+        )
+    assert page.evaluate("document.querySelector('#temperature-shown').value") == "0.0"
+    press(page, "Escape", 27)
+    page.click("#send")
+    assert answered(page) == "one\ntw"
+    assert "longest answer" in page.evaluate("document.querySelector('.assistant .note').innerText")
+    assert page.evaluate("JSON.parse(localStorage['nanochat-web/settings']).max_tokens") == 6
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) -> None:
+    page = opened_page(browser, server, **SCREENS[screen])
+    width = SCREENS[screen]["width"]
+
+    def check(name: str) -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.evaluate(CONTRAST) == [], name
+        assert page.evaluate(NAMELESS) == [], name
+        shot(page, f"{name}-{screen}")
+
+    check("empty")
+    page.click("#model")
+    page.wait_for("document.querySelector('#models').open")
+    check("models")
+    page.click("#models-close")
+    write(page, "echo A **long** word: " + "x" * 90 + " and `code`.")
+    answered(page)
+    check("chat")
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    brightness = sum(int(part) for part in background[4:-1].split(",")) / 3
+    assert (brightness < 64) is SCREENS[screen]["dark"]
+    if page.evaluate("getComputedStyle(document.querySelector('#menu')).display") != "none":
+        assert page.evaluate("document.querySelector('#side').inert")
+        page.click("#menu")
+        page.wait_for("document.querySelector('#side').getBoundingClientRect().left === 0")
+        check("drawer")
+        press(page, "Escape", 27)
+        page.wait_for("document.querySelector('#side').inert")
+    page.evaluate("location.hash = '#/evaluate'")
+    page.wait_for("!!document.querySelector('.task')")
+    check("evaluate")
+    assert page.problems == []
+    page.close()
+
+
+def test_an_evaluation_on_the_page(page: Page, server: Server) -> None:
+    server.world.gate("GSM8K", 0)
+    page.click("#to-evaluate")
+    page.wait_for("document.querySelectorAll('.task').length === 6")
+    assert page.evaluate("[...document.querySelectorAll('.task input:disabled')].map(one => one.value)") == [
+        "ARC-Challenge",
+        "HumanEval",
+        "SpellingBee",
+    ]
+    page.click("input[value=GSM8K]")
+    page.click("#limit")
+    page.type("4")
+    page.click("#start")
+    card = "document.querySelector('.run')?.innerText"
+    page.wait_for(f"{card}?.includes('Running')")
+    server.world.gate("GSM8K", 2)
+    page.wait_for(f"{card}.includes('2 of 4 · 1 right so far')")
+    assert page.evaluate("document.querySelector('.run progress').position") == 0.5
+    shot(page, "running")
+    server.world.gate("GSM8K", 4)
+    page.wait_for(f"{card}.includes('50.00 % · 2 of 4 right')")
+    page.click(".run summary")
+    page.wait_for("document.querySelector('.run pre').innerText.includes('Final: 2/4')")
+    shot(page, "done")
+    page.open(server.url)
+    page.wait_for("!!document.querySelector('.empty')")
+    page.click("#to-evaluate")
+    page.wait_for(f"{card}?.includes('50.00 %')")
+    page.click(".run button[data-name=Delete]")
+    page.wait_for("!document.querySelector('.run') && document.querySelector('#runs').innerText.includes('None yet')")
+
+
+def test_a_server_that_is_gone_and_one_with_an_access_word(browser: Browser, world: World) -> None:
+    with running(world, env={"NANOCHAT_WEB_TOKEN": "sesame"}) as server:
+        page = browser.page()
+        page.open(server.url.partition("#")[0])
+        page.wait_for("document.querySelector('.notice')?.innerText.includes('access word')")
+        page.open("about:blank")  # where only the part behind the # differs, nothing would be loaded
+        page.open(server.url)
+        page.wait_for("!!document.querySelector('.empty')")
+        assert page.evaluate("location.hash") == ""
+        write(page, "echo in")
+        assert answered(page) == "in"
+    write(page, "echo out")
+    page.wait_for("document.querySelector('.trouble')?.innerText.includes('cannot be reached')")
+    page.close()
+
+
+def test_no_models_yet(browser: Browser, tmp_path: Path) -> None:
+    world = World.make(tmp_path / "none", light=True)
+    with running(world) as server:
+        page = opened_page(browser, server, **SCREENS["light"])
+        told = page.evaluate("document.querySelector('.notice').innerText")
+        assert "No models yet" in told and str(world.base / "chatsft_checkpoints") in told
+        assert page.problems == []
+        page.close()
