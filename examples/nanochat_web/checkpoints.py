@@ -30,6 +30,14 @@ class Source:
 
 # In the order the page shows them: what one can talk to first.
 SOURCES: tuple[Source, ...] = (
+    Source(name="chat", style="chat", title="Chat", about="fine-tuned on conversations"),
+    Source(
+        name="sft",
+        folder="chatsft_checkpoints",
+        style="chat",
+        title="Fine-tuned",
+        about="fine-tuned on conversations, the one to talk to",
+    ),
     Source(
         name="rl",
         folder="chatrl_checkpoints",
@@ -37,27 +45,19 @@ SOURCES: tuple[Source, ...] = (
         title="Reinforced",
         about="fine-tuned further by reinforcement learning",
     ),
-    Source(name="chat", style="chat", title="Chat", about="fine-tuned on conversations"),
-    Source(
-        name="sft",
-        folder="chatsft_checkpoints",
-        style="chat",
-        title="Fine-tuned",
-        about="fine-tuned on conversations: the one to talk to",
-    ),
     Source(
         name="mid",
         folder="mid_checkpoints",
         style="chat",
         title="Mid-trained",
-        about="has seen the chat format; not yet fine-tuned",
+        about="has seen the form of a chat, and is not yet fine-tuned",
     ),
     Source(
         name="base",
         folder="base_checkpoints",
         style="text",
         title="Base",
-        about="continues a text; it was never taught to answer",
+        about="continues a text, and was never taught to answer",
     ),
 )
 EXPERIMENT_SOURCES = ("chat", "base")

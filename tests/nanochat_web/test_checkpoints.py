@@ -17,17 +17,17 @@ def test_classic_in_the_order_one_would_choose(world: World) -> None:
     world.put("mid_checkpoints", "d12", 811, val_bpb=0.9)
     found = discover(world.base, world.base / "experiments", "classic")
     assert [one.key for one in found] == [
-        "rl/d12/466",
         "sft/d12/2000",
         "sft/d4/900",
         "sft/d4/300",
+        "rl/d12/466",
         "mid/d12/811",
         "base/d12/5500",
     ]
-    told = found[1].to_json()
+    told = found[0].to_json()
     assert told["metric"] == {"name": "validation loss", "value": 1.649}
     assert (told["bytes"], told["step"], told["layers"], told["context"]) == (123456, 2000, 1, 256)
-    assert found[0].metric is None
+    assert found[3].metric is None
     assert found[4].metric == ("validation bits per byte", 0.9)
     assert [one.source.style for one in found] == ["chat"] * 5 + ["text"]
 

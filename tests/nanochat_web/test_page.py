@@ -136,7 +136,7 @@ def answered(page: Page, number: int = 1) -> str:
 
 def test_choosing_a_model(page: Page) -> None:
     assert "d12 · Fine-tuned" in page.evaluate("document.querySelector('#model').innerText")
-    assert "validation loss 1.649" in page.evaluate("document.querySelector('#model').innerText")
+    assert "step 2,000 · loss 1.649" in page.evaluate("document.querySelector('#model').innerText")
     page.click("#model")
     page.wait_for("document.querySelector('#models').open")
     cards = page.evaluate("[...document.querySelectorAll('.model-card')].map(card => card.innerText)")
@@ -158,7 +158,6 @@ def test_tokens_appear_one_by_one_and_stop_stops(page: Page, server: Server) -> 
     server.world.gate("page", 0)
     write(page, "gate page")
     page.wait_for("document.querySelector('.waiting')?.innerText.includes('Reading your message')")
-    assert "flash_attn3_sm121" in page.evaluate("document.querySelector('#serving').innerText")
     top = page.evaluate("document.querySelector('.assistant').getBoundingClientRect().top")
     for count in range(1, 5):
         server.world.gate("page", count)
@@ -175,6 +174,23 @@ def test_tokens_appear_one_by_one_and_stop_stops(page: Page, server: Server) -> 
     write(page, "echo and on")
     assert answered(page, 2) == "and on"
     assert "tokens" in page.evaluate("[...document.querySelectorAll('.assistant .note')].at(-1).innerText")
+
+
+def test_the_line_that_says_who_serves_unfolds_and_stays(browser: Browser, shared: Server) -> None:
+    page = opened_page(browser, shared, **SCREENS["light"])
+    write(page, "echo served")
+    assert answered(page) == "served"
+    line = "document.querySelector('#serving').innerText"
+    assert "FlashAttention-3 is served by flash_attn3_sm121" in page.evaluate(line)
+    assert "on the CPU with its exact PyTorch fallback" in page.evaluate(line)
+    assert "nanochat.gpt.flash_attn" not in page.evaluate(line)
+    page.click("#serving summary")
+    assert "nanochat.gpt.flash_attn in nanochat is the module of flash_attn3_sm121" in page.evaluate(line)
+    shot(page, "serving")
+    page.open(shared.url)
+    page.wait_for(f"{line}.includes('FlashAttention-3 is served')")
+    assert page.problems == []
+    page.close()
 
 
 def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server: Server) -> None:

@@ -116,13 +116,12 @@ function empty(model) {
     return make("div", { class: "card notice" }, make("h2", {}, "No model can be loaded"),
       make("p", {}, "Every checkpoint that was found is damaged. The list of models says what is wrong with each."));
   }
-  const facts = models.described(model);
   const prompts = PROMPTS[model.style].map((prompt) => make("button", {
     type: "button", class: "prompt", onclick: () => { send(prompt); $("#message").focus(); },
   }, prompt));
   return make("div", { class: "empty" },
     make("h1", {}, model.style === "chat" ? `Talk to ${model.tag}` : `Let ${model.tag} go on`),
-    make("p", { class: "lead" }, `${model.stage}: ${model.about}. ${facts ? `It has ${facts}.` : ""}`),
+    make("p", { class: "lead" }, models.described(model)),
     make("p", { class: "quiet" }, model.style === "chat"
       ? "It is a small model. It will be wrong with confidence, and that is worth looking at closely."
       : "Write the beginning of a text; the model writes what might come next."),

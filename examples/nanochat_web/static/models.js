@@ -28,18 +28,22 @@ export function metric(model) {
 const parameters = (count) => (count >= 1e9 ? `${(count / 1e9).toFixed(2)} billion` : count >= 1e6
   ? `${Math.round(count / 1e6)} million` : whole(count));
 
-// What one may say about a model in a sentence.
+// What one may say about a model in two sentences.
 export function described(model) {
-  const facts = [];
-  if (model.layers) facts.push(`${model.layers} layer${model.layers === 1 ? "" : "s"}`);
-  if (model.parameters) facts.push(`${parameters(model.parameters)} parameters`);
-  if (model.context) facts.push(`reads ${whole(model.context)} tokens at once`);
-  return facts.join(", ");
+  const has = [];
+  if (model.layers) has.push(`${model.layers} layer${model.layers === 1 ? "" : "s"}`);
+  if (model.parameters) has.push(`${parameters(model.parameters)} parameters`);
+  const facts = [has.length ? `has ${has.join(" and ")}` : null, model.context ? `reads ${whole(model.context)} tokens at once` : null];
+  const told = facts.filter(Boolean).join(", and ");
+  const about = model.about.charAt(0).toUpperCase() + model.about.slice(1);
+  return `${about}. ${told ? `It ${told}.` : ""}`;
 }
 
 export function showChosen(model) {
   $("#model-name").textContent = model ? `${model.tag} · ${model.stage}` : catalog.loaded ? "No model" : "Looking for models…";
-  const facts = model ? [`step ${whole(model.step)}`, metric(model)].filter(Boolean) : [];
+  // On a telephone there is room for little: "loss" is enough here, the list of models has the whole name.
+  const short = model && metric(model)?.replace("validation ", "");
+  const facts = model ? [`step ${whole(model.step)}`, short].filter(Boolean) : [];
   $("#model-facts").textContent = facts.join(" · ");
   $("#model").setAttribute("aria-label", model ? `Model: ${model.name}. Choose another` : "Choose a model");
 }
