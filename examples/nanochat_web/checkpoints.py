@@ -7,6 +7,7 @@ Two layouts exist. Through 2026's spring: <base>/<source>_checkpoints/<tag>/mode
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,19 +132,25 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
+def _shown(folder: Path) -> str:
+    """A name that can be written down; for most folders their own."""
+    return os.fsencode(folder.name).decode("utf-8", "backslashreplace")
+
+
 def shelves(base: Path, experiments: Path, layout: Layout) -> Iterator[Shelf]:
     """Every folder that the layout has for checkpoints."""
     if layout == "classic":
         for source in SOURCES:
             if source.folder is not None:
                 for folder in _folders(base / source.folder):
-                    yield Shelf(folder=folder, source=source, tag=folder.name)
+                    yield Shelf(folder=folder, source=source, tag=_shown(folder))
         return
     for experiment in _folders(experiments):
         for tag in _folders(experiment):
             for source in SOURCES:
                 if source.name in EXPERIMENT_SOURCES and (tag / source.name).is_dir():
-                    yield Shelf(folder=tag / source.name, source=source, tag=tag.name, experiment=experiment.name)
+                    folder = tag / source.name
+                    yield Shelf(folder=folder, source=source, tag=_shown(tag), experiment=_shown(experiment))
 
 
 def _read_meta(path: Path) -> dict[str, Any] | str:
@@ -178,6 +185,8 @@ def _checkpoint(shelf: Shelf, file: Path, step: int) -> Checkpoint:
     facts: dict[str, Any] = {} if isinstance(meta, str) else meta
     if stat.st_size == 0:
         problem = f"{file.name} is empty: was the disk full when it was written?"
+    if not {shelf.tag, shelf.experiment or shelf.tag} <= set(file.parts):
+        problem = "the name of its folder is not UTF-8: rename it"
     found = ((title, _number(facts.get(name))) for name, title in METRICS)
     config = facts.get("model_config", {})
     return Checkpoint(

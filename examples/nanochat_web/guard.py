@@ -92,12 +92,14 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # Modules of the page are asked for each time, and sent only where they have changed.
+        caching = b"no-cache" if scope["path"].startswith("/static/") else b"no-store"
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
         async def dressed(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 have = {name.lower() for name, _ in message["headers"]}
-                more = [*HEADERS, (b"cache-control", b"no-store")]
+                more = [*HEADERS, (b"cache-control", caching)]
                 message["headers"] = [*message["headers"], *((name, value) for name, value in more if name not in have)]
             await send(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,13 @@ def test_odd_files_and_values(world: World) -> None:
     assert found["sft/d1/7"].metric is None
     assert "model_000008.pt is empty" in str(found["sft/d2/8"].problem)
     assert len(found) == 5
+
+
+def test_a_folder_that_cannot_be_written_down_does_not_break_the_list(world: World) -> None:
+    world.put("chatsft_checkpoints", os.fsdecode(b"d\xff1"), 5)
+    found = {one.key: one for one in discover(world.base, world.base, "classic")}
+    assert "not UTF-8" in str(found["sft/d\\xff1/5"].problem)
+    assert json.dumps([one.to_json() for one in found.values()], ensure_ascii=False).encode()
 
 
 def test_where_a_person_should_look() -> None:

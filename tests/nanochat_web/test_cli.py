@@ -107,3 +107,13 @@ def test_the_start_says_what_was_found(world: World) -> None:
         server.wait_for(lambda: "results " in server.log)
         assert "models      3" in server.log and "cannot be loaded: mid/d1/3" in server.log
         assert "command     flash-attn3 run -- " in server.log and "worker.py --source sft --tag d12" in server.log
+
+
+def test_the_pins_are_those_of_the_tests_and_every_file_is_short() -> None:
+    folder = SERVE.parent
+    pins = [line for line in (folder / "requirements.txt").read_text().splitlines() if "==" in line]
+    tested = (SERVE.parents[2] / "requirements-dev.txt").read_text().splitlines()
+    assert len(pins) == 3 and set(pins) <= set(tested)
+    files = [path for path in folder.rglob("*") if path.suffix in (".py", ".js", ".css", ".html")]
+    assert len(files) > 20
+    assert [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []

@@ -12,6 +12,7 @@ import pytest
 
 from examples.nanochat_web.checkout import Checkout, open_checkout
 from examples.nanochat_web.obituary import Obituary
+from examples.nanochat_web.pool import Limits, Pool
 from examples.nanochat_web.process import CREDIT, Job, Worker
 from tests.nanochat_web.harness import CONFIG, World
 
@@ -85,6 +86,23 @@ def test_two_replies_are_made_in_turn(checkout: Checkout, monkeypatch: pytest.Mo
         switches = sum(x != y for x, y in zip(order_of[before:], order_of[before + 1 :], strict=False))
         assert switches > 100  # one after the other would be a handful
         await worker.unload("done")
+
+    asyncio.run(go())
+
+
+def test_a_chat_whose_reader_is_lost_gives_its_place_back(checkout: Checkout) -> None:
+    async def go() -> None:
+        pool = Pool(checkout, Limits(reader=0.5))
+        sweeping = asyncio.ensure_future(pool.sweep())
+        ticket = pool.queue_up(next(one for one in checkout.checkpoints() if one.tag == "d99"))
+        await asyncio.wait_for(ticket.settled.wait(), 30)
+        assert ticket.worker is not None
+        job = ticket.worker.submit("lost", order("echo " + "x" * 500))
+        while not job.over:  # nobody reads it
+            await asyncio.sleep(0.02)
+        assert ticket.worker.leases == 0 and job.events.qsize() <= CREDIT + 2
+        sweeping.cancel()
+        await pool.close()
 
     asyncio.run(go())
 

@@ -74,6 +74,13 @@ def test_a_message_longer_than_the_context_is_refused_with_numbers(shared: Serve
     assert shared.chat("echo still here").rest()[-1]["done"]
 
 
+def test_text_that_no_tokenizer_can_read_is_an_error_not_an_end(shared: Server) -> None:
+    body = b'{"messages": [{"role": "user", "content": "echo \\ud800"}], "model": "sft/d12/2000"}'
+    status, _, data = shared.ask("/chat/completions", body)
+    assert status in (200, 422) and (b"could not answer" in data or b"surrogate" in data)
+    assert shared.chat("echo still here").rest()[-1]["done"]
+
+
 def test_the_longest_answer_is_kept_and_said(shared: Server) -> None:
     stream = shared.chat("echo abcdefgh", max_tokens=3)
     assert stream.rest()[-1]["reason"] == "length" and stream.text == "abc"
