@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from . import tasks
 from .checkout import Checkout, as_typed
 from .checkpoints import Checkpoint
-from .obituary import how_it_ended
+from .obituary import how_it_ended, remedy
 from .runs import Run, State, Store, new_id
 from .tasks import BY_NAME, TASKS, Script, Task
 
@@ -156,7 +156,7 @@ class Evaluations:
             self._cancelled.discard(run.id)
             self._finish(run, "cancelled", "")
         elif code != 0:
-            self._finish(run, "failed", f"The script ended {how_it_ended(code)}; the log says more.")
+            self._finish(run, "failed", self._why(run, code))
         elif run.progress.result is None:
             self._finish(run, "failed", "The script ended well but printed no result that this page knows.")
         else:
@@ -179,6 +179,12 @@ class Evaluations:
                 run = replace(run, progress=progress)
                 self._put(run)
         return replace(run, progress=tasks.read(run.progress, [held]))
+
+    def _why(self, run: Run, code: int) -> str:
+        """How a script failed: its last line mostly says it; what to do, where that is known."""
+        lines = [text for line in self.store.shown_log(run).splitlines() if (text := line.strip())]
+        last = f": {lines[-1][:300]}" if lines else "."
+        return " ".join(filter(None, (f"The script ended {how_it_ended(code)}{last}", remedy("\n".join(lines)))))
 
     def _finish(self, run: Run, state: State, note: str) -> None:
         self._put(replace(run, state=state, note=note, ended=time.time()))

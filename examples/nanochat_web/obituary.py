@@ -64,11 +64,15 @@ def how_it_ended(code: int) -> str:
         return f"by signal {-code}"
 
 
+def remedy(words: str) -> str | None:
+    """What to do about a failure whose words are known."""
+    return next((text for phrase, text in REMEDIES if phrase in words), None)
+
+
 def judge(*, code: int, name: str, stage: str, fatal: str | None, log: Sequence[str], reason: str | None) -> Obituary:
     """`reason` is ours where we ended it ourselves; `fatal` what the process could still say."""
     last = tuple(log[-LAST_LINES:])
-    words = "\n".join((fatal or "", *log))
-    hint = next((text for phrase, text in REMEDIES if phrase in words), None)
+    hint = remedy("\n".join((fatal or "", *log)))
     if reason is not None:
         return Obituary(what=f"{reason} ({name}; {stage})", hint=hint or DOCTOR, log=last)
     if hint is None and code < 0:

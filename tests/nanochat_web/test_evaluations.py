@@ -70,7 +70,7 @@ def test_cancelled_failed_and_refused(world: World) -> None:
         core = server.json("/evaluations", {"model": BASE, "task": "CORE"})
         server.wait_for(lambda: run_of(server, core["id"])["state"] == "done")
         assert run_of(server, core["id"])["progress"]["result"] == 0.25
-        assert "exit code 1" in run_of(server, failed["id"])["note"]
+        assert run_of(server, failed["id"])["note"] == "The script ended with exit code 1: the stand-in has no MMLU"
         assert "the stand-in has no MMLU" in server.ask(f"/evaluations/{failed['id']}/log")[2].decode()
         for body, words in (
             ({"model": BASE, "task": "GSM8K"}, "is for chat models"),

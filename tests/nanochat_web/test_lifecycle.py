@@ -49,12 +49,12 @@ def test_a_process_that_cannot_load_says_why_and_is_not_started_for_ever(world: 
 
 def test_silence_is_ended_with_a_message(world: World) -> None:
     world.put("chatsft_checkpoints", "d5", 1, standin="silent")
-    with running(world, "--silence", "2.5", "--loading", "4") as server:
+    with running(world, "--silence", "3", "--loading", "6") as server:
         stream = server.chat("silent")
         last = stream.rest()[-1]
-        assert stream.text == "He" and "The model said nothing for 2.5 s" in last["error"]
+        assert stream.text == "He" and "The model said nothing for 3 s" in last["error"]
         last = server.chat("echo x", model="sft/d5/1").rest()
-        assert "was not ready 4 s after its last sign of progress" in last[-1]["error"]
+        assert "was not ready 6 s after its last sign of progress" in last[-1]["error"]
         stages = {event["stage"] for event in last if event.get("status") == "loading"}
         assert "loading d5, step 1, onto cpu" in stages
         assert server.pids() == {}
@@ -66,7 +66,8 @@ def test_one_place_in_memory_is_given_to_whom_waits_and_the_line_is_fair(world: 
         world.gate("first", 1)
         first = server.chat("gate first", model=SFT)
         first.until(lambda event: event.get("token") == "0")
-        second = server.chat("echo second", model=SMALL)  # wants another model: all behind it wait
+        world.gate("second", 1)
+        second = server.chat("gate second", model=SMALL)  # wants another model: all behind it wait
         assert second.until(lambda event: "status" in event) == {"status": "queued", "ahead": 0}
         third = server.chat("echo third", model=SFT)
         assert third.until(lambda event: "status" in event) == {"status": "queued", "ahead": 1}
@@ -82,8 +83,10 @@ def test_one_place_in_memory_is_given_to_whom_waits_and_the_line_is_fair(world: 
         old = server.pids()[SFT]
         world.gate("first", 99)
         assert first.rest()[-1]["done"]
-        assert second.rest()[-1]["done"] and second.text == "second"
+        second.until(lambda event: event.get("token") == "0")
         assert set(server.pids()) == {SMALL} and not alive(old)
+        world.gate("second", 99)
+        assert second.rest()[-1]["done"] and second.text == "0123456789"
         server.wait_for(lambda: server.pids() == {})  # --idle 1
 
 
