@@ -227,6 +227,7 @@ def running(world: World, *arguments: str, env: Mapping[str, str] | None = None)
             process.wait(PATIENCE)
             thread.join(PATIENCE)
             raise AssertionError(f"no server: exit code {process.returncode}\n{server.log}")
+        server.wait_for(lambda: "results     /" in server.log)  # written before, but it comes by another pipe
         yield server
     finally:
         if process.poll() is None:

@@ -141,7 +141,7 @@ def test_the_access_word_over_the_wire(world: World) -> None:
 
 def test_listening_to_a_network_is_said_in_plain_words(world: World) -> None:
     with running(world, "--host", "0.0.0.0", "--allow-host", "school.example") as server:
-        assert "EVERYBODY who can reach this machine" in server.log
+        server.wait_for(lambda: "EVERYBODY who can reach this machine" in server.log)
         assert server.ask("/models", headers={"Host": "school.example"})[0] == 200
         assert server.ask("/models", headers={"Host": "other.example"})[0] == 421
 

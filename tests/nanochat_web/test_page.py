@@ -208,7 +208,16 @@ def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server
     assert page.evaluate(titles) == ["echo another", "echo the **first** one"]
     page.click("#conversations li:nth-child(2) .open")
     assert answered(page) == "the first one"
-    # Renamed, with the keyboard; then deleted.
+    assert page.evaluate("document.title") == "echo the **first** one · nanochat"
+    # The little menu folds up by itself; then renamed, with the keyboard; then deleted.
+    page.click("#conversations li:nth-child(2) summary")
+    page.wait_for("document.querySelectorAll('.more[open]').length === 1")
+    press(page, "Escape", 27)
+    assert page.evaluate("document.querySelectorAll('.more[open]').length") == 0
+    page.click("#conversations li:nth-child(1) summary")
+    page.wait_for("document.querySelectorAll('.more[open]').length === 1")
+    page.click(".assistant .who")
+    assert page.evaluate("document.querySelectorAll('.more[open]').length") == 0
     page.click("#conversations li:nth-child(2) summary")
     page.click("#conversations li:nth-child(2) .more-panel button")
     page.type("My own name")

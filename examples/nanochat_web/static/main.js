@@ -30,8 +30,11 @@ $("#settings form").addEventListener("input", () => {
   store.settings.set(readSettings());
 });
 $("#settings form").addEventListener("submit", (event) => event.preventDefault());
+// Whatever unfolds over the page folds up again by a click beside it.
 document.addEventListener("click", (event) => {
-  if (!$("#settings").contains(event.target)) $("#settings").open = false;
+  for (const open of document.querySelectorAll("#settings[open], .more[open]")) {
+    if (!open.contains(event.target)) open.open = false;
+  }
 });
 
 // -- the side list
@@ -52,6 +55,8 @@ function entry(conversation) {
 
 function list() {
   const all = store.all();
+  const one = chat.conversation();
+  document.title = one?.messages.length ? `${store.title(one)} · nanochat` : "nanochat";
   $("#conversations").replaceChildren(...all.map(entry));
 }
 
@@ -173,7 +178,11 @@ message.addEventListener("keydown", (event) => {
 });
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || $("#models").open) return;
-  if ($("#settings").open) $("#settings").open = false;
+  const unfolded = document.querySelector("#settings[open], .more[open]");
+  if (unfolded) {
+    unfolded.open = false;
+    unfolded.querySelector("summary").focus();
+  }
   else if ($("#side").classList.contains("shown")) drawer(false);
   else chat.stop();
 });
