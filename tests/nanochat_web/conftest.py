@@ -1,4 +1,4 @@
-"""One server with the usual models for all tests that leave it as they found it."""
+"""Servers for all tests that leave them as they found them, and one browser."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import browser as chromium
+from tests.browser import Browser, Page
 from tests.nanochat_web.harness import Server, World, running
+from tests.nanochat_web.pages import SCREENS, opened_page
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With torch, so that attention is really served."""
     world = World.make(tmp_path_factory.mktemp("web") / "world").usual()
     with running(world) as server:
         yield server
@@ -20,3 +24,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World.make(tmp_path / "world", light=True).usual()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What the pages are opened on; one of its checkpoints is broken."""
+    world = World.make(tmp_path_factory.mktemp("page") / "world", light=True).usual()
+    world.put("mid_checkpoints", "d12", 400).joinpath("meta_000400.json").write_text('{"step": 4', encoding="utf-8")
+    with running(world) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium.launch() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page of its own; at the end nothing was red in its console, and nobody else was asked for anything."""
+    opened = opened_page(browser, server, **SCREENS["light"])
+    yield opened
+    assert opened.problems == []
+    assert {url.split("/")[2] for url in opened.requests if url.startswith("http")} == {f"127.0.0.1:{server.port}"}
+    opened.close()

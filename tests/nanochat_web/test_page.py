@@ -2,136 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import browser as chromium
 from tests.browser import Browser, Page
-from tests.hub_server.test_page import CONTRAST, NAMELESS
 from tests.nanochat_web.harness import Server, World, running
+from tests.nanochat_web.pages import SCREENS, answered, opened_page, press, shot, write
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(chromium.find() is None, reason="Chromium is not installed: apt-get install chromium"),
 ]
-SFT = "sft/d12/2000"
-SCREENS = {
-    "light": {"width": 1280, "height": 900, "dark": False},
-    "dark": {"width": 1280, "height": 900, "dark": True},
-    "phone-light": {"width": 360, "height": 780, "dark": False},
-    "phone-dark": {"width": 360, "height": 780, "dark": True},
-}
-HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>
-
-[click](javascript:window.hacked=3) [data](data:text/html,<script>window.hacked=4</script>) [odd]( JaVaScRiPt:alert(1))
-
-**<b onclick=alert(1)>bold</b>** `<svg onload=window.hacked=5>` <https://ok.example/?"onmouseover=alert(1)>
-
-```html"><script>window.hacked = 6</script>
-</code></pre><script>window.hacked = 7</script>
-```
-
-| <script>window.hacked=8</script> | b |
-|---|---|
-| <img src=x onerror=window.hacked=9> | [x](vbscript:x) |
-
-# <iframe src=javascript:window.hacked=10></iframe>
-> <object data=x>
-- [y](//evil.example) ![z](http://evil.example/z.png)
-"""
-RICH = """# Title
-
-Text with **bold**, *slanted*, `code`, ~~gone~~ and snake_case_words and 2 * 3 * 4.
-A second line, https://example.org/a_b_c.
-
-3. three
-4. four
-   - inner **one**
-   - inner two
-
-```python
-x = "<b>"
-```
-
-| a | b |
-|---|:-:|
-| 1 | 2 |
-
-> quoted
-
----
-**open and `unclosed
-"""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    world = World.make(tmp_path_factory.mktemp("page") / "world", light=True).usual()
-    world.put("mid_checkpoints", "d12", 400).joinpath("meta_000400.json").write_text('{"step": 4', encoding="utf-8")
-    with running(world) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.launch() as started:
-        yield started
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    opened = opened_page(browser, server, **SCREENS["light"])
-    yield opened
-    assert opened.problems == []
-    assert {url.split("/")[2] for url in opened.requests if url.startswith("http")} == {f"127.0.0.1:{server.port}"}
-    opened.close()
-
-
-def opened_page(browser: Browser, server: Server, **screen: int | bool) -> Page:
-    page = browser.page(**screen)
-    page.open(server.url)
-    page.wait_for("!!document.querySelector('.empty, .notice')")
-    return page
-
-
-def shot(page: Page, name: str) -> None:
-    """Kept where KEEP_SCREENSHOTS says, for people to look at."""
-    if folder := os.environ.get("KEEP_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(Path(folder) / f"web-{name}.png")
-
-
-def press(page: Page, key: str, code: int, *, shift: bool = False) -> None:
-    text = {"text": "\r"} if key == "Enter" else {}
-    for kind in ("keyDown", "keyUp"):
-        page.call(
-            "Input.dispatchKeyEvent",
-            type=kind,
-            key=key,
-            code=key,
-            windowsVirtualKeyCode=code,
-            modifiers=8 if shift else 0,
-            **(text if kind == "keyDown" else {}),
-        )
-
-
-def write(page: Page, text: str) -> None:
-    page.click("#message")
-    page.type(text)
-    press(page, "Enter", 13)
-
-
-def answered(page: Page, number: int = 1) -> str:
-    """The text of the last answer, once so many are complete."""
-    page.wait_for(
-        f"document.querySelectorAll('.assistant').length === {number} && !document.querySelector('.streaming')"
-    )
-    text: str = page.evaluate("[...document.querySelectorAll('.assistant .body')].at(-1).innerText")
-    return text
 
 
 def test_choosing_a_model(page: Page) -> None:
@@ -270,74 +153,6 @@ def test_a_dead_model_is_told_with_its_last_words_and_may_be_tried_again(page: P
     assert answered(page, 2) == "alive"
 
 
-def test_hostile_text_stays_text(page: Page) -> None:
-    page.evaluate(
-        "(async () => { const { update } = await import('./static/markdown.js');"
-        " const box = document.createElement('div');"
-        f" box.id = 'probe'; document.body.append(box); const text = {json.dumps(HOSTILE)};"
-        # As it comes, in every state of being half written; then whole.
-        " for (let end = 0; end <= text.length; end += 1) update(box, text.slice(0, end)); })()"
-    )
-    tags = set(page.evaluate("[...document.querySelectorAll('#probe *')].map(element => element.tagName)"))
-    assert tags <= set(
-        [
-            "P",
-            "BR",
-            "A",
-            "STRONG",
-            "EM",
-            "CODE",
-            "PRE",
-            "DIV",
-            "SPAN",
-            "BUTTON",
-            "TABLE",
-            "THEAD",
-            "TBODY",
-            "TR",
-            "TH",
-            "TD",
-            "H3",
-            "BLOCKQUOTE",
-            "UL",
-            "LI",
-        ]
-    )
-    addresses = page.evaluate("[...document.querySelectorAll('#probe a')].map(link => link.href)")
-    assert all(address.startswith(("http://", "https://")) for address in addresses)
-    attributes = set(
-        page.evaluate("[...document.querySelectorAll('#probe *')].flatMap(one => [...one.attributes].map(a => a.name))")
-    )
-    assert attributes <= {"href", "rel", "target", "class", "type", "tabindex", "role", "aria-label"}
-    assert "<script>window.hacked = 2</script>" in page.evaluate("document.querySelector('#probe').textContent")
-    assert page.evaluate("window.hacked") is None
-    # Through the model and the stream as well.
-    write(page, 'echo <img src=x onerror="window.hacked = 1"> [a](javascript:b)')
-    assert answered(page) == '<img src=x onerror="window.hacked = 1"> [a](javascript:b)'
-    assert page.evaluate("window.hacked") is None
-
-
-def test_markdown(page: Page) -> None:
-    found = page.evaluate(
-        "(async () => { const { update } = await import('./static/markdown.js');"
-        " const box = document.createElement('div');"
-        f" update(box, {json.dumps(RICH)}); return box.innerHTML; }})()"
-    )
-    link = '<a href="https://example.org/a_b_c" rel="noopener noreferrer nofollow" target="_blank">'
-    for part in (
-        "<h3>Title</h3>",
-        "<strong>bold</strong>, <em>slanted</em>, <code>code</code>, <del>gone</del> and snake_case_words",
-        " and 2 * 3 * 4.",
-        f"<br>A second line, {link}https://example.org/a_b_c</a>.",
-        '<ol start="3"><li>three</li><li>four<ul><li>inner <strong>one</strong></li><li>inner two</li></ul></li></ol>',
-        '<code>x = "&lt;b&gt;"</code>',
-        "<th>a</th><th>b</th>",
-        "<blockquote><p>quoted</p></blockquote><hr>",
-        "<p>**open and `unclosed</p>",
-    ):
-        assert part in found, f"{part}\nis not in\n{found}"
-
-
 def test_the_reader_is_not_dragged_along(page: Page, server: Server) -> None:
     for number in range(1, 7):
         write(page, f"echo line {number}\n- a\n- b\n- c\n- d\n- e")
@@ -374,42 +189,6 @@ def test_shift_enter_begins_a_line_and_settings_travel(page: Page) -> None:
     assert answered(page) == "one\ntw"
     assert "longest answer" in page.evaluate("document.querySelector('.assistant .note').innerText")
     assert page.evaluate("JSON.parse(localStorage['nanochat-web/settings']).max_tokens") == 6
-
-
-@pytest.mark.parametrize("screen", SCREENS)
-def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) -> None:
-    page = opened_page(browser, server, **SCREENS[screen])
-    width = SCREENS[screen]["width"]
-
-    def check(name: str) -> None:
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        assert page.evaluate(CONTRAST) == [], name
-        assert page.evaluate(NAMELESS) == [], name
-        shot(page, f"{name}-{screen}")
-
-    check("empty")
-    page.click("#model")
-    page.wait_for("document.querySelector('#models').open")
-    check("models")
-    page.click("#models-close")
-    write(page, "echo A **long** word: " + "x" * 90 + " and `code`.")
-    answered(page)
-    check("chat")
-    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    brightness = sum(int(part) for part in background[4:-1].split(",")) / 3
-    assert (brightness < 64) is SCREENS[screen]["dark"]
-    if page.evaluate("getComputedStyle(document.querySelector('#menu')).display") != "none":
-        assert page.evaluate("document.querySelector('#side').inert")
-        page.click("#menu")
-        page.wait_for("document.querySelector('#side').getBoundingClientRect().left === 0")
-        check("drawer")
-        press(page, "Escape", 27)
-        page.wait_for("document.querySelector('#side').inert")
-    page.evaluate("location.hash = '#/evaluate'")
-    page.wait_for("!!document.querySelector('.task')")
-    check("evaluate")
-    assert page.problems == []
-    page.close()
 
 
 def test_an_evaluation_on_the_page(page: Page, server: Server) -> None:
