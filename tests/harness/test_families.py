@@ -28,7 +28,7 @@ from flash_attn3_sm121 import native
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.decide import NativeState, pick_build
 from flash_attn3_sm121.facts import DeviceFacts
-from tests.wheels import ROOT, BuiltWheel
+from tests.wheels import ROOT, BuiltWheel, build
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 # One capability a family: what the others of it run is the same code behind another gate.
@@ -200,3 +200,16 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
     assert first.launches == () and first.error is not None and native.is_unreadable(RuntimeError(first.error))
     assert "for a TMA descriptor" in first.error
     assert second.error is None and second.launches
+
+
+def test_a_proxy_wheel_is_made_and_not_published(tmp_path: Path) -> None:
+    """12.1's kernels and tiles in code for an H100: good for tests there, refused everywhere else."""
+    made = build("smoke", tmp_path / "out", "--proxy", "9.0")
+    assert ".smoke.proxy-" in made.path.name
+    said = json.loads(ci("verify", "--json", str(made.path)))
+    assert said["verdict"] == "pass" and said["publishable"] is False
+    (found,) = said["libraries"].values()
+    assert {kernel["image"] for kernel in found["kernels"]} == {"sm_90"}
+    argv = [sys.executable, "-m", "flash_attn3_sm121", "hub", "publish", "--hub", str(tmp_path / "hub"), str(made.path)]
+    refused = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 31 and "is a proxy build" in refused.stderr

@@ -10,7 +10,7 @@ import pytest
 from ci.verify import report
 from ci.verify.checks import Check, passed
 from ci.verify.elf import Symbol
-from ci.verify.judge import judge_library, label
+from ci.verify.judge import judge_kernels, judge_library, label
 from ci.verify.wheelrules import judge_wheel
 from tests.harness import doctored
 from tests.harness.doctored import FACTS, KERNELS, LIBRARY, SCHEMAS, WHEEL, forward_name, kernel
@@ -127,6 +127,15 @@ def test_an_empty_kernel_is_named() -> None:
     line = next(c.line() for c in judge_library(spoilt, FACTS, schemas=SCHEMAS) if c.rule == "no empty kernel")
     assert "forward hd64 bf16 packgqa [sm_121]: 16 instructions" in line and line.startswith("FAIL")
     assert label(KERNELS[2]) == "forward hd64 bf16 causal packgqa varlen [sm_121]"
+
+
+@pytest.mark.parametrize(
+    ("image", "stores", "good"), [("sm_86", 26, True), ("sm_86", 129, False), ("sm_120", 1, False)]
+)
+def test_spills_count_where_the_tiles_were_tuned(image: str, stores: int, good: bool) -> None:
+    kernels = tuple(replace(item, image=image, spill_stores=stores) for item in LIBRARY.kernels)
+    (check,) = (c for c in judge_kernels(kernels, FACTS, "x") if c.rule == "spills stay within budget")
+    assert check.ok is good
 
 
 def test_a_proxy_build_may_hold_other_code_but_is_never_publishable() -> None:
