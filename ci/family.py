@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,25 +60,41 @@ class Builder:
             for unit in units
         )
 
-    def compile(self, units: Sequence[Keyed], *, work: WorkDir, children: Children) -> tuple[ObjectReport, ...]:
-        """Compile what the store lacks; returns every unit's report, in order."""
-        missing = [unit for unit in units if self.store.find(unit.key) is None]
-        self.narrate.note(f"{len(units)} units, {len(units) - len(missing)} in the cache, {len(missing)} to compile")
+    def compile(self, groups: Sequence[tuple[WorkDir, Sequence[Keyed]]], *, children: Children) -> None:
+        """Compile what the store lacks, all groups in one queue: one's last long unit does not leave cores idle.
+
+        Units of a group share its folder, so their names must differ; two families have units of the same name.
+        """
+        for _, units in groups:
+            assert len({unit.planned.unit.name for unit in units}) == len(units), "a name twice in one folder"
+        assert len({work.root for work, _ in groups}) == len(groups), "two groups in one folder"
+        missing = [(work, unit) for work, units in groups for unit in units if self.store.find(unit.key) is None]
+        count = sum(len(units) for _, units in groups)
+        self.narrate.note(f"{count} units, {count - len(missing)} in the cache, {len(missing)} to compile")
         if missing:
-            compiling.check_space(work.root, free_gb=compiling.free_gb(work.root))
-            env = compiling.environment(os.environ, toolchain=self.inputs.toolchain, work=work, launcher=self.launcher)
-            compiler = compiling.UnitCompiler(
-                toolchain=self.inputs.toolchain,
-                work=work,
-                store=self.store,
-                children=children,
-                narrate=self.narrate,
-                launcher=self.launcher,
-                env=env,
-            )
-            jobs = [_job(compiler, unit) for unit in missing]
+            compiling.check_space(self.cache, free_gb=compiling.free_gb(self.cache))
+            jobs = [_job(self._compiler(work, children), unit) for work, unit in missing]
             Executor(limit=self.jobs, memory=memory_probe, narrate=self.narrate, children=children).run(jobs)
+
+    def _compiler(self, work: WorkDir, children: Children) -> compiling.UnitCompiler:
+        toolchain, launcher = self.inputs.toolchain, self.launcher
+        return compiling.UnitCompiler(
+            toolchain=toolchain,
+            work=work,
+            store=self.store,
+            children=children,
+            narrate=self.narrate,
+            launcher=launcher,
+            env=compiling.environment(os.environ, toolchain=toolchain, work=work, launcher=launcher),
+        )
+
+    def reports(self, units: Sequence[Keyed]) -> tuple[ObjectReport, ...]:
+        """Every compiled unit's report, in order."""
         return tuple(self._found(unit)[1] for unit in units)
+
+    def workdir(self) -> AbstractContextManager[WorkDir]:
+        """A folder to compile one family in."""
+        return workdir(self.cache, sources=self.inputs.edited.folder, torch=self.inputs.torch_headers)
 
     def _found(self, unit: Keyed) -> tuple[Path, ObjectReport]:
         found = self.store.find(unit.key)
@@ -88,13 +106,15 @@ class Builder:
         """Compile this plan's shard and write its artifacts; whole families are linked as well."""
         made: list[Path] = []
         children = Children()
-        keyed = {family.family: self.keys(family.of_shard(plan.shard)) for family in plan.families}
-        with workdir(self.cache, sources=self.inputs.edited.folder, torch=self.inputs.torch_headers) as work:
-            # All families' units in one queue: the last long unit of one does not leave cores idle.
-            self.compile([unit for units in keyed.values() for unit in units], work=work, children=children)
-            for family in plan.families:
-                objects = [(unit.planned.unit.name, *self._found(unit)) for unit in keyed[family.family]]
-                artifact = self.artifact(plan, family, reports=tuple(report for _, _, report in objects))
+        with contextlib.ExitStack() as stack:
+            families = [
+                (family, stack.enter_context(self.workdir()), self.keys(family.of_shard(plan.shard)))
+                for family in plan.families
+            ]
+            self.compile([(work, units) for _, work, units in families], children=children)
+            for family, work, units in families:
+                objects = [(unit.planned.unit.name, *self._found(unit)) for unit in units]
+                artifact = self.artifact(plan, family, reports=self.reports(units))
                 paths = {f"{name}.o": path for name, path, _ in objects}
                 if plan.shard.whole:
                     linker = self.linker(work, children)
@@ -125,7 +145,6 @@ class Builder:
 def _job(compiler: compiling.UnitCompiler, unit: Keyed) -> Job:
     cost = unit.planned.cost
     return Job(
-        # Two families have units of the same name.
         name=f"{unit.planned.unit.name}-{unit.key[:8]}",
         cpu_s=cost.cpu_s,
         need_gb=cost.rss_gb,

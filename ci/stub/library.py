@@ -18,7 +18,7 @@ from ci.objects import ObjectReport
 from ci.plan import FamilyPlan
 from ci.stub.calls import Call, Device
 from ci.toolchain import Toolchain
-from ci.workdir import WorkDir, workdir
+from ci.workdir import WorkDir
 from flash_attn3_sm121.errors import CompileError
 
 SOURCE = Path(__file__).with_name("cudart.cpp")
@@ -94,8 +94,9 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Made:
     toolchain = builder.inputs.toolchain
     keyed = builder.keys(family.units)
     library = output / f"standin_{family.family}.so"
-    with workdir(builder.cache, sources=builder.inputs.edited.folder, torch=builder.inputs.torch_headers) as work:
-        reports = builder.compile(keyed, work=work, children=children)
+    with builder.workdir() as work:
+        builder.compile([(work, keyed)], children=children)
+        reports = builder.reports(keyed)
         objects = tuple(_object(builder, unit) for unit in keyed)
         env = environment({}, toolchain=toolchain, work=work, launcher=None) | {"PATH": "/usr/bin:/bin"}
         (work.root / "stubs" / "empty.c").write_text("", encoding="ascii")

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from ci import compile as compiling
 from ci.children import Children
 from ci.costs import Cost
 from ci.executor import Executor, Job, eta
+from ci.family import Builder, Keyed
 from ci.machine import parse_meminfo, parse_stat
 from ci.narrate import Narrator
 from ci.objects import ObjectStore
@@ -113,6 +116,28 @@ def test_a_unit_goes_into_the_store(tmp_path: Path, work: WorkDir) -> None:
     assert usage.static_smem == 1028 and usage.stack == 8 and usage.spill_loads == 12
     assert not work.keep(unit().unit).exists() and not work.object(unit().unit).exists()
     assert "made by another build" in made.compile(unit(), KEY)
+
+
+def test_units_of_one_name_in_two_families_are_kept_apart(tmp_path: Path) -> None:
+    """Both compile at the same time: neither ends before the other has begun."""
+    body = f"""
+for word in "$@"; do case $word in -DFAMILY=*) family=${{word#-DFAMILY=}};; esac; done
+touch {tmp_path}/begun.$family
+while [ ! -e {tmp_path}/begun.a ] || [ ! -e {tmp_path}/begun.b ]; do sleep 0.01; done
+while [ "$1" != -o ]; do shift; done; echo "$family" > "$2"
+"""
+    (tmp_path / "s").mkdir()
+    edited = SimpleNamespace(folder=tmp_path / "s")
+    inputs = SimpleNamespace(toolchain=toolchain(script(tmp_path, body)), edited=edited, torch_headers=tmp_path / "s")
+    builder = Builder(inputs=inputs, cache=tmp_path / "cache", narrate=narrator(), jobs=2)  # type: ignore[arg-type]
+    keyed = {
+        family: Keyed(planned=replace(unit(), flags=(f"-DFAMILY={family}",)), key=family * 64) for family in ("a", "b")
+    }
+    with builder.workdir() as first, builder.workdir() as second:
+        builder.compile([(first, [keyed["a"]]), (second, [keyed["b"]])], children=Children())
+    for family, one in keyed.items():
+        found = builder.store.find(one.key)
+        assert found is not None and found[0].read_text() == f"{family}\n"
 
 
 def test_a_failed_compiler_is_shown_and_leaves_nothing(tmp_path: Path, work: WorkDir) -> None:

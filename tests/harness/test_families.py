@@ -87,6 +87,12 @@ def test_the_fat_wheel_passes_and_holds_them_all(fat: Path) -> None:
     assert images == {f"flash_attn3_{family}.so": {image} for family, image in IMAGES.items()}
 
 
+def test_one_machine_makes_the_same_wheel_as_machines_apart(fat: Path, tmp_path: Path) -> None:
+    ci("wheel", "--profile", "smoke", "--archs", ARCHS, "--no-publish", "--output", str(tmp_path))
+    (made,) = tmp_path.glob("*.whl")
+    assert made.name == fat.name and made.read_bytes() == fat.read_bytes()
+
+
 def test_one_process_loads_all_of_them_and_each_device_gets_its_own(fat: Path, tmp_path: Path) -> None:
     """On a torch without CUDA: three libraries, three namespaces, nothing shadowed; and the choice for each device."""
     with zipfile.ZipFile(fat) as archive:
