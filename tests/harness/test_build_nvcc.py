@@ -25,7 +25,6 @@ from ci.plan import PlannedUnit
 from ci.verify import gather, kernels
 from ci.verify.checks import Check
 from ci.verify.judge import judge_kernels
-from ci.workdir import workdir
 from flash_attn3_sm121.errors import CompileError, VerifyError
 from flash_attn3_sm121.schemas import PUBLIC
 from tests.harness.doctored import FACTS, SCHEMAS
@@ -120,8 +119,8 @@ def compiled(session: Session, inputs: Inputs, unit: PlannedUnit, cache: Path) -
     """One unit's object, through the real builder, in a cache of its own."""
     builder = replace(common.builder(session, inputs), cache=cache)
     keyed = builder.keys([unit])
-    with workdir(cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
-        builder.compile(keyed, work=work, children=Children())
+    with builder.workdir() as work:
+        builder.compile([(work, keyed)], children=Children())
     found = builder.store.find(keyed[0].key)
     assert found is not None
     return found[0]
