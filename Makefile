@@ -18,7 +18,7 @@ SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
-.PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -89,7 +89,7 @@ measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's file
 	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
-	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser"
+	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh"
 
 test-aarch64: venv  ## a cross-compiled aarch64 wheel, installed and used under emulation (qemu-user, debootstrap, root)
 	$(PY) -m pytest -q -m emulated
@@ -101,8 +101,13 @@ OUT_GPU ?= gpu-test
 test-gpu:  ## try WHEEL= on this machine's GPU, building nothing: numbers, crashes, graphs, compile, speed
 	$(GPU_PYTHON) -m ci gpu-test --wheel "$(WHEEL)" --out "$(OUT_GPU)" --minutes $(MINUTES) $(if $(PROXY),--proxy)
 
+# `fresh` runs this very target on a bare Debian: it has one of its own.
 test: venv  ## everything that this machine can run
-	$(PY) -m pytest
+	$(PY) -m pytest -m "not fresh"
+
+# FRESH="--only wheel" and the like; as root.
+fresh: $(BUILD_VENV)/.stamp  ## the two commands of README.md on a bare Debian, as a new user (debootstrap, root)
+	@$(BUILD_PY) -m ci fresh $(FRESH)
 
 clean:  ## products of this folder (the content cache stays)
 	rm -rf build $(VENV) $(CI_VENV) .pytest_cache .mypy_cache .ruff_cache

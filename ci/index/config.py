@@ -37,8 +37,7 @@ def read_config(
 ) -> IndexConfig:
     """The configuration of this user, machine and virtual environment, as pip would read it."""
     env = dict(os.environ if environ is None else environ)
-    settings = _file_settings(env, Path(sys.prefix) if prefix is None else prefix)
-    settings.update(_environment_settings(env))
+    settings = pip_settings(env, prefix=prefix)
     indexes = [settings["index-url"]] if settings.get("index-url") else _uv_default(env)
     if settings.get("no-index", "").lower() in TRUE_WORDS:
         indexes, extra = [], []
@@ -62,6 +61,14 @@ def read_config(
         except ValueError as error:
             raise FetchError(f"pip's configuration: timeout: expected seconds, found {timeout!r}") from error
     return config
+
+
+def pip_settings(environ: Mapping[str, str] | None = None, *, prefix: Path | None = None) -> dict[str, str]:
+    """pip's settings by their long names, from its files and then its environment variables."""
+    env = dict(os.environ if environ is None else environ)
+    settings = _file_settings(env, Path(sys.prefix) if prefix is None else prefix)
+    settings.update(_environment_settings(env))
+    return settings
 
 
 def _file_settings(env: Mapping[str, str], prefix: Path) -> dict[str, str]:
