@@ -85,7 +85,7 @@ class Newcomer:
         )
         begun = time.monotonic()
         # A session of its own: Ctrl-C comes to us alone, and we end all of it.
-        child = subprocess.Popen(
+        with subprocess.Popen(
             enclosed(text),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -93,14 +93,13 @@ class Newcomer:
             text=True,
             errors="replace",
             start_new_session=True,
-        )
-        try:
-            closing, skipped = self._follow(child, step, begun)
-            code = child.wait()
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        ) as child:
+            try:
+                closing, skipped = self._follow(child, begun=begun)
+                code = child.wait()
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
         seconds = round(time.monotonic() - begun, 1)
         self.narrate.note(f"  exit code {code} after {format_seconds(seconds)}: {closing}")
         return Done(
@@ -113,7 +112,7 @@ class Newcomer:
             skipped=tuple(skipped),
         )
 
-    def _follow(self, child: subprocess.Popen[str], step: Step, begun: float) -> tuple[str, list[str]]:
+    def _follow(self, child: subprocess.Popen[str], *, begun: float) -> tuple[str, list[str]]:
         """Copy the output into the log; return the closing line and pytest's list of what was skipped."""
         assert child.stdout is not None
         last, pytests, skipped, told = "", "", [], begun
