@@ -35,14 +35,17 @@ $(VENV)/.stamp-torch: | $(VENV)/.stamp-dev
 
 venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch  ## the virtual environment of the tests (.venv)
 
-lint: venv  ## ruff and mypy --strict
+lint: venv  ## ruff, mypy --strict, clang-format for csrc/, shellcheck
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror --style=file csrc/*.h
+	$(VENV)/bin/shellcheck .ci/*
 
 format: venv  ## rewrite the sources in house style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i --style=file csrc/*.h
 
 CI_VENV ?= .venv-ci
 CI_BIN := $(CI_VENV)/bin
@@ -52,11 +55,9 @@ $(CI_VENV)/.stamp: requirements-ci.txt
 	$(CI_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-lint-ci: $(CI_VENV)/.stamp  ## workflows, shell scripts, csrc's layout, cibuildwheel's configuration
+lint-ci: $(CI_VENV)/.stamp  ## workflows against GitHub's schema and zizmor, cibuildwheel's configuration
 	$(CI_BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(CI_BIN)/zizmor --offline --strict-collection --no-progress --quiet .github/workflows
-	$(CI_BIN)/shellcheck .ci/*
-	$(CI_BIN)/clang-format --dry-run -Werror --style=file csrc/*.h
 	$(CI_BIN)/cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers
 
 # The steps of .github/workflows/wheels.yml, smoke profile; aarch64 wheels are cross-compiled and tried under emulation.

@@ -88,6 +88,17 @@ def test_hooks_have_the_versions_of_the_requirements() -> None:
         assert pinned[name] == version, name
 
 
+def test_a_package_has_one_version_in_all_requirements() -> None:
+    found: dict[str, set[str]] = {}
+    for path in sorted(ROOT.glob("requirements-*.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, equals, version = line.partition("==")
+            assert equals or line.startswith("#") or not line, f"{path.name}: not pinned: {line}"
+            if equals and not line.startswith("#"):
+                found.setdefault(name, set()).add(version)
+    assert len(found) > 15 and all(len(versions) == 1 for versions in found.values()), found
+
+
 @pytest.fixture(scope="module")
 def tools() -> Path:
     """The pinned linters, installed once into the content cache."""
@@ -156,16 +167,35 @@ def test_cibuildwheel_reads_its_configuration(tools: Path) -> None:
         assert done.stdout.split() == [f"cp{version}-manylinux_{machine}" for version in versions]
 
 
-@pytest.mark.network
-def test_shell_scripts_and_headers_are_clean(tools: Path, tmp_path: Path) -> None:
-    scripts = sorted((ROOT / ".ci").iterdir())
-    done = _binary(tools, "shellcheck", *scripts)
+def _installed(name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A binary that `make venv` puts beside the running Python."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name(name)), *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_shell_scripts_are_clean(tmp_path: Path) -> None:
+    done = _installed("shellcheck", *sorted((ROOT / ".ci").iterdir()))
     assert done.returncode == 0, done.stdout
-    headers = sorted((ROOT / "csrc").glob("*.h"))
-    (clang_format,) = tools.parent.glob("lib/python*/site-packages/clang_format/data/bin/clang-format")
-    check = (clang_format, "--dry-run", "-Werror", f"--style=file:{ROOT / 'csrc' / '.clang-format'}")
-    done = _binary(tools, *check, *headers)
+    bad = tmp_path / "bad"
+    bad.write_text("#!/bin/sh\nrm $1\n", encoding="utf-8")
+    assert _installed("shellcheck", bad).returncode != 0
+
+
+def test_headers_are_formatted(tmp_path: Path) -> None:
+    check = ("--dry-run", "-Werror", f"--style=file:{ROOT / 'csrc' / '.clang-format'}")
+    done = _installed("clang-format", *check, *sorted((ROOT / "csrc").glob("*.h")))
     assert done.returncode == 0, done.stderr
     bad = tmp_path / "bad.h"
     bad.write_text("int   a ;\n", encoding="utf-8")
-    assert _binary(tools, *check, bad).returncode != 0
+    assert _installed("clang-format", *check, bad).returncode != 0
+
+
+def test_make_lint_runs_every_linter() -> None:
+    said = subprocess.run(["make", "-n", "lint"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for words in ("ruff check .", "ruff format --check .", "-m mypy", "clang-format --dry-run -Werror", "shellcheck"):
+        assert words in said, words
