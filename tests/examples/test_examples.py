@@ -37,10 +37,7 @@ def test_get_kernel_client_under_run() -> None:
     assert "flash_attn3_sm121" in out and "the first token sees only itself" in out
 
 
-def test_transformers_example(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed in this environment")
-    out = run(sys.executable, "transformers_llama.py")
-    assert "largest difference" in out or "no CUDA device" in out
+# transformers_llama.py runs in the environment of the real transformers: tests/docs/test_snippets.py.
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
