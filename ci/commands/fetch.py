@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from ci.cachedir import cache_root
+from ci.edited import edited_tree
 from ci.index import read_config
 from ci.lock import DEFAULT_LOCK, read_lock
 from ci.narrate import Narrator, format_seconds
@@ -31,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--platform", type=Platform.parse, help="what the libraries will run on: aarch64 or x86_64 (default: this one)"
     )
+    parser.add_argument(
+        "--edits", action="store_true", help="apply our edits too, and name the one that no longer fits these sources"
+    )
     parser.add_argument("--offline", action="store_true", help="ask no network: the cache and local folders only")
     parser.add_argument("--json", action="store_true", help="the result for programs")
 
@@ -40,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     config = read_config(offline=args.offline)
     tree = fetch(read_lock(args.lock), source=args.source, cache=cache, narrate=narrate, config=config)
+    edited = edited_tree(tree, cache=cache, narrate=narrate) if args.edits else None
     target = None if args.platform is None else str(args.platform)
     toolchain = resolve(target=target, cuda_home=args.cuda_home, cache=cache, narrate=narrate, config=config)
     headers = torch_headers(cache, narrate, config=config)
-    result = {
+    result: dict[str, object] = {
         "cache": str(cache),
         "sources": {
             "commit": tree.lock.upstream.commit,
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         },
         "torch_headers": {"version": headers.version, "folder": str(headers.folder), "tree": headers.id},
     }
+    if edited is not None:
+        result["edits"] = f"{len(edited.edits)} fit"
     if args.json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     else:

@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "third_party" / "flash-attention" / "README.md",
+    ROOT / "wheels" / "README.md",
+    ROOT / "csrc" / "README.md",
+]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -22,6 +29,7 @@ PROGRAMS = (
     "pre-commit",
     "gh",
     "git",
+    "cp",
     "hf",
     "aws",
     "rsync",

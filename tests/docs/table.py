@@ -1,0 +1,221 @@
+"""Every command of the documents and how it is dealt with. A command that is missing here fails the tests, and so does
+an entry that no page has any more."""
+
+from __future__ import annotations
+
+from tests.docs.kinds import Deal, Elsewhere, NotRun, Run, Serve
+
+SLOW, NETWORK, NVCC = frozenset({"slow"}), frozenset({"network"}), frozenset({"nvcc", "slow"})
+PUBLISH = "flash-attn3 hub publish wheels/*.whl"
+KEYGEN = "flash-attn3 hub keygen ~/.config/hub-key"
+TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe())' > ~/.config/hub-token"
+SMOKE = "--profile smoke --archs 12.1"
+SMOKE_WHEEL = f"rm wheels/*.whl && python -m ci wheel {SMOKE} --no-publish --output wheels"
+SMOKE_PARTS = f"python -m ci build {SMOKE} --output build/artifacts"
+SHORT_BENCH = "--workload decode-uniform --seconds 1"
+CHAT_CLI = """\
+from kernels import get_kernel
+flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface  # nanochat's own line
+print("chat:", flash_attn.flash_attn_func.__module__)
+"""
+FRESH = "tests/fresh/test_fresh_machine.py::test_a_newcomer_types_the_two_commands"
+CI = ".github/workflows/ci.yml"
+WHEELS = ".github/workflows/wheels.yml"
+NEEDS_GPU = NotRun(why="needs a GPU; the same command with --device cpu is run")
+
+TABLE: dict[str, Deal] = {
+    # README.md
+    "make wheel && pip install wheels/flash_attn3_sm121-*.whl": Elsewhere(
+        at="ci/fresh/steps.py::plan", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
+    ),
+    "make wheel": Elsewhere(at=FRESH, says='"make wheel"'),
+    "make test": Elsewhere(at="ci/fresh/steps.py::plan", says="README's second command"),
+    "make fresh": Elsewhere(at=CI, says="make fresh"),
+    "flash-attn3 doctor": Run(says="Who would serve a typical call"),
+    "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64", marks=SLOW),
+    "flash-attn3 explain": Run(says="backend: sdpa"),
+    "flash-attn3 bench --quick": Run(says="against dense-mask", adds=SHORT_BENCH),
+    "flash-attn3 bench": Run(says="against dense-mask", adds=SHORT_BENCH),
+    "make wheel PLATFORM=aarch64": Elsewhere(
+        at="tests/emulated/test_aarch64.py::arm_wheel", says='"--platform", "aarch64"'
+    ),
+    "FLASH_ATTN3_SKIP_CUDA=1 pip install .": Run(
+        says=r"flash-attn3 3\.0\.0",
+        then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
+        environ={"PIP_NO_DEPS": "1"},  # torch: gigabytes, and the environment sees this one's
+        marks=NETWORK,
+    ),
+    'flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"': Run(
+        says=r"chat: flash_attn3_sm121", files={"scripts/chat_cli.py": CHAT_CLI, "scripts/__init__.py": ""}
+    ),
+    "flash-attn3 override enable": Run(
+        says=r"enabled for[\s\S]*not enabled", then=("flash-attn3 override disable", "flash-attn3 override status")
+    ),
+    PUBLISH: Run(says="published: generation 1"),
+    "flash-attn3 hub serve": Serve(before=(PUBLISH,)),
+    "make plan": Run(says=r"total: \d+ units", marks=NETWORK),
+    "make help": Run(says="make fresh"),
+    "make reproducible": NotRun(why="two whole builds with cold caches, ten minutes; run by hand before a release"),
+    # CONTRIBUTING.md
+    "make test-quick": Elsewhere(at=CI, says="make test-quick PYTHON=python"),
+    "make lint": Elsewhere(at=CI, says="make lint PYTHON=python"),
+    "make lint-ci": Elsewhere(at=CI, says="make lint-ci PYTHON=python"),
+    "make ci-local": NotRun(
+        why="both platforms' smoke wheels in copies of the tree, a quarter of an hour; tests/workflows has its runner"
+    ),
+    "python -m flash_attn3_sm121.support --write README.md": Run(
+        says="^$", before=("cp README.md before.md",), then=("cmp README.md before.md",)
+    ),
+    'make plan ARCHS="X.Y"': Run(says=r"serves\s+9\.0", puts={"X.Y": "9.0"}, marks=NETWORK),
+    'make wheel PROFILE=smoke ARCHS="X.Y"': Run(
+        says="sha256", puts={"X.Y": "12.1"}, marks=NVCC | NETWORK, own_cache=False
+    ),
+    "python -m ci lock --source fa --output new/lock.json": Run(
+        says=r"new/lock\.json", then=("cmp new/lock.hopper.tree third_party/flash-attention/lock.hopper.tree",),
+        marks=NETWORK, own_cache=False,
+    ),
+    "python -m ci fetch --source fa --lock new/lock.json --edits": Run(
+        says=r"edits +\d+ fit", before=("python -m ci lock --source fa --output new/lock.json",),
+        marks=NETWORK, own_cache=False,
+    ),
+    "cp new/lock* third_party/flash-attention/": Run(
+        says="good: hopper", before=("python -m ci lock --source fa --output new/lock.json",),
+        then=("python -m ci lock --check third_party/flash-attention/lock.json",),
+        marks=NETWORK, own_cache=False,
+    ),
+    # third_party/flash-attention/README.md
+    "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": NotRun(
+        why="downloads a gigabyte; its result is what `fa` stands for in the commands behind it"
+    ),
+    "python -m ci lock --source fa --output newest.json": Run(
+        says=r"newest\.json", marks=NETWORK, own_cache=False
+    ),
+    "python -m ci wheel --source fa --lock newest.json": Run(
+        says="sha256", adds=f"{SMOKE} --no-publish", before=("python -m ci lock --source fa --output newest.json",),
+        marks=NVCC | NETWORK, own_cache=False,
+    ),
+    "python -m ci fetch": Run(says="everything is at hand", marks=NETWORK, own_cache=False),
+    # docs/building.md
+    "python -m ci plan": Run(says=r"total: \d+ units"),
+    "python -m ci wheel": Run(says="sha256", adds=f"{SMOKE} --no-publish", marks=NVCC, own_cache=False),
+    "python -m ci build --output build/artifacts": Run(says="artifact", adds=SMOKE, marks=NVCC, own_cache=False),
+    "python -m ci assemble build/artifacts/*": Run(
+        says="sha256", before=(SMOKE_PARTS,), adds="--no-publish", marks=NVCC, own_cache=False
+    ),
+    "python -m ci verify wheels/*.whl": Run(says="pass", before=(SMOKE_WHEEL,), marks=NVCC, own_cache=False),
+    "python -m ci verify WHEEL": Run(
+        says="pass", before=(SMOKE_WHEEL,), puts={"WHEEL": "wheels/*.whl"}, marks=NVCC, own_cache=False
+    ),
+    "python -m ci reproduce": NotRun(why="two whole builds with cold caches"),
+    "python -m ci measure": NotRun(why="compiles upstream's own files, hours; docs/results/ has what it found"),
+    "make": NotRun(why="names the program"),
+    "pip install .": Run(
+        says=r"flash-attn3 3\.0\.0",
+        then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
+        environ={"PIP_NO_DEPS": "1", "FLASH_ATTN3_PROFILE": "smoke", "TORCH_CUDA_ARCH_LIST": "12.1"},
+        marks=NVCC | NETWORK, own_cache=False,
+    ),
+    # docs/ci.md
+    "python -m ci": NotRun(why="names the program"),
+    ".ci/run": Elsewhere(at=CI, says="run: .ci/run"),
+    "pip wheel": Elsewhere(at="tests/harness/test_wheel.py::test_pip_installs_the_pure_package", says='"wheel"'),
+    "python -m ci local .github/workflows/wheels.yml --list": Run(says=r"plan\nbuild\nassemble"),
+    "python -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=12.1 --job plan --job build "
+    "--keep /tmp/run": NotRun(why="compiles in copies of the tree; the runner is tested in tests/workflows"),
+    "pre-commit install": NotRun(why="changes the clone's hooks; its hooks are run by make lint, in the same versions"),
+    "python -m ci matrix --profile full": Run(says="runner hours"),
+    "python -m ci build --profile full --archs 12.1 --family sm8x --platform aarch64 --shard 1/3 "
+    "--output build/artifacts": NotRun(why="hours of nvcc; the smoke profile's is run"),
+    "python -m ci assemble build/artifacts/* --output wheels --no-publish && python -m ci verify wheels/*.whl": Run(
+        says="pass", before=("rm wheels/*.whl", SMOKE_PARTS), marks=NVCC, own_cache=False
+    ),
+    "pip install WHEEL kernels && python -m ci emulate --native": Elsewhere(
+        at=WHEELS, says="python -m ci emulate --native"
+    ),
+    "python -m ci emulate WHEEL": Elsewhere(
+        at="tests/emulated/test_aarch64.py::test_the_wheel_installs_and_works_on_aarch64", says='"emulate"'
+    ),
+    "make test-aarch64": NotRun(why="a part of make test by itself: the tests marked `emulated`"),
+    "flash-attn3 hub publish --hub hub WHEEL && flash-attn3 hub export --hub hub site": Run(
+        says="exported to site", puts={"WHEEL": "wheels/*.whl"}, then=("test -f site/simple/index.html",)
+    ),
+    "gh attestation verify WHEEL --repo OWNER/REPO": NotRun(why="needs a release on GitHub"),
+    # docs/gpu.md
+    "make test-gpu WHEEL=wheels/NAME.whl": NEEDS_GPU,
+    "make test-gpu WHEEL=wheels/NAME.whl PROXY=1": NEEDS_GPU,
+    "python -m ci gpu-test --wheel W.whl --out DIR --stage numerics --sample 5": NEEDS_GPU,
+    "python -m ci gpu-test --wheel W.whl --out DIR --device cpu --sample 50": Elsewhere(
+        at="tests/gpu/test_gpucheck.py::test_the_whole_of_it_on_a_cpu", says='"--device", "cpu"'
+    ),
+    "python -m ci wheel --archs 12.1 --proxy 9.0": NotRun(why="ten minutes of nvcc for a wheel that is only for a GPU"),
+    # docs/hub.md
+    "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl": Run(says=r"my-lab/attention +revision"),
+    "flash-attn3 hub list": Run(says=r"varunneal/flash-attention-3 +fa3", before=(PUBLISH,)),
+    "flash-attn3 hub show varunneal/flash-attention-3": Run(says="build/torch-cuda: ", before=(PUBLISH,)),
+    "flash-attn3 hub check": Run(says="ok: generation 1", before=(PUBLISH,)),
+    "flash-attn3 hub remove my-lab/attention": Run(
+        says="generation 2", before=("flash-attn3 hub publish --repo my-lab/attention wheels/*.whl",),
+        then=("! flash-attn3 hub show my-lab/attention",),
+    ),
+    "flash-attn3 hub gc": Run(says="removed 0 objects", before=(PUBLISH,)),
+    KEYGEN: Run(says="private key", then=("test -s ~/.config/hub-key.pub",)),
+    "export FLASH_ATTN3_SIGNING_KEY=~/.config/hub-key": Run(
+        says=r"sm_121 +\S+ \S+ +pass +[0-9a-f]{16}", before=(KEYGEN,), then=(PUBLISH, "flash-attn3 hub list")
+    ),
+    "export FLASH_ATTN3_TRUSTED_KEYS=ed25519:...": Run(
+        says=r"unsigned[\s\S]*ok: generation 2",
+        puts={"ed25519:...": "$(grep -o 'ed25519:.*' ~/.config/hub-key.pub)"},
+        before=(KEYGEN, PUBLISH),
+        then=("! flash-attn3 hub check", "flash-attn3 hub sign --key ~/.config/hub-key", "flash-attn3 hub check"),
+    ),
+    "flash-attn3 hub export DIR": Run(
+        says="exported to DIR", before=(PUBLISH,), then=("test -f DIR/nginx.conf && test -f DIR/simple/index.html",)
+    ),
+    "flash-attn3 run": NotRun(why="names the program"),
+    "flash-attn3 run -- COMMAND": Run(
+        says="served by flash_attn3_sm121", files={"code.py": CHAT_CLI}, puts={"COMMAND": "python code.py"}
+    ),
+    "python -I": NotRun(why="names the program"),
+    "export": NotRun(why="names the program"),
+    "hf auth login": NotRun(why="needs an account"),
+    "export HF_ENDPOINT=http://HOST:8080": Elsewhere(
+        at="tests/hub/test_export.py::test_real_clients_load_from_nginx", says="HF_ENDPOINT"
+    ),
+    "pip install --index-url http://HOST:8080/simple/ flash_attn3_sm121": Elsewhere(
+        at="tests/hub/test_export.py::test_pip_installs_from_nginx_with_hashes", says="--index-url"
+    ),
+    "rsync -a": NotRun(why="names the program"),
+    "aws s3 sync": NotRun(why="needs an account"),
+    # docs/kernels-12.1.md
+    "python -m ci kernels --write docs/kernels-12.1.md": NotRun(
+        why="ten minutes of nvcc; tests/harness/test_kernels.py runs it with the smoke profile"
+    ),
+    # docs/performance.md
+    "flash-attn3 bench --html report.html": Run(
+        says="against dense-mask", adds=SHORT_BENCH, then=("grep -q svg report.html",)
+    ),
+    "flash-attn3 bench --json today.json": Run(
+        says="against dense-mask", adds=SHORT_BENCH, then=("python -m json.tool today.json > /dev/null",)
+    ),
+    "flash-attn3 bench --compare today.json other.json": Run(
+        says="decode-uniform",
+        before=(f"flash-attn3 bench --json today.json {SHORT_BENCH}", "cp today.json other.json"),
+    ),
+    "flash-attn3 bench --seconds 3": Run(says="against dense-mask", adds="--workload decode-uniform"),
+    "flash-attn3 bench --overhead": Run(says="our layer", marks=SLOW),
+    "flash-attn3 bench --backend flex": Elsewhere(
+        at="tests/bench/test_bench_command.py::test_flex_is_measured_when_asked_for", says='"flex"'
+    ),
+    "export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas": NotRun(why="needs a GPU and triton 3.5"),
+    "flash-attn3 bench --roofline gb10": Run(says="A prediction on paper"),
+    # docs/serving.md
+    TOKEN: Run(says="^$", then=("test $(wc -c < ~/.config/hub-token) -gt 40",)),
+    "flash-attn3 hub serve --host 0.0.0.0 --token-file ~/.config/hub-token": Serve(before=(PUBLISH, TOKEN)),
+    'pip install "$(ls wheels/*.whl)[hub]"': Run(
+        says="", before=(SMOKE_WHEEL,), then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
+        marks=NVCC | NETWORK, own_cache=False,
+    ),
+    "python -m tests.hub_server.throughput": Elsewhere(
+        at="tests/hub_server/test_throughput.py::test_the_comparison_runs", says="throughput.compare("
+    ),
+}  # fmt: skip
