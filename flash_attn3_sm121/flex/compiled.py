@@ -25,7 +25,8 @@ Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
 COMPILE_HINT = (
     "if ptxas does not know the GPU: triton 3.6 or later, or TRITON_PTXAS_PATH=<the CUDA toolkit's ptxas> with 3.5 "
-    "(docs/performance.md); or FLASH_ATTN3_BACKEND=sdpa"
+    "(docs/performance.md); if Python.h or a C++ compiler is missing, on a CPU: apt-get install python3-dev g++; "
+    "or FLASH_ATTN3_BACKEND=sdpa"
 )
 
 

@@ -16,6 +16,7 @@ from flash_attn3_sm121.bench.contenders import densemask, ours
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.cli import main
 from tests.bench.samples import TINY, dense, report
+from tests.inductor import needs_inductor
 
 WORKS = (dense(name="small"), dense(name="ragged", **{k: getattr(TINY["ragged"], k) for k in
          ("kind", "batch", "q_len", "k_len", "lengths", "heads")}))  # fmt: skip
@@ -117,6 +118,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+@needs_inductor
 def test_flex_is_measured_when_asked_for(tmp_path: Path) -> None:
     saved = tmp_path / "flex.json"
     words = ["bench", "--quick", "--device", "cpu", "--workload", "train-window", "--backend", "flex", "--seconds", "1"]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flash_attn3_sm121
+from tests.inductor import needs_inductor
 from tests.shim.shapes import fa3, packed, plain
 
 HEADS, DIM = 3, 16
@@ -64,7 +65,7 @@ def step(model: Attention, call: object, x: Tensor, cu: Tensor, window: int) -> 
     return [y.detach(), leaf.grad, model.qkv.weight.grad.clone()]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_inductor])])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
 def test_training_step_in_one_static_graph(backend: str) -> None:
     torch.manual_seed(0)

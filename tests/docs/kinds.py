@@ -18,7 +18,7 @@ class Run:
     puts: Mapping[str, str] = field(default_factory=dict)  # a placeholder of the page -> what stands there instead
     files: Mapping[str, str] = field(default_factory=dict)  # written into the clone first
     environ: Mapping[str, str] = field(default_factory=dict)
-    marks: frozenset[str] = frozenset()  # slow, network, nvcc
+    marks: frozenset[str] = frozenset()  # network, nvcc; all of them are slow
     own_cache: bool = True  # False: this machine's content cache, for what has compilers in it
 
 

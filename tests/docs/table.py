@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from tests.docs.kinds import Deal, Elsewhere, NotRun, Run, Serve
 
-SLOW, NETWORK, NVCC = frozenset({"slow"}), frozenset({"network"}), frozenset({"nvcc", "slow"})
+NETWORK, NVCC = frozenset({"network"}), frozenset({"nvcc"})
 PUBLISH = "flash-attn3 hub publish wheels/*.whl"
 KEYGEN = "flash-attn3 hub keygen ~/.config/hub-key"
 TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe())' > ~/.config/hub-token"
 SMOKE = "--profile smoke --archs 12.1"
 SMOKE_WHEEL = f"rm wheels/*.whl && python -m ci wheel {SMOKE} --no-publish --output wheels"
 SMOKE_PARTS = f"python -m ci build {SMOKE} --output build/artifacts"
-SHORT_BENCH = "--workload decode-uniform --seconds 1"
+SHORT_BENCH = "--workload train-causal-d64 --backend sdpa --seconds 1"
 CHAT_CLI = """\
 from kernels import get_kernel
 flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface  # nanochat's own line
@@ -32,7 +32,7 @@ TABLE: dict[str, Deal] = {
     "make test": Elsewhere(at="ci/fresh/steps.py::plan", says="README's second command"),
     "make fresh": Elsewhere(at=CI, says="make fresh"),
     "flash-attn3 doctor": Run(says="Who would serve a typical call"),
-    "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64", marks=SLOW),
+    "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64"),
     "flash-attn3 explain": Run(says="backend: sdpa"),
     "flash-attn3 bench --quick": Run(says="against dense-mask", adds=SHORT_BENCH),
     "flash-attn3 bench": Run(says="against dense-mask", adds=SHORT_BENCH),
@@ -163,7 +163,7 @@ TABLE: dict[str, Deal] = {
         says=r"sm_121 +\S+ \S+ +pass +[0-9a-f]{16}", before=(KEYGEN,), then=(PUBLISH, "flash-attn3 hub list")
     ),
     "export FLASH_ATTN3_TRUSTED_KEYS=ed25519:...": Run(
-        says=r"unsigned[\s\S]*ok: generation 2",
+        says=r"is not signed[\s\S]*ok: generation 2",
         puts={"ed25519:...": "$(grep -o 'ed25519:.*' ~/.config/hub-key.pub)"},
         before=(KEYGEN, PUBLISH),
         then=("! flash-attn3 hub check", "flash-attn3 hub sign --key ~/.config/hub-key", "flash-attn3 hub check"),
@@ -198,16 +198,20 @@ TABLE: dict[str, Deal] = {
         says="against dense-mask", adds=SHORT_BENCH, then=("python -m json.tool today.json > /dev/null",)
     ),
     "flash-attn3 bench --compare today.json other.json": Run(
-        says="decode-uniform",
+        says="train-causal-d64",
         before=(f"flash-attn3 bench --json today.json {SHORT_BENCH}", "cp today.json other.json"),
     ),
-    "flash-attn3 bench --seconds 3": Run(says="against dense-mask", adds="--workload decode-uniform"),
-    "flash-attn3 bench --overhead": Run(says="our layer", marks=SLOW),
+    "flash-attn3 bench --seconds 3": Run(says="against dense-mask", adds="--workload train-causal-d64 --backend sdpa"),
+    "flash-attn3 bench --overhead": Run(says="our layer"),
     "flash-attn3 bench --backend flex": Elsewhere(
         at="tests/bench/test_bench_command.py::test_flex_is_measured_when_asked_for", says='"flex"'
     ),
     "export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas": NotRun(why="needs a GPU and triton 3.5"),
     "flash-attn3 bench --roofline gb10": Run(says="A prediction on paper"),
+    # docs/security.md
+    "python -m zipfile -e WHEEL opened": Run(
+        says="^$", puts={"WHEEL": "wheels/*.whl"}, then=("test -f opened/flash_attn3_sm121/lib/provenance.json",)
+    ),
     # docs/serving.md
     TOKEN: Run(says="^$", then=("test $(wc -c < ~/.config/hub-token) -gt 40",)),
     "flash-attn3 hub serve --host 0.0.0.0 --token-file ~/.config/hub-token": Serve(before=(PUBLISH, TOKEN)),

@@ -89,6 +89,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     yield Place(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "deal"), of_kind(Run))
 def test_it_does_what_the_page_says(command: str, deal: Run, place: Place) -> None:
     for name, text in deal.files.items():
@@ -97,7 +98,7 @@ def test_it_does_what_the_page_says(command: str, deal: Run, place: Place) -> No
     environ = dict(deal.environ)
     if not deal.own_cache:
         environ["FA3_CACHE"] = str(cache_root())
-    if " fa " in command:
+    if any(" fa " in line for line in (command, *deal.before)):
         place.check_out_sources(cache_root())
     typed = command
     for word, instead in deal.puts.items():
@@ -109,6 +110,7 @@ def test_it_does_what_the_page_says(command: str, deal: Run, place: Place) -> No
     assert re.search(deal.says, said), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "deal"), of_kind(Serve))
 def test_it_serves(command: str, deal: Serve, place: Place) -> None:
     for line in deal.before:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from flash_attn3_sm121.flex.backend import forward
 from flash_attn3_sm121.flex.compiled import KernelCache
 from tests.flex.reference import Rule, attend_batch, attend_packed
 from tests.flex.test_flex_forward import args_of
+from tests.inductor import needs_inductor
 
 # torch's own code generator imports a deprecated part of torch.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
@@ -69,7 +69,7 @@ def test_a_failed_compile_is_an_error_that_says_what_to_do_and_is_not_repeated()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's CPU code generation needs g++")
+@needs_inductor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_generated_code_is_right(dtype: torch.dtype) -> None:
     torch.compiler.reset()
@@ -91,7 +91,7 @@ def test_generated_code_is_right(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's CPU code generation needs g++")
+@needs_inductor
 def test_fully_masked_rows_of_generated_code() -> None:
     torch.compiler.reset()
     q, k = torch.randn(1, 150, 2, 32), torch.randn(1, 40, 2, 32)

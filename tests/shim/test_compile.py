@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from tests.inductor import needs_inductor
 from tests.shim.shapes import dense, fa3, packed
 
 Loss = Callable[..., Tensor]
@@ -68,7 +68,7 @@ def test_dynamic_shapes_do_not_recompile() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles its CPU code with g++")
+@needs_inductor
 def test_inductor_runs_it() -> None:
     compiled = torch.compile(dense_loss, fullgraph=True, dynamic=False)
     same_gradients(dense_loss, compiled, dense(grad=True))
