@@ -216,7 +216,7 @@ TABLE: dict[str, Deal] = {
     TOKEN: Run(says="^$", then=("test $(wc -c < ~/.config/hub-token) -gt 40",)),
     "flash-attn3 hub serve --host 0.0.0.0 --token-file ~/.config/hub-token": Serve(before=(PUBLISH, TOKEN)),
     'pip install "$(ls wheels/*.whl)[hub]"': Run(
-        says="", before=(SMOKE_WHEEL,), then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
+        says=r"flash-attn3 3\.0\.0", before=(SMOKE_WHEEL,), then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
         marks=NVCC | NETWORK, own_cache=False,
     ),
     "python -m tests.hub_server.throughput": Elsewhere(
