@@ -30,6 +30,7 @@ TABLE: dict[str, Deal] = {
     ),
     "make wheel": Elsewhere(at=FRESH, says='"make wheel"'),
     "make test": Elsewhere(at="ci/fresh/steps.py::plan", says="README's second command"),
+    "python -m ci fresh": Elsewhere(at=FRESH, says="[*COMMAND,"),
     "make fresh": Elsewhere(at=CI, says="make fresh"),
     "flash-attn3 doctor": Run(says="Who would serve a typical call"),
     "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64"),
