@@ -21,7 +21,7 @@ HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JO
 .PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.stamp-%: requirements-%.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

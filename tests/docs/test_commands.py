@@ -31,7 +31,7 @@ def of_kind(kind: type) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_of_a_page_is_in_the_table(page: Path) -> None:
     missing = [command for command in FOUND[page] if command not in TABLE]
     assert not missing, f"{page.name}: run these in tests/docs/table.py, or say why not: {missing}"
