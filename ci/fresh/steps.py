@@ -21,6 +21,7 @@ SMOKE = {"PROFILE": "smoke"}
 NARRATE_SECONDS = 15.0
 CLOSING = re.compile(r"=+ (\d+ .* in [0-9.]+s.*?) =+$")
 SKIPPED = re.compile(r"^SKIPPED \[\d+\] .*")
+FAILED = re.compile(r"^(?:FAILED|ERROR) tests/\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Done:
     seconds: float
     closing: str
     skipped: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 def plan(commands: tuple[str, str], *, only: str | None) -> list[Step]:
@@ -95,7 +97,7 @@ class Newcomer:
             start_new_session=True,
         ) as child:
             try:
-                closing, skipped = self._follow(child, begun=begun)
+                closing, skipped, wrong = self._follow(child, begun=begun)
                 code = child.wait()
             finally:
                 if child.poll() is None:
@@ -110,12 +112,15 @@ class Newcomer:
             seconds=seconds,
             closing=closing,
             skipped=tuple(skipped),
+            failed=tuple(wrong),
         )
 
-    def _follow(self, child: subprocess.Popen[str], *, begun: float) -> tuple[str, list[str]]:
-        """Copy the output into the log; return the closing line and pytest's list of what was skipped."""
+    def _follow(self, child: subprocess.Popen[str], *, begun: float) -> tuple[str, list[str], list[str]]:
+        """Copy the output into the log; return the closing line, and pytest's lists of what was skipped and failed."""
         assert child.stdout is not None
-        last, pytests, skipped, told = "", "", [], begun
+        last, pytests, told = "", "", begun
+        skipped: list[str] = []
+        wrong: list[str] = []
         for line in child.stdout:
             self.log.write(line)
             self.log.flush()
@@ -125,10 +130,12 @@ class Newcomer:
                 pytests = found[1]
             if SKIPPED.match(stripped):
                 skipped.append(stripped)
+            if found := FAILED.match(stripped):
+                wrong.append(found[0])
             if time.monotonic() - told >= NARRATE_SECONDS:
                 told = time.monotonic()
                 self.narrate.note(f"  {format_seconds(told - begun)}  {last[:110]}")
-        return pytests or last, skipped
+        return pytests or last, skipped, wrong
 
 
 def failed(steps: Sequence[Done]) -> list[Done]:
@@ -153,7 +160,7 @@ def document(*, date: str, commit: str, suite: str, machine: str, steps: Sequenc
         "machine": machine,
         "passed": not failed(steps),
         "wheel": wheel_of(steps),
-        "commands": [asdict(step) | {"skipped": list(step.skipped)} for step in steps],
+        "commands": [asdict(step) | {"skipped": list(step.skipped), "failed": list(step.failed)} for step in steps],
     }
 
 
