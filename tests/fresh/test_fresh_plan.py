@@ -215,7 +215,10 @@ def test_the_result_names_wheel_and_failures() -> None:
 
 def test_output_is_followed_to_pytests_own_closing_line(tmp_path: Path) -> None:
     """The reader of a step's output, over the real output of a child process."""
-    text = "one\nSKIPPED [2] tests/a.py:3: no nginx\nFAILED tests/b.py::test_x[y] - Assert\n==== 3 passed, 2 skipped in 1.25s ====\nmake: bye\n"
+    text = (
+        "one\nSKIPPED [2] tests/a.py:3: no nginx\nFAILED tests/b.py::test_x[y] - Assert\n"
+        "==== 3 passed, 2 skipped in 1.25s ====\nmake: bye\n"
+    )
     log = io.StringIO()
     newcomer = Newcomer(root=tmp_path, mounts=(), environ={}, log=log, narrate=Narrator(quiet=True))
     with subprocess.Popen(["printf", "%s", text], stdout=subprocess.PIPE, text=True) as child:
