@@ -77,7 +77,7 @@ def quick_section(folder: Path) -> str:
     widths = [max(len(cells[i]) for cells in lines) for i in kept]
     body = ("  ".join(cells[i].ljust(width) for i, width in zip(kept, widths, strict=True)).rstrip() for cells in lines)
     head = f"$ {report.command}    # {report.title}, {report.date}, {report.seconds:.0f} s; our lines only"
-    return "\n".join(["```", head, *body, "```"]) + "\n"
+    return "\n".join(["```console", head, *body, "```"]) + "\n"
 
 
 Sections = dict[str, Callable[[Path], str]]

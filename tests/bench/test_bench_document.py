@@ -25,7 +25,7 @@ def test_the_figures_in_the_documents_are_those_of_the_files(page: Path) -> None
 
 def test_the_readme_shows_a_dozen_lines_of_the_quick_run() -> None:
     text = PAGES["README.md"][1]["quick"](DOCS / "results")
-    assert text.startswith("```\n$ flash-attn3 bench --quick ") and text.endswith("```\n")
+    assert text.startswith("```console\n$ flash-attn3 bench --quick ") and text.endswith("```\n")
     assert 8 <= text.count("\n") <= 13 and all(len(line) <= 120 for line in text.splitlines())
     assert "decode-ragged" in text and "(dense-mask is wrong)" in text
 

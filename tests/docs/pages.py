@@ -63,12 +63,15 @@ def command_of(line: str) -> str | None:
 
 
 def commands(text: str) -> list[str]:
-    """Every command of a page's text, in order, each once: fenced shell, indented lines, inline code."""
+    """Every command of a page's text, in order, each once: fenced shell, transcripts, indented lines, inline code."""
     found: list[str] = []
     fenced = _FENCE.findall(text)
     for language, block in fenced:
         if language == "sh":
             lines = [line for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+            found += [command_of(line) or f"not understood: {line}" for line in lines]
+        elif language == "console":  # a transcript: what was typed stands behind the prompt
+            lines = [line for line in block.splitlines() if line.startswith("$ ")]
             found += [command_of(line) or f"not understood: {line}" for line in lines]
     prose = _FENCE.sub("", text)
     found += [command for line in _INDENTED.findall(prose) if (command := command_of(line))]

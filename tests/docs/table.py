@@ -148,7 +148,10 @@ TABLE: dict[str, Deal] = {
     "python -m ci gpu-test --wheel W.whl --out DIR --device cpu --sample 50": Elsewhere(
         at="tests/gpu/test_gpucheck.py::test_the_whole_of_it_on_a_cpu", says='"--device", "cpu"'
     ),
-    "python -m ci wheel --archs 12.1 --proxy 9.0": NotRun(why="ten minutes of nvcc for a wheel that is only for a GPU"),
+    "make wheel ARCHS=12.1 PROXY=9.0": Elsewhere(
+        at="tests/harness/test_families.py::test_a_proxy_wheel_is_made_and_not_published", says='"--proxy", "9.0"'
+    ),
+    "python -m ci build --launcher sccache": Elsewhere(at=WHEELS, says='${LAUNCHER:+--launcher "$LAUNCHER"}'),
     # docs/hub.md
     "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl": Run(says=r"my-lab/attention +revision"),
     "flash-attn3 hub list": Run(says=r"varunneal/flash-attention-3 +fa3", before=(PUBLISH,)),
