@@ -13,6 +13,7 @@ PAGES = [
     ROOT / "third_party" / "flash-attention" / "README.md",
     ROOT / "wheels" / "README.md",
     ROOT / "csrc" / "README.md",
+    ROOT / "examples" / "nanochat_web" / "README.md",
 ]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -35,6 +36,7 @@ PROGRAMS = (
     "rsync",
     "export",
     "apt-get",
+    "curl",
     ".ci/run",
     ".ci/as-root",
     ".ci/packages",
@@ -68,7 +70,8 @@ def commands(text: str) -> list[str]:
     fenced = _FENCE.findall(text)
     for language, block in fenced:
         if language == "sh":
-            lines = [line for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+            joined = re.sub(r" *\\\n *", " ", block)
+            lines = [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
             found += [command_of(line) or f"not understood: {line}" for line in lines]
         elif language == "console":  # a transcript: what was typed stands behind the prompt
             lines = [line for line in block.splitlines() if line.startswith("$ ")]

@@ -21,6 +21,10 @@ print("chat:", flash_attn.flash_attn_func.__module__)
 FRESH = "tests/fresh/test_fresh_machine.py::test_a_newcomer_types_the_two_commands"
 CI = ".github/workflows/ci.yml"
 WHEELS = ".github/workflows/wheels.yml"
+CURL = (
+    "curl -N -H 'content-type: application/json' http://127.0.0.1:8000/chat/completions "
+    """-d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0.8, "top_k": 50}'"""
+)
 NEEDS_GPU = NotRun(why="needs a GPU; the same command with --device cpu is run")
 
 TABLE: dict[str, Deal] = {
@@ -72,28 +76,35 @@ TABLE: dict[str, Deal] = {
         says="sha256", puts={"X.Y": "12.1"}, marks=NVCC | NETWORK, own_cache=False
     ),
     "python -m ci lock --source fa --output new/lock.json": Run(
-        says=r"new/lock\.json", then=("cmp new/lock.hopper.tree third_party/flash-attention/lock.hopper.tree",),
-        marks=NETWORK, own_cache=False,
+        says=r"new/lock\.json",
+        then=("cmp new/lock.hopper.tree third_party/flash-attention/lock.hopper.tree",),
+        marks=NETWORK,
+        own_cache=False,
     ),
     "python -m ci fetch --source fa --lock new/lock.json --edits": Run(
-        says=r"edits +\d+ fit", before=("python -m ci lock --source fa --output new/lock.json",),
-        marks=NETWORK, own_cache=False,
+        says=r"edits +\d+ fit",
+        before=("python -m ci lock --source fa --output new/lock.json",),
+        marks=NETWORK,
+        own_cache=False,
     ),
     "cp new/lock* third_party/flash-attention/": Run(
-        says="good: hopper", before=("python -m ci lock --source fa --output new/lock.json",),
+        says="good: hopper",
+        before=("python -m ci lock --source fa --output new/lock.json",),
         then=("python -m ci lock --check third_party/flash-attention/lock.json",),
-        marks=NETWORK, own_cache=False,
+        marks=NETWORK,
+        own_cache=False,
     ),
     # third_party/flash-attention/README.md
     "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": NotRun(
         why="downloads a gigabyte; its result is what `fa` stands for in the commands behind it"
     ),
-    "python -m ci lock --source fa --output newest.json": Run(
-        says=r"newest\.json", marks=NETWORK, own_cache=False
-    ),
+    "python -m ci lock --source fa --output newest.json": Run(says=r"newest\.json", marks=NETWORK, own_cache=False),
     "python -m ci wheel --source fa --lock newest.json": Run(
-        says="sha256", adds=f"{SMOKE} --no-publish", before=("python -m ci lock --source fa --output newest.json",),
-        marks=NVCC | NETWORK, own_cache=False,
+        says="sha256",
+        adds=f"{SMOKE} --no-publish",
+        before=("python -m ci lock --source fa --output newest.json",),
+        marks=NVCC | NETWORK,
+        own_cache=False,
     ),
     "python -m ci fetch": Run(says="everything is at hand", marks=NETWORK, own_cache=False),
     # docs/building.md
@@ -114,7 +125,8 @@ TABLE: dict[str, Deal] = {
         says=r"flash-attn3 3\.0\.0",
         then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
         environ={"PIP_NO_DEPS": "1", "FLASH_ATTN3_PROFILE": "smoke", "TORCH_CUDA_ARCH_LIST": "12.1"},
-        marks=NVCC | NETWORK, own_cache=False,
+        marks=NVCC | NETWORK,
+        own_cache=False,
     ),
     # docs/ci.md
     "python -m ci": NotRun(why="names the program"),
@@ -158,7 +170,8 @@ TABLE: dict[str, Deal] = {
     "flash-attn3 hub show varunneal/flash-attention-3": Run(says="build/torch-cuda: ", before=(PUBLISH,)),
     "flash-attn3 hub check": Run(says="ok: generation 1", before=(PUBLISH,)),
     "flash-attn3 hub remove my-lab/attention": Run(
-        says="generation 2", before=("flash-attn3 hub publish --repo my-lab/attention wheels/*.whl",),
+        says="generation 2",
+        before=("flash-attn3 hub publish --repo my-lab/attention wheels/*.whl",),
         then=("! flash-attn3 hub show my-lab/attention",),
     ),
     "flash-attn3 hub gc": Run(says="removed 0 objects", before=(PUBLISH,)),
@@ -220,10 +233,29 @@ TABLE: dict[str, Deal] = {
     TOKEN: Run(says="^$", then=("test $(wc -c < ~/.config/hub-token) -gt 40",)),
     "flash-attn3 hub serve --host 0.0.0.0 --token-file ~/.config/hub-token": Serve(before=(PUBLISH, TOKEN)),
     'pip install "$(ls wheels/*.whl)[hub]"': Run(
-        says=r"flash-attn3 3\.0\.0", before=(SMOKE_WHEEL,), then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
-        marks=NVCC | NETWORK, own_cache=False,
+        says=r"flash-attn3 3\.0\.0",
+        before=(SMOKE_WHEEL,),
+        then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
+        marks=NVCC | NETWORK,
+        own_cache=False,
     ),
     "python -m tests.hub_server.throughput": Elsewhere(
         at="tests/hub_server/test_throughput.py::test_the_comparison_runs", says="throughput.compare("
     ),
-}  # fmt: skip
+    # examples/nanochat_web/README.md
+    "pip install -r examples/nanochat_web/requirements.txt": NotRun(
+        why="the same pins are in requirements-dev.txt, which tests/nanochat_web/test_cli.py holds to them"
+    ),
+    "python examples/nanochat_web/serve.py --nanochat ~/nanochat": Elsewhere(
+        at="tests/nanochat_web/harness.py", says='"nanochat_web" / "serve.py"'
+    ),
+    'flash-attn3 run -- .venv/bin/python -m scripts.chat_cli -i sft -p "Why is the sky blue?"': NotRun(
+        why="README.md's own line, with another Python and another question"
+    ),
+    "python examples/nanochat_web/serve.py --nanochat ~/nanochat --allow-host school.example": Elsewhere(
+        at="tests/nanochat_web/test_lifecycle.py", says='"--allow-host", "school.example"'
+    ),
+    CURL: Elsewhere(
+        at="tests/nanochat_web/test_stream.py::test_the_events_of_nanochats_own_server_in_order", says="done"
+    ),
+}
