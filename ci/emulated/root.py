@@ -118,5 +118,6 @@ def _fill(root: EmulatedRoot, *, narrate: Narrator) -> None:
             archive.unlink()
             progress.advance(detail=archive.name.partition("_")[0])
     narrate.note(f"installing {REQUIREMENTS.name} with the emulated pip")
-    arguments = ("--quiet", "--require-hashes", "--only-binary=:all:", "-r", str(REQUIREMENTS))
+    # The list is whole. Left to resolve, pip asks for the newest of what is wanted with an extra, and refuses it.
+    arguments = ("--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", str(REQUIREMENTS))
     root.pip_install(root.system / PYTHON, *arguments, "--target", str(root.site))

@@ -14,7 +14,11 @@ import pytest
 from ci.fresh.inside import enclosed
 from ci.fresh.root import remove
 
-STARTER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+# Ctrl-C works in it also where these tests were started in the background, for which shells turn it off.
+STARTER = (
+    "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "subprocess.run(sys.argv[1:])"
+)
 
 
 def namespaces_work() -> bool:

@@ -332,6 +332,7 @@ def test_reading_proc() -> None:
 
 
 BUILD = """
+import signal
 import sys
 from pathlib import Path
 from ci import __main__ as ci
@@ -353,6 +354,8 @@ class Slow:
         Executor(limit=1, memory=lambda _: (9.0, 0.0), narrate=Narrator(quiet=True), children=children).run([job])
         return 0
 
+# Also where these tests were started in the background, for which shells turn Ctrl-C off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["slow"] = Slow
 ci.COMMANDS["slow"] = ("slow", "")
 sys.exit(ci.main(["slow"]))
