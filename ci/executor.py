@@ -38,12 +38,13 @@ class Executor:
     memory: Callable[[frozenset[int]], tuple[float, float]]
     narrate: Narrator
     children: Children = field(default_factory=Children)
+    longest_first: bool = True  # else in the order given
     poll_seconds: float = MEMORY_POLL_SECONDS
     tick_seconds: float = TERMINAL_TICK_SECONDS  # how often it is asked whether there is something to show
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run all jobs, the longest first. The first failure stops the others and is raised."""
-        waiting = sorted(jobs, key=lambda job: (-job.cpu_s, job.name))
+        """Run all jobs. The first failure stops the others and is raised."""
+        waiting = sorted(jobs, key=lambda job: (-job.cpu_s, job.name)) if self.longest_first else list(jobs)
         running: dict[Future[str], Job] = {}
         progress = _Progress(count=len(jobs), total_s=sum(job.cpu_s for job in jobs), narrate=self.narrate)
         with ThreadPoolExecutor(max_workers=self.limit, thread_name_prefix="compile") as pool:

@@ -2,13 +2,14 @@
 
 A group is the smallest set for which both sides make the same variants: forward by head dim, paged and split (upstream
 has a file a dtype, each with both softcaps and effective archs; we have a file a softcap with both dtypes), backward
-by head dim, and each of the common files.
+by head dim, and each of the common files. Files are measured in an order that covers every group early, so that a
+measurement that is not over yet says something about the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ci.plan import FamilyPlan, PlannedUnit
@@ -61,13 +62,21 @@ class Cost:
     rss_gb: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Result:
-    """One measured group."""
+    """What is known of one group so far, by file."""
 
-    name: str
-    ours: tuple[Cost, ...]
-    upstream: tuple[Cost, ...]
+    ours: dict[str, Cost] = field(default_factory=dict)
+    upstream: dict[str, Cost] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One file to compile: a unit of ours, or a file of upstream's."""
+
+    group: Group
+    file: str
+    ours: PlannedUnit | None = None
 
 
 def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: Sequence[int]) -> list[Group]:
@@ -119,52 +128,116 @@ def sample(found: Sequence[Group], count: int) -> tuple[Group, ...]:
     return tuple(group for group in found if group in chosen)
 
 
-def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> list[Result]:
-    """The groups of an earlier document, provided it was measured from the same inputs on the same kind of machine."""
+def tasks(picked: Sequence[Group], results: Mapping[str, Result]) -> list[Task]:
+    """What is still to be compiled: our units first, then a first part of every group's upstream files, and so on."""
+    found: list[tuple[float, Task]] = []
+    for group in picked:
+        have = results.get(group.name, Result())
+        found += [
+            (-1.0, Task(group=group, file=item.unit.file, ours=item))
+            for item in group.ours
+            if item.unit.file not in have.ours
+        ]
+        found += [
+            (index / len(group.upstream), Task(group=group, file=file))
+            for index, file in enumerate(group.upstream)
+            if file not in have.upstream
+        ]
+    return [task for _, task in sorted(found, key=lambda pair: pair[0])]
+
+
+# For an ETA, and for how many fit into memory: what an upstream file takes, by kind (CPU seconds, GB).
+UPSTREAM_COST = {"fwd": (320.0, 9.0), "bwd": (240.0, 9.0), "combine": (92.0, 3.1), "prepare": (42.0, 1.4)}
+
+
+def estimate(task: Task) -> tuple[float, float]:
+    """CPU seconds and GB."""
+    if task.ours is not None:
+        return task.ours.cost.cpu_s, task.ours.cost.rss_gb
+    return UPSTREAM_COST[task.group.kind]
+
+
+def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[str, Result]:
+    """What an earlier document holds, provided it was measured from the same inputs on the same kind of machine."""
     if not document:
-        return []
+        return {}
     for name, wanted in facts.items():
         if document.get(name) != wanted:
             raise UsageError(
                 f"cannot go on with the earlier measurement: its {name} is {document.get(name)}, here it is {wanted}",
                 hint="another --output, or leave --resume out to begin anew",
             )
-    return [
-        Result(
-            name=row["group"],
-            ours=tuple(Cost(**cost) for cost in row["ours"]),
-            upstream=tuple(Cost(**cost) for cost in row["upstream"]),
+    return {
+        row["group"]: Result(
+            ours={cost["file"]: Cost(**cost) for cost in row["ours"]},
+            upstream={cost["file"]: Cost(**cost) for cost in row["upstream"]},
         )
         for row in document["results"]
-    ]
+    }
 
 
-def _total(costs: Sequence[Cost]) -> float:
-    return round(sum(cost.cpu_s for cost in costs), 1)
+def _total(costs: Mapping[str, Cost]) -> float:
+    return sum(cost.cpu_s for cost in costs.values())
 
 
-def summary(results: Sequence[Result], *, of: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The document: each group with both sides, sums over what was measured, and what part of the whole that is."""
-    ours = _total([cost for result in results for cost in result.ours])
-    theirs = _total([cost for result in results for cost in result.upstream])
+def _peak(costs: Sequence[Cost]) -> float:
+    return max((cost.rss_gb for cost in costs), default=0)
+
+
+def _sums(ours: float, upstream: float) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "ours_cpu_s": round(ours, 1),
+        "upstream_cpu_s": round(upstream, 1),
+        "ratio": round(ours / upstream, 3) if upstream else None,
+    }
+
+
+def _whole(found: Sequence[Group], results: Mapping[str, Result]) -> dict[str, Any] | None:
+    """All groups; an upstream file that was not measured counts as the mean of its group's files that were.
+
+    None where that cannot be said: a group without any file of upstream's, or without all of ours.
+    """
+    ours = theirs = 0.0
+    counted = 0
+    for group in found:
+        have = results.get(group.name, Result())
+        if len(have.ours) < len(group.ours) or not have.upstream:
+            return None
+        ours += _total(have.ours)
+        theirs += _total(have.upstream) * len(group.upstream) / len(have.upstream)
+        counted += len(group.upstream) - len(have.upstream)
+    return {**_sums(ours, theirs), "upstream_files_counted_as_the_mean_of_their_group": counted}
+
+
+def summary(found: Sequence[Group], results: Mapping[str, Result], *, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The document: each file of both sides, sums over the groups measured whole, and what is known of everything."""
+    known = {group.name: results[group.name] for group in found if group.name in results}
+    complete = [
+        known[group.name]
+        for group in found
+        if group.name in known
+        and len(known[group.name].ours) == len(group.ours)
+        and len(known[group.name].upstream) == len(group.upstream)
+    ]
+    return {
+        "schema": 2,
         **facts,
-        "groups_measured": len(results),
-        "groups": of,
-        "ours_cpu_s": ours,
-        "upstream_cpu_s": theirs,
-        "ratio": round(ours / theirs, 3) if theirs else None,
-        "ours_peak_rss_gb": max((c.rss_gb for r in results for c in r.ours), default=0),
-        "upstream_peak_rss_gb": max((c.rss_gb for r in results for c in r.upstream), default=0),
+        "groups": len(found),
+        "groups_measured": len(complete),
+        "upstream_files": sum(len(group.upstream) for group in found),
+        "upstream_files_measured": sum(len(result.upstream) for result in known.values()),
+        "measured_groups": _sums(sum(_total(r.ours) for r in complete), sum(_total(r.upstream) for r in complete)),
+        "whole": _whole(found, results),
+        "ours_peak_rss_gb": _peak([cost for result in known.values() for cost in result.ours.values()]),
+        "upstream_peak_rss_gb": _peak([cost for result in known.values() for cost in result.upstream.values()]),
         "results": [
             {
-                "group": result.name,
-                "ours_cpu_s": _total(result.ours),
-                "upstream_cpu_s": _total(result.upstream),
-                "ours": [asdict(cost) for cost in result.ours],
-                "upstream": [asdict(cost) for cost in result.upstream],
+                "group": name,
+                "ours_cpu_s": round(_total(result.ours), 1),
+                "upstream_cpu_s": round(_total(result.upstream), 1),
+                "ours": [asdict(cost) for cost in result.ours.values()],
+                "upstream": [asdict(cost) for cost in result.upstream.values()],
             }
-            for result in results
+            for name, result in known.items()
         ],
     }

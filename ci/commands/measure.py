@@ -1,8 +1,9 @@
 """`python -m ci measure`: CPU seconds and memory of our units against upstream's files with upstream's flags.
 
-Everything is compiled anew, both sides of a group one after the other, one compiler at a time; nothing comes from, or
-goes into, the object cache. A whole family takes hours: `--resume` goes on where an earlier run with the same inputs,
-on the same kind of machine, was stopped.
+Upstream's side is always compiled anew, from the untouched sources. Ours is too, unless `--built` takes what each unit
+cost the build that made it on this machine (`make wheel`), which the object cache remembers. Every file is written down
+when it is done. A whole family takes hours: `--resume` goes on where an earlier run with the same inputs, on the same
+kind of machine, was stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import argparse
 import datetime
 import json
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ from ci import compile as compiling
 from ci import machine, measure, options
 from ci.children import Children
 from ci.commands import common
+from ci.executor import Executor, Job
+from ci.family import Builder
 from ci.inputs import Inputs
-from ci.measure import Cost, Group, Result
+from ci.measure import Cost, Group, Result, Task
 from ci.narrate import Narrator
-from ci.plan import PlannedUnit
 from ci.workdir import WorkDir, workdir
 from flash_attn3_sm121.errors import CompileError, UsageError
 
@@ -35,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="measure every group (hours)")
     parser.add_argument("--only", action="append", default=[], metavar="GROUP", help="measure this group")
     parser.add_argument("--list", action="store_true", help="print the groups and stop")
-    parser.add_argument("--resume", action="store_true", help="keep the groups that --output already holds")
+    parser.add_argument("--built", action="store_true", help="our side: what the build in the object cache has cost")
+    parser.add_argument("--resume", action="store_true", help="keep the files that --output already holds")
     parser.add_argument("--output", type=Path, default=Path("docs/results/build.json"))
 
 
@@ -62,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     if len(session.plan.families) != 1:
         raise UsageError("measure one family at a time", hint="--archs 12.1")
     found = measure.groups(session.plan.families[0])
-    picked = found if args.list else chosen(found, args)
     if args.list:
         for group in found:
             print(f"{group.name:28} {len(group.ours)} of ours, {len(group.upstream)} of upstream's")
         return 0
+    picked = chosen(found, args)
     inputs = common.gather(session)
     facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
@@ -75,42 +80,130 @@ def run(args: argparse.Namespace) -> int:
         "profile": session.plan.profile,
         "machine": f"{machine.cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
     }
-    results = measure.carried(_earlier(args.output), facts=facts) if args.resume else []
-    have = {result.name for result in results}
-    facts |= {"date": datetime.date.today().isoformat(), "commit": machine.commit_of(ROOT)}
-    for group in (group for group in picked if group.name not in have):
-        results.append(_measure(group, session, inputs))
-        document = measure.summary(results, of=len(found), facts=facts)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        narrate.note(f"{group.name}: {document['results'][-1]['ours_cpu_s']} CPU s against upstream's "
-                     f"{document['results'][-1]['upstream_cpu_s']}")  # fmt: skip
-    if not results:
-        raise UsageError("nothing to measure")
-    print(f"{args.output}: ours {document['ours_cpu_s']} CPU s, upstream {document['upstream_cpu_s']} CPU s, "
-          f"ratio {document['ratio']}")  # fmt: skip
+    results = measure.carried(_earlier(args.output), facts=facts) if args.resume else {}
+    if args.built:
+        _take_built(picked, results, common.builder(session, inputs))
+    facts |= {
+        "date": datetime.date.today().isoformat(),
+        "commit": machine.commit_of(ROOT),
+        "ours_from": "the build that made them" if args.built else "compiled for this measurement",
+    }
+    record = Record(output=args.output, found=found, results=results, facts=facts)
+    record.write()
+    with workdir(session.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
+        compiler = Compiler(inputs=inputs, work=work, narrate=narrate, record=record)
+        jobs = [_job(task, compiler) for task in measure.tasks(picked, results)]
+        limit = session.request.jobs or session.machine.cores
+        Executor(
+            limit=limit, memory=machine.memory_probe, narrate=narrate, children=compiler.children, longest_first=False
+        ).run(jobs)
+    print(_told(record.document(), output=args.output))
     return 0
 
 
-def _measure(group: Group, session: common.Session, inputs: Inputs) -> Result:
-    """Compile both sides of a group: ours from the edited tree, upstream's from the pristine one."""
-    tools = inputs.toolchain
-    with workdir(session.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
+def _told(document: Mapping[str, Any], *, output: Path) -> str:
+    lines = [
+        f"{output}: {document['upstream_files_measured']} of upstream's {document['upstream_files']} files measured"
+    ]
+    for name, key in (("groups measured whole", "measured_groups"), ("everything", "whole")):
+        sums = document[key]
+        if sums and sums["ratio"] is not None:
+            ours, theirs = sums["ours_cpu_s"], sums["upstream_cpu_s"]
+            lines.append(f"{name}: ours {ours:.0f} CPU s, upstream {theirs:.0f} CPU s, ratio {sums['ratio']}")
+    counted = (document["whole"] or {}).get("upstream_files_counted_as_the_mean_of_their_group")
+    if counted:
+        lines.append(f"(in everything, {counted} of upstream's files count as the mean of their group's measured ones)")
+    return "\n".join(lines)
 
-        def compiled(file: str, argv: list[str]) -> Cost:
-            session.narrate.command(argv)
-            env = compiling.environment(os.environ, toolchain=tools, work=work, launcher=None)
-            log = work.root / "keep" / "log"
-            ended = Children().run(argv, cwd=work.root, env=env, log=log)
-            if ended.code != 0:
-                raise CompileError(
-                    f"$ {' '.join(argv)}\nexit code {ended.code}\n{log.read_text(errors='replace')[-4000:]}"
-                )
-            return Cost(file=file, cpu_s=ended.cpu_s, wall_s=ended.wall_s, rss_gb=ended.rss_gb)
 
-        ours = tuple(_ours(item, inputs, work, compiled) for item in group.ours)
-        upstream = tuple(_upstream(file, inputs, work, compiled) for file in group.upstream)
-    return Result(name=group.name, ours=ours, upstream=upstream)
+def _take_built(picked: tuple[Group, ...], results: dict[str, Result], builder: Builder) -> None:
+    """Our side from the object cache: what the build that made each object has measured."""
+    keyed = {group.name: builder.keys(group.ours) for group in picked}
+    every = [unit for units in keyed.values() for unit in units]
+    missing = [unit.planned.unit.name for unit in every if builder.store.find(unit.key) is None]
+    if missing:
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UsageError(
+            f"--built: {len(missing)} of {len(every)} units are not in the object cache: {named}",
+            hint="build first, with the same PROFILE and ARCHS: make wheel PROFILE=full ARCHS=12.1",
+        )
+    for name, units in keyed.items():
+        results.setdefault(name, Result()).ours = {
+            unit.planned.unit.file: Cost(
+                file=unit.planned.unit.file, cpu_s=report.cpu_s, wall_s=report.wall_s, rss_gb=report.rss_gb
+            )
+            for unit, report in zip(units, builder.reports(units), strict=True)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known so far, written down after every file: a measurement of hours may be stopped at any time."""
+
+    output: Path
+    found: tuple[Group, ...]
+    results: dict[str, Result]
+    facts: Mapping[str, Any]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def document(self) -> dict[str, Any]:
+        return measure.summary(self.found, self.results, facts=self.facts)
+
+    def add(self, task: Task, cost: Cost) -> None:
+        with self._lock:
+            result = self.results.setdefault(task.group.name, Result())
+            (result.ours if task.ours else result.upstream)[task.file] = cost
+            self.write()
+
+    def write(self) -> None:
+        """Whole or not at all: a kill between two bytes must not cost the hours before it."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.output.with_name(f".{self.output.name}.new")
+        fresh.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
+        fresh.replace(self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """Compiles files of both sides: ours from the edited tree, upstream's from the pristine one."""
+
+    inputs: Inputs
+    work: WorkDir
+    narrate: Narrator
+    record: Record
+    children: Children = field(default_factory=Children)
+
+    def run(self, task: Task) -> str:
+        argv = self._ours(task) if task.ours else self._upstream(task)
+        self.narrate.command(argv)
+        env = compiling.environment(os.environ, toolchain=self.inputs.toolchain, work=self.work, launcher=None)
+        log = self.work.root / "keep" / f"{Path(task.file).stem}.log"
+        ended = self.children.run(argv, cwd=self.work.root, env=env, log=log)
+        if ended.code != 0:
+            raise CompileError(f"$ {' '.join(argv)}\nexit code {ended.code}\n{log.read_text(errors='replace')[-4000:]}")
+        if task.ours:
+            self.work.drop_intermediate(task.ours.unit)
+        cost = Cost(file=task.file, cpu_s=ended.cpu_s, wall_s=ended.wall_s, rss_gb=ended.rss_gb)
+        self.record.add(task, cost)
+        return f"{task.file}: {cost.cpu_s:.0f} CPU s, {cost.rss_gb:.1f} GB"
+
+    def _ours(self, task: Task) -> list[str]:
+        assert task.ours
+        self.work.write(task.ours.unit)
+        return compiling.command(task.ours, toolchain=self.inputs.toolchain, work=self.work, launcher=None)
+
+    def _upstream(self, task: Task) -> list[str]:
+        hopper, tools = self.inputs.tree.hopper, self.inputs.toolchain
+        flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(task.file)]
+        includes = [f"-I{hopper}", f"-I{self.inputs.tree.cutlass_include}"]
+        made = self.work.root / "obj" / f"upstream_{Path(task.file).stem}.o"
+        return [str(tools.nvcc), "-ccbin", tools.cxx, *flags, *includes, "-c", str(hopper / task.file), "-o", str(made)]
+
+
+def _job(task: Task, compiler: Compiler) -> Job:
+    cpu_s, need_gb = measure.estimate(task)
+    name = task.file if task.ours else f"upstream's {Path(task.file).name}"
+    return Job(name=name, cpu_s=cpu_s, need_gb=need_gb, action=lambda: compiler.run(task))
 
 
 def _earlier(path: Path) -> Mapping[str, Any]:
@@ -119,22 +212,3 @@ def _earlier(path: Path) -> Mapping[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-Compiled = Callable[[str, list[str]], Cost]
-
-
-def _ours(item: PlannedUnit, inputs: Inputs, work: WorkDir, compiled: Compiled) -> Cost:
-    work.write(item.unit)
-    argv = compiling.command(item, toolchain=inputs.toolchain, work=work, launcher=None)
-    cost = compiled(item.unit.file, argv)
-    work.drop_intermediate(item.unit)
-    return cost
-
-
-def _upstream(file: str, inputs: Inputs, work: WorkDir, compiled: Compiled) -> Cost:
-    hopper = inputs.tree.hopper
-    includes = [f"-I{hopper}", f"-I{inputs.tree.cutlass_include}"]
-    flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(file)]
-    argv = [str(inputs.toolchain.nvcc), "-ccbin", inputs.toolchain.cxx, *flags, *includes]
-    return compiled(file, [*argv, "-c", str(hopper / file), "-o", str(work.root / "obj" / "upstream.o")])

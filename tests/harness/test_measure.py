@@ -42,26 +42,80 @@ def test_upstreams_architectures() -> None:
     assert measure.upstream_gencode("flash_fwd_combine.cu")[1] == "arch=compute_90a,code=sm_90a"
 
 
-def test_sums() -> None:
-    def cost(cpu: float, rss: float) -> Cost:
-        return Cost(file="f", cpu_s=cpu, wall_s=1, rss_gb=rss)
+def cost(file: str, cpu: float = 3, rss: float = 2) -> Cost:
+    return Cost(file=file, cpu_s=cpu, wall_s=1, rss_gb=rss)
 
-    results = [
-        Result(name="a", ours=(cost(10, 5), cost(20, 6)), upstream=(cost(40, 9),)),
-        Result(name="b", ours=(cost(10, 7),), upstream=(cost(60, 8), cost(60, 8))),
-    ]
-    document = measure.summary(results, of=27, facts={"pin": "x"})
-    assert (document["ours_cpu_s"], document["upstream_cpu_s"], document["ratio"]) == (40, 160, 0.25)
-    assert (document["ours_peak_rss_gb"], document["upstream_peak_rss_gb"]) == (7, 9)
-    assert document["groups_measured"] == 2 and document["groups"] == 27
+
+def group(name: str, ours: int, upstream: int) -> measure.Group:
+    """A group of the given sizes with units of the real plan."""
+    files = tuple(f"{name}{index}" for index in range(upstream))
+    return measure.Group(name=name, kind="fwd", ours=FULL.units[:ours], upstream=files)
+
+
+def measured(of: measure.Group, *, ours: float, upstream: list[float]) -> Result:
+    """A result with every unit of ours at `ours` CPU seconds, and as many of upstream's files as are given."""
+    files = [item.unit.file for item in of.ours]
+    return Result(
+        ours={file: cost(file, ours, 5 + index) for index, file in enumerate(files)},
+        upstream={file: cost(file, cpu, 9) for file, cpu in zip(of.upstream, upstream, strict=False)},
+    )
+
+
+def test_sums() -> None:
+    a, b = group("a", 2, 1), group("b", 1, 2)
+    results = {"a": measured(a, ours=10, upstream=[40]), "b": measured(b, ours=20, upstream=[60, 60])}
+    document = measure.summary([a, b], results, facts={"pin": "x"})
+    sums = {"ours_cpu_s": 40, "upstream_cpu_s": 160, "ratio": 0.25}
+    assert document["measured_groups"] == sums
+    assert document["whole"] == {**sums, "upstream_files_counted_as_the_mean_of_their_group": 0}
+    assert (document["ours_peak_rss_gb"], document["upstream_peak_rss_gb"]) == (6, 9)
+    assert document["groups_measured"] == document["groups"] == 2
+
+
+def test_a_file_that_was_not_measured_counts_as_its_groups_mean_and_the_document_says_how_many_do() -> None:
+    a, b = group("a", 1, 1), group("b", 1, 4)
+    results = {"a": measured(a, ours=10, upstream=[40]), "b": measured(b, ours=20, upstream=[50, 70])}
+    document = measure.summary([a, b], results, facts={})
+    assert document["measured_groups"] == {"ours_cpu_s": 10, "upstream_cpu_s": 40, "ratio": 0.25}
+    assert document["whole"]["upstream_cpu_s"] == 40 + 4 * 60
+    assert document["whole"]["upstream_files_counted_as_the_mean_of_their_group"] == 2
+    assert (document["groups_measured"], document["upstream_files_measured"], document["upstream_files"]) == (1, 3, 5)
+
+
+@pytest.mark.parametrize("lacking", ["ours", "upstream", "the group"])
+def test_nothing_is_said_of_the_whole_where_a_side_of_a_group_is_unknown(lacking: str) -> None:
+    a, b = group("a", 1, 1), group("b", 1, 2)
+    results = {"a": measured(a, ours=1, upstream=[4]), "b": measured(b, ours=1, upstream=[4, 4])}
+    if lacking == "the group":
+        del results["b"]
+    else:
+        setattr(results["b"], lacking, {})
+    assert measure.summary([a, b], results, facts={})["whole"] is None
+
+
+def test_every_group_has_a_file_of_upstreams_before_any_has_all() -> None:
+    order = measure.tasks(GROUPS, {})
+    ours = [task for task in order if task.ours]
+    assert order[: len(ours)] == ours and len(order) == len(ours) + 62
+    first = [task.group.name for task in order[len(ours) : len(ours) + len(GROUPS)]]
+    assert sorted(first) == sorted(found.name for found in GROUPS)
+    half = [task.file for task in order[len(ours) : len(ours) + 32]]
+    assert sum("bwd" in file and "softcap" in file for file in half) == 5, "both kinds of backward in the first half"
+
+
+def test_only_what_is_not_known_yet_is_compiled() -> None:
+    one = GROUPS[0]
+    results = {one.name: measured(one, ours=1, upstream=[2])}
+    assert [task.file for task in measure.tasks([one], results)] == list(one.upstream[1:])
+    assert measure.estimate(measure.tasks([one], results)[0]) == measure.UPSTREAM_COST["fwd"]
 
 
 def test_going_on_keeps_what_was_measured_from_the_same_inputs_only() -> None:
-    cost = Cost(file="f", cpu_s=3, wall_s=1, rss_gb=2)
-    before = [Result(name="a", ours=(cost,), upstream=(cost, cost))]
+    a = group("a", 1, 2)
+    before = {"a": measured(a, ours=1, upstream=[4])}
     facts = {"pin": "x", "machine": "one"}
-    document = measure.summary(before, of=27, facts={**facts, "date": "then"})
+    document = measure.summary([a], before, facts={**facts, "date": "then"})
     assert measure.carried(document, facts=facts) == before
-    assert measure.carried({}, facts=facts) == []
+    assert measure.carried({}, facts=facts) == {}
     with pytest.raises(UsageError, match="its machine is one, here it is two"):
         measure.carried(document, facts={**facts, "machine": "two"})
