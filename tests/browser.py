@@ -104,12 +104,20 @@ class Browser:
             page.take(message["method"], message["params"])
         return message
 
-    def page(self, *, width: int = 1200, height: int = 900, dark: bool = False, scripts: bool = True) -> Page:
-        """A new tab in a profile of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def page(
+        self,
+        *,
+        width: int = 1200,
+        height: int = 900,
+        dark: bool = False,
+        scripts: bool = True,
+        beside: Page | None = None,
+    ) -> Page:
+        """A new tab, in a profile of its own or in that of another one."""
+        context = beside.context if beside else self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(browser=self, session=session, context=context)
+        page = Page(browser=self, session=session, context=context, target=target)
         self._pages[session] = page
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
@@ -130,6 +138,7 @@ class Page:
     browser: Browser
     session: str
     context: str
+    target: str
     problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     _loaded: int = 0
@@ -161,6 +170,10 @@ class Page:
             if time.monotonic() > deadline:
                 raise BrowserError(f"{url}: not loaded in {PATIENCE:.0f} s")
             self.browser.pump(0.05)
+
+    def front(self) -> None:
+        """Look at this tab: one behind another draws nothing."""
+        self.call("Page.bringToFront")
 
     def evaluate(self, script: str) -> Any:
         answer = self.call(
@@ -202,7 +215,12 @@ class Page:
             params["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **params)["data"]))
 
+    def close_tab(self) -> None:
+        """As a person closes it: the page is told, and other tabs of the profile stay."""
+        self.browser.call("Target.closeTarget", targetId=self.target)
+
     def close(self) -> None:
+        """The profile with all its tabs."""
         self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)
 
 

@@ -2,12 +2,14 @@
 
 import * as api from "./api.js";
 import { $, copy, make, say } from "./dom.js";
+import * as elsewhere from "./elsewhere.js";
 import { inline, update } from "./markdown.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
 
 const MAX_CONVERSATION = 32000;
 const STAY = 3000;
+const ASK_AGAIN = 3000;
 const PROMPTS = {
   chat: ["Why is the sky blue?", "Write a short poem about a robot that learns to paint.", "What is 17 times 23?",
     "Who are you, and who trained you?"],
@@ -17,18 +19,21 @@ const PROMPTS = {
 
 // Answers under way: conversation id -> { conversation, message, abort, id, waiting }
 const streams = new Map();
+const others = new Set(); // conversations that another tab is writing in
 let shown = null; // the conversation on the page
 let leaving = false;
 let settings = () => ({});
 let changed = () => {};
 
 export const busy = (id) => streams.has(id);
+export const busyElsewhere = (id) => others.has(id);
 export const conversation = () => shown;
 export const running = (id) => streams.get(id).conversation;
 
 export function start({ readSettings, onChange }) {
   settings = readSettings;
   changed = onChange;
+  elsewhere.start(busy);
   $("#scroll").addEventListener("scroll", () => { $("#latest").hidden = atEnd(); }, { passive: true });
   $("#latest").addEventListener("click", toEnd);
   // The browser cuts the streams of a page that is left; that is no error to be kept with the conversation.
@@ -75,27 +80,58 @@ function steadily(change) {
 }
 
 export function show(one) {
+  draw(one);
+  toEnd();
+}
+
+function draw(one) {
   shown = one;
-  for (const message of one.messages) {
-    if (message.state === "streaming" && !streams.has(one.id)) {
-      message.state = "cut";
-      message.note = "Cut off: the page was closed while this was being written.";
-    }
-  }
   const model = models.usable(one.model);
   models.showChosen(model);
   const serving = streams.get(one.id)?.serving ?? model?.serving ?? null;
   showServing(serving);
   $("#log").replaceChildren(...(one.messages.length ? one.messages.map(article) : [empty(model)]));
   showButtons();
-  toEnd();
+  if (unfinished(one)) ask(one);
+}
+
+const unfinished = (one) => !busy(one.id) && one.messages.some(({ state }) => state === "streaming");
+
+// An answer that is stored unfinished is being written by another tab, or was when its page was closed.
+async function ask(one) {
+  const written = await elsewhere.writes(one.id);
+  if (written) others.add(one.id);
+  else others.delete(one.id);
+  if (one !== shown || !unfinished(one)) return; // it was read anew meanwhile, and asked for again
+  for (const message of one.messages) {
+    if (message.state !== "streaming") continue;
+    if (!written) {
+      message.state = "cut";
+      message.note = "Cut off: the page was closed while this was being written.";
+    }
+    steadily(() => paint(message));
+  }
+  showButtons();
+  if (written) setTimeout(() => { if (one === shown && unfinished(one)) ask(one); }, ASK_AGAIN);
+}
+
+// Another tab has stored something: the conversation on this page may be behind, and would overwrite it when sent to.
+export function reread() {
+  if (!shown || busy(shown.id)) return;
+  const stored = store.load(shown.id);
+  if (!stored || JSON.stringify(stored) === JSON.stringify(shown)) return;
+  if (!unfinished(stored)) others.delete(stored.id);
+  steadily(() => draw(stored));
 }
 
 function showButtons() {
   const answering = shown !== null && busy(shown.id);
+  const waits = shown !== null && others.has(shown.id);
   $("#send").textContent = answering ? "Stop" : "Send";
   $("#send").classList.toggle("stop", answering);
-  $("#log").setAttribute("aria-busy", answering ? "true" : "false");
+  $("#send").disabled = waits;
+  $("#send").title = waits ? "Another tab is writing in this conversation" : "";
+  $("#log").setAttribute("aria-busy", answering || waits ? "true" : "false");
 }
 
 function showServing(serving) {
@@ -167,6 +203,9 @@ function after(box, message, running) {
     button.addEventListener("click", () => copy(button, message.content));
     parts.push(button);
   }
+  if (!running && message.state === "streaming" && others.has(shown.id)) {
+    parts.push(make("span", { class: "note" }, "Another tab is writing this…"));
+  }
   if (!running && message.note) parts.push(make("span", { class: "note" }, message.note));
   if (message.error) parts.push(trouble(message));
   box.replaceChildren(...parts);
@@ -216,7 +255,7 @@ function request(messages) {
 export async function send(text) {
   const one = shown;
   const model = one && models.usable(one.model);
-  if (!one || !model || busy(one.id) || !text.trim()) return false;
+  if (!one || !model || busy(one.id) || others.has(one.id) || !text.trim()) return false;
   const first = one.messages.length === 0;
   const message = { role: "assistant", content: "", model: model.id, state: "streaming" };
   one.model = model.id;
@@ -279,18 +318,18 @@ function take(stream, event) {
   repaint(stream);
 }
 
-// Once a frame at the most, however fast the tokens come.
+// Once a frame at the most, however fast the tokens come. A tab in the background has no frames, but stores all the same.
 function repaint(stream) {
+  if (!stream.discarded) stream.saving ??= setTimeout(() => {
+    stream.saving = undefined;
+    keep(stream.conversation);
+  }, 500);
   if (stream.queued) return;
   stream.queued = true;
   requestAnimationFrame(() => {
     stream.queued = false;
     if (stream.conversation === shown) steadily(() => paint(stream.message));
   });
-  if (Date.now() - (stream.saved ?? 0) > 500) {
-    stream.saved = Date.now();
-    keep(stream.conversation);
-  }
 }
 
 function finish(stream) {
@@ -299,10 +338,11 @@ function finish(stream) {
     return;
   }
   const { conversation: one, message } = stream;
+  clearTimeout(stream.saving);
   streams.delete(one.id);
   message.state = message.error ? "failed" : "done";
   one.updated = Date.now();
-  keep(one);
+  if (!stream.discarded) keep(one);
   if (one === shown) {
     steadily(() => paint(message));
     showButtons();
@@ -321,6 +361,11 @@ export function stop() {
 }
 
 export function discard(id) {
-  streams.get(id)?.abort.abort();
+  const stream = streams.get(id);
+  if (stream) {
+    stream.discarded = true; // its end must not bring it back
+    clearTimeout(stream.saving);
+    stream.abort.abort();
+  }
   store.remove(id);
 }

@@ -160,7 +160,8 @@ function submit() {
     chat.stop();
     return;
   }
-  if (!text.trim() || !models.usable(chat.conversation().model)) return;
+  const { id, model } = chat.conversation();
+  if (!text.trim() || chat.busyElsewhere(id) || !models.usable(model)) return;
   message.value = "";
   grow();
   chat.send(text);
@@ -229,5 +230,9 @@ models.onCatalog(() => {
   if (one && one.messages.length === 0) chat.show(one);
   else models.showChosen(models.usable(one?.model));
 });
-addEventListener("storage", (event) => { if (store.isOurs(event.key)) list(); });
+addEventListener("storage", (event) => {
+  if (!store.isOurs(event.key)) return;
+  chat.reread();
+  list();
+});
 look();
