@@ -76,7 +76,10 @@ EDITS: tuple[Edit, ...] = (
             Change(anchor="dprops->major * 10 + dprops->minor", replacement="::fa3::kArch", count=4),
             Change(anchor="if (dprops->major < 9)", replacement="if (::fa3::kArch < 90)"),
             Change(anchor="dprops->major == 9", replacement="::fa3::kArch == 90"),
-            Change(anchor='#include "tile_size.h"', replacement='#include "fa3_gate.h"\n#include "tile_size.h"'),
+            Change(
+                anchor='#include "tile_size.h"',
+                replacement='#include "fa3_gate.h"\n#include "fa3_tiles.h"\n#include "tile_size.h"',
+            ),
         ),
     ),
     Edit(
@@ -123,9 +126,10 @@ EDITS: tuple[Edit, ...] = (
     Edit(
         name="tiles",
         file="hopper/tile_size.h",
-        why="upstream's tiles overflow 99 KB at head dim 256 and spill at 64: csrc/fa3_tiles.h has ours",
+        why="upstream's tiles overflow 99 KB at head dim 256 and spill at 64: csrc/fa3_tile_*.h have ours",
         changes=(
-            Change(anchor="#include <tuple>", replacement='#include <tuple>\n\n#include "fa3_tiles.h"'),
+            # forward_tile() comes from before: a kernel's file has its own head dim's alone, the host code all.
+            Change(anchor="#include <tuple>", replacement='#include <tuple>\n\n#include "fa3_tile.h"'),
             Change(
                 anchor="bool softcap=false, bool append_kv=false) {",
                 replacement="bool softcap=false, bool append_kv=false) {\n"

@@ -181,6 +181,14 @@ def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[lis
     return packs
 
 
+def _tiles(item: Forward | Backward) -> str:
+    """The tiles of this head dim and no other: a change of another one's must not compile this file anew."""
+    if isinstance(item, Backward):
+        return ""
+    call = f"constexpr Tile forward_tile(int, Variant const& variant) {{ return tile_{item.head_dim}(variant); }}"
+    return f'#include "fa3_tile_{item.head_dim}.h"\n\nnamespace fa3 {{\n{call}\n}}\n\n'
+
+
 def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     first = pack[0]
     kind = "fwd" if isinstance(first, Forward) else "bwd"
@@ -189,7 +197,7 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     for variant in dict.fromkeys(item.variant for item in pack):
         words.append(variant)
     words += dict.fromkeys(item.dtype for item in pack)
-    text = f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
+    text = _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
     return Unit(
         name="_".join(words) if kind == "fwd" else "_".join((first.group, *words[1:])),
         kind=kind,

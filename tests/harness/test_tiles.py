@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ci.includes import Closures
+from ci.profiles import find, select
+from ci.units import units
 from ci.verify.smem import Tile, forward_bytes
 from flash_attn3_sm121.arch import FAMILIES, Family
 
@@ -111,3 +114,13 @@ SEEN = [
 @pytest.mark.parametrize(("tile", "dim", "expected"), SEEN)
 def test_the_arithmetic_agrees_with_compiled_kernels(tile: Tile, dim: int, expected: int) -> None:
     assert forward_bytes(tile, dim) == expected
+
+
+@pytest.mark.parametrize("family", [Family.SM80, Family.SM8X, Family.SM90])
+def test_a_kernels_file_depends_on_the_tiles_of_its_own_head_dim_alone(family: Family) -> None:
+    """Else one column more in one head dim would compile all of them anew."""
+    found = Closures(CSRC.parent, ("csrc",))
+    for unit in units(select(find("full"), family)):
+        own = {name for name in found.of(unit.text, origin=f"units/{unit.file}") if "fa3_tile" in name}
+        wanted = {"csrc/fa3_tile.h", f"csrc/fa3_tile_{unit.head_dim}.h"} if unit.kind == "fwd" else set()
+        assert own == wanted, unit.name

@@ -1,0 +1,15 @@
+// Forward tiles of head dim 192 where shared memory is small. BSD-3-Clause, see LICENSE.
+#pragma once
+
+#include "fa3_tile.h"
+
+namespace fa3 {
+
+// 192: 48 KB of Q. In registers it makes room for more columns of K and V: 96 fit, but a causal mask, tanh or lengths
+// then spill up to 144 bytes, so 80. Where something else needs the registers, Q stays in shared memory beside 64.
+constexpr Tile tile_192(Variant const& v) {
+    bool const busy = v.append || v.local || v.varlen_split || v.paged;
+    return {128, busy ? 64 : 80, 8, 1, !busy};
+}
+
+}  // namespace fa3

@@ -1,0 +1,14 @@
+// Forward tiles of head dim 256 where shared memory is small. BSD-3-Clause, see LICENSE.
+#pragma once
+
+#include "fa3_tile.h"
+
+namespace fa3 {
+
+// 256: 64 rows each of Q, K and V are 96 KB. 128 rows of Q fit only in registers, which spills: 4 warps hold 16 rows
+// each with the same 128 sums a thread, and nothing else.
+constexpr Tile tile_256(Variant const&) {
+    return {64, 64, 4, 1, false};
+}
+
+}  // namespace fa3
