@@ -11,8 +11,10 @@ namespace fa3 {
 // for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8 warps of 16 rows
 // instead would read K and V from shared memory twice as often.
 constexpr Tile tile_64(Variant const& v) {
-    // Masks beside tanh, and page pointers for appending under a causal mask, keep more alive: 48 columns.
-    bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal);
+    // Masks beside tanh, page pointers for appending under a causal mask, and appending under a window (fp16 alone
+    // spills there), keep more alive: 48 columns.
+    bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal) ||
+                      (v.append && v.local && !v.paged && !v.varlen_split);
     // The one variant with everything at once but a page table still spills at 48.
     bool const busiest = v.softcap && v.local && v.append && v.varlen_split && !v.paged;
     int const few = busiest ? 32 : 48;

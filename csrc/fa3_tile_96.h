@@ -5,10 +5,11 @@
 
 namespace fa3 {
 
-// 96: 128 rows of Q are 24 KB, 64 of K and V 12 KB each; two blocks an SM. Masks and splits that keep more registers
-// alive take 48 columns.
+// 96: upstream's 4 warps with 32 rows each spill in most variants, at 64 columns (up to 200 bytes) and at 48. 8 warps
+// with 16 rows each hold half as many sums and scores, and Q in registers; K and V are read from shared memory twice as
+// often: one LDSM for two HMMA, as at head dim 128.
 constexpr Tile tile_96(Variant const& v) {
-    return {128, v.local || v.varlen_split ? 48 : 64, 4, 1, false};
+    return {128, v.local ? 96 : 128, 8, 1, true};
 }
 
 }  // namespace fa3

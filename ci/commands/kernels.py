@@ -22,6 +22,9 @@ DEVICE = "GB10"
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--summary", action="store_true", help="a line a head dim and dtype, not one a kernel")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="these dtypes and head dims: bf16, fp16, hd64, ..."
+    )
     parser.add_argument("--write", type=Path, help="write the page there instead of to stdout")
 
 
@@ -31,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
     if family is None:
         raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
+    chosen_rows = document.choice(args.only, family.selection)
     inputs = common.gather(session)
     with tempfile.TemporaryDirectory(prefix="fa3-standin-") as scratch:
         made = library.make(common.builder(session, inputs), family, output=Path(scratch))
@@ -48,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
     words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
-    words += [*(["--summary"] if args.summary else []), *([f"--write {args.write}"] if args.write else [])]
+    words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]
+    words += [*([f"--write {args.write}"] if args.write else [])]
     about = document.About(
-        profile=session.plan.profile,
+        profile=" ".join((session.plan.profile, *(f"only {word}" for word in args.only))),
         image=family.images[0],
         limit=DEVICES[DEVICE].smem,
         calls=len(chosen),
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         command=" ".join(words),
     )
     page = document.to_summary if args.summary else document.to_text
-    text = page(document.rows(usage, code, answers), about)
+    text = page([row for row in document.rows(usage, code, answers) if chosen_rows(row)], about)
     if args.write:
         args.write.write_text(text, encoding="utf-8")
         narrate.note(f"wrote {args.write}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ci.objects import KernelUsage
+from ci.profiles import Selection
 from ci.stub.library import Answer
 from ci.verify import kernels
+from flash_attn3_sm121.errors import UsageError
 
 # Per SM of compute capability 12.x: registers, warps, shared memory, and what the system takes of that a block.
 REGISTERS, WARPS, SMEM, SMEM_RESERVED = 65536, 48, 102400, 1024
@@ -64,6 +66,17 @@ def rows(usage: Sequence[KernelUsage], code: Mapping[str, kernels.Code], answers
             )
         )
     return tuple(sorted(found, key=lambda row: row.name))
+
+
+def choice(words: Sequence[str], selection: Selection) -> Callable[[Row], bool]:
+    """Which rows are wanted: of the named dtypes, and of the named head dims; all, where none of a sort is named."""
+    dims = {f"hd{dim}": dim for dim in selection.head_dims}
+    for word in words:
+        if word not in dims and word not in selection.dtypes:
+            raise UsageError(f"--only {word}: not in this profile", hint=f"{', '.join((*selection.dtypes, *dims))}")
+    wanted_types = {word for word in words if word in selection.dtypes} or set(selection.dtypes)
+    wanted_dims = {dims[word] for word in words if word in dims} or set(selection.head_dims)
+    return lambda row: row.variant.dtype in wanted_types and row.variant.head_dim in wanted_dims
 
 
 def unreached(usage: Sequence[KernelUsage], answers: Sequence[Answer]) -> tuple[str, ...]:

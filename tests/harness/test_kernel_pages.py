@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ci.stub.document import About, Row, to_summary, to_text
+import pytest
+
+from ci.profiles import find, select
+from ci.stub.document import About, Row, choice, to_summary, to_text
 from ci.verify.kernels import Variant
+from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.errors import UsageError
 
 ABOUT = About(profile="full", image="sm_121", limit=101376, calls=7, pin="3effce8", cuda="13.0", command="this test")
 PLAIN = Row(
@@ -32,3 +37,16 @@ def test_a_line_a_head_dim_and_dtype() -> None:
         "| backward hd128 fp16 | 1 | 128 x 128 | 250 | 0 | 0 | 99584 | 768 | 1 |",
         "| forward hd128 bf16 | 2 | 128 x 128, 128 x 96 | 250 to 255 | 1 | 16 | 57728 to 65920 | 768 | 5 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [([], [PLAIN, CAUSAL, OTHER]), (["bf16"], [PLAIN, CAUSAL]), (["hd128", "fp16"], [OTHER]), (["hd64"], [])],
+)
+def test_only_what_was_asked_for(words: list[str], wanted: list[Row]) -> None:
+    assert [row for row in ROWS if choice(words, select(find("full"), Family.SM8X))(row)] == wanted
+
+
+def test_what_no_kernel_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="hd80: not in this profile"):
+        choice(["hd80"], select(find("full"), Family.SM8X))
