@@ -23,7 +23,7 @@ class Cost:
 FRONT_END_CPU_S = 8.0
 HOPPER_FRONT_END_CPU_S = 50.0
 # Code generation a kernel and image.
-KERNEL_CPU_S = {"fwd": 5.0, "bwd": 3.8}
+KERNEL_CPU_S = {"fwd": 6.0, "bwd": 4.2}
 # Memory of the largest process (cicc): a start, and what each kernel of the file adds (backward: the head dim).
 FORWARD_RSS_GB = (2.9, 0.2)
 BACKWARD_RSS_GB = (5.5, 1 / 92)
