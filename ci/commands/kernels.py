@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]
     words += [*([f"--write {args.write}"] if args.write else [])]
     about = document.About(
-        profile=" ".join((session.plan.profile, *(f"only {word}" for word in args.only))),
+        profile=", ".join((session.plan.profile, *args.only)),
         image=family.images[0],
         limit=DEVICES[DEVICE].smem,
         calls=len(chosen),
+        unreached=len(document.unreached(usage, answers)),
         pin=inputs.tree.lock.short,
         cuda=".".join(str(part) for part in inputs.toolchain.version),
         command=" ".join(words),

@@ -103,7 +103,7 @@ def _forward(
         arguments |= {"max_seqlen_q": rows, "max_seqlen_k": keys}
     if "append" in mode:
         arguments |= {"k_new": tensor(batch, rows, groups, dim), "v_new": tensor(batch, rows, groups, dim)}
-    if mode not in ("dense", "packed"):
+    if mode not in ("dense", "packed", "paged whole"):
         arguments["seqused_k"] = _ints(batch)
     arguments |= {"k": cache, "v": cache, "num_splits": splits, "softcap": softcap, **_mask(mask)}
     arguments |= {} if pack is None else {"pack_gqa": pack}
@@ -133,7 +133,7 @@ def _modes(chosen: Selection) -> tuple[str, ...]:
     if chosen.has("varlen"):
         found += ["packed", "cache"]
         found += ["append"] if chosen.has("append") else []
-        found += ["paged"] if chosen.has("paged") else []
+        found += ["paged", "paged whole"] if chosen.has("paged") else []
         found += ["paged append"] if chosen.has("paged") and chosen.has("append") else []
     return tuple(found)
 

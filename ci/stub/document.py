@@ -94,9 +94,14 @@ class About:
     image: str
     limit: int  # bytes of shared memory a block
     calls: int
+    unreached: int  # attention kernels of the whole profile that no call launched
     pin: str
     cuda: str
     command: str  # that writes the page
+
+
+def _spilling(found: Sequence[Row]) -> int:
+    return sum(row.spills > 0 for row in found)
 
 
 def _head(found: Sequence[Row], about: About) -> str:
@@ -110,7 +115,7 @@ driven through it with a stand-in CUDA runtime that posed as a GB10 (48 SMs, 24 
 memory a block). Nothing here was timed: blocks an SM follow from arithmetic. `gqa`: for a backward with grouped heads.
 
 A block may ask for {about.limit} bytes of shared memory; the largest below asks for {max(row.smem for row in found)}.
-Kernels that spill: {sum(row.spills > 0 for row in found)} of {len(found)}.
+Kernels that spill: {_spilling(found)} of {len(found)}. Built, but launched by no call: {about.unreached}.
 
 """
 
@@ -146,7 +151,7 @@ def to_summary(found: Sequence[Row], about: About) -> str:
     head = _columns("kernels", "of them", "tiles", "registers", "that spill", "bytes at most", *_SHARED, "calls")
     body = "".join(
         f"| {kind} hd{dim} {dtype} | {len(rows)} | {', '.join(sorted({row.tile for row in rows}))} | "
-        f"{_span([row.registers for row in rows])} | {sum(row.spills > 0 for row in rows)} | "
+        f"{_span([row.registers for row in rows])} | {_spilling(rows)} | "
         f"{max(row.spills for row in rows)} | {_span([row.smem for row in rows])} | "
         f"{_span([row.tensor_core for row in rows])} | {sum(row.launched for row in rows)} |\n"
         for (kind, dim, dtype), rows in sorted(groups.items())

@@ -203,9 +203,12 @@ TABLE: dict[str, Deal] = {
     ),
     "rsync -a": NotRun(why="names the program"),
     "aws s3 sync": NotRun(why="needs an account"),
-    # docs/kernels-12.1.md
-    "python -m ci kernels --write docs/kernels-12.1.md": NotRun(
-        why="ten minutes of nvcc; tests/harness/test_kernels.py runs it with the smoke profile"
+    # docs/kernels-12.1.md, docs/kernels-12.1-full.md
+    "python -m ci kernels --profile full --only bf16 --only hd64 --only hd128 --write docs/kernels-12.1.md": NotRun(
+        why="an hour of nvcc; tests/harness/test_kernels.py runs it with the smoke profile"
+    ),
+    "python -m ci kernels --profile full --summary --write docs/kernels-12.1-full.md": NotRun(
+        why="an hour of nvcc; tests/harness/test_kernel_pages.py makes such a page from made-up kernels"
     ),
     # docs/performance.md
     "flash-attn3 bench --html report.html": Run(
