@@ -31,6 +31,7 @@ from ci.workdir import WorkDir, workdir
 from flash_attn3_sm121.errors import CompileError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILT = "the build that made them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
         "profile": session.plan.profile,
         "machine": f"{machine.cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
     }
-    results = measure.carried(_earlier(args.output), facts=facts) if args.resume else {}
+    earlier = _earlier(args.output) if args.resume else {}
+    results = measure.carried(earlier, facts=facts)
     if args.built:
         _take_built(picked, results, common.builder(session, inputs))
     facts |= {
         "date": datetime.date.today().isoformat(),
         "commit": machine.commit_of(ROOT),
-        "ours_from": "the build that made them" if args.built else "compiled for this measurement",
+        "ours_from": BUILT if args.built else earlier.get("ours_from", "compiled for this measurement"),
     }
     record = Record(output=args.output, found=found, results=results, facts=facts)
     record.write()

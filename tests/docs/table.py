@@ -119,7 +119,12 @@ TABLE: dict[str, Deal] = {
         says="pass", before=(SMOKE_WHEEL,), puts={"WHEEL": "wheels/*.whl"}, marks=NVCC, own_cache=False
     ),
     "python -m ci reproduce": NotRun(why="two whole builds with cold caches"),
-    "python -m ci measure": NotRun(why="compiles upstream's own files, hours; docs/results/ has what it found"),
+    "python -m ci measure --sample 4": NotRun(
+        why="compiles upstream's own files, hours; docs/results/ has what it found"
+    ),
+    "python -m ci measure --all --built --resume": NotRun(
+        why="hours of upstream's files; tests/harness/test_measure_command.py runs it with scripts for compilers"
+    ),
     "make": NotRun(why="names the program"),
     "pip install .": Run(
         says=r"flash-attn3 3\.0\.0",

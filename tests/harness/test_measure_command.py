@@ -119,6 +119,10 @@ def test_built_takes_our_side_from_what_the_build_has_cost(tmp_path: Path, input
     assert compiled(tmp_path) == ["flash_fwd_combine.cu", "flash_prepare_scheduler.cu"]
     assert document["ours_from"] == "the build that made them"
     assert {row["group"]: row["ours_cpu_s"] for row in document["results"]} == {"combine": 30.0, "prepare": 10.0}
+    # Gone on with, on a machine where nothing is built: our side stays what it was, and is called so.
+    again = run(tmp_path, *BOTH, "--resume")
+    assert compiled(tmp_path) == [] and again["ours_from"] == document["ours_from"]
+    assert again["results"] == document["results"]
 
 
 def _store(tmp_path: Path, builder: Builder, *, name: str, cpu_s: float) -> None:
