@@ -119,6 +119,7 @@ TABLE: dict[str, Deal] = {
         says="pass", before=(SMOKE_WHEEL,), puts={"WHEEL": "wheels/*.whl"}, marks=NVCC, own_cache=False
     ),
     "python -m ci reproduce": NotRun(why="two whole builds with cold caches"),
+    "make wheel PROFILE=full ARCHS=12.1": NotRun(why="an hour of nvcc; docs/results/build.json has what it took"),
     "python -m ci measure --sample 4": NotRun(
         why="compiles upstream's own files, hours; docs/results/ has what it found"
     ),
