@@ -31,7 +31,7 @@ from ci.workdir import WorkDir, workdir
 from flash_attn3_sm121.errors import CompileError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILT = "the build that made them"
+BUILT, ANEW = "the build that made them", "compiled for this measurement"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -85,16 +85,20 @@ def run(args: argparse.Namespace) -> int:
     results = measure.carried(earlier, facts=facts)
     if args.built:
         _take_built(picked, results, common.builder(session, inputs))
+    tasks = measure.tasks(picked, results)
+    # Our side may be partly the one and partly the other, after going on with another choice.
+    origins = [*earlier.get("ours_from", "").split("; "), BUILT if args.built else ""]
+    origins += [ANEW] if any(task.ours for task in tasks) else []
     facts |= {
         "date": datetime.date.today().isoformat(),
         "commit": machine.commit_of(ROOT),
-        "ours_from": BUILT if args.built else earlier.get("ours_from", "compiled for this measurement"),
+        "ours_from": "; ".join(dict.fromkeys(filter(None, origins))),
     }
     record = Record(output=args.output, found=found, results=results, facts=facts)
     record.write()
     with workdir(session.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
         compiler = Compiler(inputs=inputs, work=work, narrate=narrate, record=record)
-        jobs = [_job(task, compiler) for task in measure.tasks(picked, results)]
+        jobs = [_job(task, compiler) for task in tasks]
         limit = session.request.jobs or session.machine.cores
         Executor(
             limit=limit, memory=machine.memory_probe, narrate=narrate, children=compiler.children, longest_first=False
