@@ -120,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
         tool, narrow = sanitizer()
         setting = plan.Setting(
             python=sys.executable, device=args.device, native=bool(opened.facts), proxy=opened.proxy, root=ROOT,
-            sanitizer=tool, kernel_filter=narrow, pytest=importlib.util.find_spec("pytest") is not None,
-            sample=args.sample, minutes=args.minutes,
+            sanitizer=tool, kernel_filter=narrow, sample=args.sample, minutes=args.minutes,
+            **{name: importlib.util.find_spec(name) is not None for name in ("pytest", "triton", "transformers")},
         )  # fmt: skip
         stages = chosen(plan.stages(setting), args.stage)
         words = ["python", "-m", "ci", "gpu-test", "--wheel", opened.name, "--device", args.device]

@@ -23,6 +23,8 @@ class Setting:
     sanitizer: str | None = None  # its path
     kernel_filter: bool = False  # it knows --kernel-regex
     pytest: bool = False
+    triton: bool = False
+    transformers: bool = False
     sample: int = 1
     minutes: float = 8.0
 
@@ -35,9 +37,9 @@ class Setting:
         return "native" if self.cuda and self.native else "auto"
 
 
-def _cases(setting: Setting, source: str, *, sample: int | None = None) -> tuple[str, ...]:
+def _cases(setting: Setting, source: str, *, sample: int | None = None, backend: str = "") -> tuple[str, ...]:
     argv = [setting.python, "-m", "ci.gpu.probes.loop", f"ci.gpu.probes.{source}", "--device", setting.device]
-    argv += ["--backend", setting.backend, "--sample", str(setting.sample if sample is None else sample)]
+    argv += ["--backend", backend or setting.backend, "--sample", str(setting.sample if sample is None else sample)]
     return tuple(argv)
 
 
@@ -68,6 +70,51 @@ def _sanitized(setting: Setting, tool: str) -> Stage:
         env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one
         absent=absent,
         judge="sanitizer",
+    )
+
+
+# What users without a kernel for their call get, on the same device. On a CPU the other stages show it.
+_FALLBACK_SAMPLE = 7
+
+
+def _sdpa(setting: Setting) -> Stage:
+    return Stage(
+        name="sdpa",
+        title="The sdpa fallback, on the same numerics",
+        argv=_cases(setting, "sets:numerics", sample=_FALLBACK_SAMPLE * setting.sample, backend="sdpa"),
+        share=40,
+        absent=None if setting.cuda else NO_CUDA.format(device=setting.device),
+    )
+
+
+def _flex(setting: Setting) -> Stage:
+    absent = None
+    if not setting.cuda:
+        absent = NO_CUDA.format(device=setting.device)
+    elif not setting.triton:
+        absent = "triton, through which FlexAttention compiles, is not importable here"
+    return Stage(
+        name="flex",
+        title="The flex fallback, on the selftest's cases",
+        argv=(*_cases(setting, "sets:selftest", backend="flex"), "--dtype", "bf16"),
+        share=50,
+        stall_s=120.0,  # a kernel is compiled within a case
+        absent=absent,
+    )
+
+
+def _clients(setting: Setting) -> Stage:
+    absent = None
+    if not setting.cuda:  # transformers asks for a device before it takes flash_attention_3
+        absent = NO_CUDA.format(device=setting.device)
+    elif not setting.transformers:
+        absent = "transformers is not importable here"
+    return Stage(
+        name="transformers",
+        title="transformers: a small model through flash_attention_3, beside eager",
+        argv=(*_cases(setting, "clients:cases", sample=1), "--dtype", "bf16"),
+        share=30,
+        absent=absent,
     )
 
 
@@ -151,6 +198,9 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
             name="compile", title="torch.compile(fullgraph=True), forward and backward",
             argv=_cases(setting, "compiled:cases"), share=60, stall_s=120.0,
         ),
+        _clients(setting),
+        _sdpa(setting),
         _tests(setting),
+        _flex(setting),
         _bench(setting),
     )  # fmt: skip

@@ -71,6 +71,14 @@ def test_attention_sinks_are_not_ignored(transformers: dict[str, Any]) -> None:
         assert "kernels" in transformers["gpt_oss"]["refused"]
 
 
+def test_the_gpu_tests_stage_agrees_and_finds_a_lost_window(tmp_path: Path) -> None:
+    """`gpu-test` runs these cases on a device; whether they compare anything shows here."""
+    right: dict[str, Any] = run(TRANSFORMERS[-1], HERE / "probe_gputest.py", home=tmp_path)
+    assert len(right) == 6 and all(all(findings) and findings for findings in right.values())
+    spoilt: dict[str, Any] = run(TRANSFORMERS[-1], HERE / "probe_gputest.py", "--spoil", home=tmp_path)
+    assert {name for name, findings in spoilt.items() if not all(findings)} == {n for n in right if "window" in n}
+
+
 def test_diffusers(tmp_path: Path) -> None:
     report: dict[str, Any] = run("diffusers-0.42", HERE / "probe_diffusers.py", home=tmp_path)
     assert (report["detected"], report["imported"]) == (True, True)

@@ -125,6 +125,7 @@ def test_what_is_wrong_is_found() -> None:
     assert not compare.close("out", off, exact, low).good
     off[3] = float("nan")
     assert not compare.close("out", off, exact, low).good
+    assert not compare.close("out", off, exact, off).good  # a formula that failed itself allows nothing
     assert not compare.close("out", low[:5], exact, low).good
     assert not compare.close_lse(torch.zeros(2), torch.tensor([0.0, float("-inf")]).double()).good
     assert compare.same_bits("bits", low, low.clone()).good
@@ -160,7 +161,7 @@ def test_the_sanitizers_verdict_counts_beside_the_cases(tmp_path: Path) -> None:
 def test_the_plan_for_a_gpu() -> None:
     setting = plan.Setting(
         python="python", device="cuda", native=True, proxy=True, root=ROOT, sanitizer="/x/compute-sanitizer",
-        kernel_filter=True, pytest=True,
+        kernel_filter=True, pytest=True, triton=True, transformers=True,
     )  # fmt: skip
     stages = {stage.name: stage for stage in plan.stages(setting)}
     assert all(stage.absent is None for stage in stages.values())
@@ -173,8 +174,12 @@ def test_the_plan_for_a_gpu() -> None:
         "kns=flash",
     )
     assert any("PROXY" in word for word in stages["bench"].argv)
-    bare = {s.name: s for s in plan.stages(replace(setting, sanitizer=None, pytest=False))}
+    for name in ("sdpa", "flex"):  # each fallback is asked for by name, whatever the wheel holds
+        argv = stages[name].argv
+        assert argv[argv.index("--backend") + 1] == name
+    bare = {s.name: s for s in plan.stages(replace(setting, sanitizer=None, pytest=False, triton=False))}
     assert "PATH" in str(bare["memcheck"].absent) and "pytest" in str(bare["tests"].absent)
+    assert "triton" in str(bare["flex"].absent) and bare["transformers"].absent is None
 
 
 def test_no_wheel_is_refused(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_the_whole_of_it_on_a_cpu(tmp_path: Path, wheel: Path, capsys: pytest.Ca
     assert said["good"] and said["commit"] == "abc" and said["wheel"]["sha256"] and not said["proxy"]
     found = {stage["name"]: stage for stage in said["stages"]}
     assert {name for name, stage in found.items() if stage["status"] == "not applicable"} == {
-        "memcheck", "racecheck", "graphs", "tests",
+        "memcheck", "racecheck", "graphs", "transformers", "sdpa", "tests", "flex",
     }  # fmt: skip
     assert str(ROOT) not in found["numerics"]["data"]["package"]  # the wheel's, not the checkout's
     assert found["bench"]["data"]["times_as_long_as_ours"]

@@ -28,7 +28,7 @@ class Finding:
 
     @property
     def good(self) -> bool:
-        return self.error <= self.allowed  # a NaN is not
+        return self.error <= self.allowed < float("inf")  # a NaN is not, nor is anything where all is allowed
 
     @property
     def share(self) -> float:
