@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from flash_attn3_sm121.errors import BackendError
+from flash_attn3_sm121.flex.blocks import BLOCK
 
 Kernel = Callable[[Tensor, Tensor, Tensor, BlockMask], tuple[Tensor, Tensor | None]]
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
@@ -45,6 +46,7 @@ class ShapeClass:
     want_lse: bool
     grad: bool
     lengths: tuple[int, ...]
+    whole_keys: bool = False  # never torch's split-key template, which has no tile for these rows
 
     def __str__(self) -> str:
         cap = f" softcap {self.softcap:g}" if self.softcap else ""
@@ -56,9 +58,13 @@ def shape_class(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, softcap: float, want_lse: bool, grad: bool
 ) -> ShapeClass:
     """q, k, v are (b, h, s, d)."""
+    on_cpu = q.device.type == "cpu"
     sizes = (q.size(0), q.size(2), k.size(2))
-    few_rows = int(q.size(2) < 128)  # torch picks its split-key decoding template below that
-    lengths = sizes if q.device.type == "cpu" else (*(min(size, 2) for size in sizes), few_rows)
+    few_rows = int(q.size(2) < BLOCK)  # torch picks its split-key decoding template below that
+    lengths = sizes if on_cpu else (*(min(size, 2) for size in sizes), few_rows)
+    # That template takes all rows of a kv head as one tile, and finds none where that is larger than a mask's block:
+    # "NoValidChoicesError", seen on an H200 with torch 2.11.
+    whole_keys = not on_cpu and bool(few_rows) and q.size(2) * q.size(1) > BLOCK * k.size(1)
     return ShapeClass(
         device=str(q.device),
         dtype=str(q.dtype).removeprefix("torch."),
@@ -71,6 +77,7 @@ def shape_class(
         want_lse=want_lse,
         grad=grad,
         lengths=lengths,
+        whole_keys=whole_keys,
     )
 
 
@@ -82,15 +89,16 @@ def plain_kernel(cls: ShapeClass) -> Kernel:
         return softcap * torch.tanh(score / softcap)
 
     score_mod = capped if softcap else None
+    given: dict[str, Any] = {"scale": scale, "enable_gqa": gqa}
+    if cls.whole_keys:
+        given["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
 
     def with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor | None]:
-        out, aux = flex_attention(
-            q, k, v, score_mod, mask, scale=scale, enable_gqa=gqa, return_aux=AuxRequest(lse=True)
-        )
+        out, aux = flex_attention(q, k, v, score_mod, mask, **given, return_aux=AuxRequest(lse=True))
         return out, aux.lse
 
     def without_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor | None]:
-        return flex_attention(q, k, v, score_mod, mask, scale=scale, enable_gqa=gqa), None
+        return flex_attention(q, k, v, score_mod, mask, **given), None
 
     return with_lse if cls.want_lse else without_lse
 

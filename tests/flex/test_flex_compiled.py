@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from flash_attn3_sm121.errors import BackendError
+from flash_attn3_sm121.flex import compiled
 from flash_attn3_sm121.flex.backend import forward
-from flash_attn3_sm121.flex.compiled import KernelCache
+from flash_attn3_sm121.flex.compiled import KernelCache, plain_kernel, shape_class
 from tests.flex.reference import Rule, attend_batch, attend_packed
 from tests.flex.test_flex_forward import args_of
 from tests.inductor import needs_inductor
@@ -108,3 +109,20 @@ def test_the_narration_goes_to_stderr() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "flash-attn3: compiling\n" and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "heads", "kv_heads", "whole"),
+    [(113, 4, 2, True), (64, 4, 2, False), (65, 4, 2, True), (113, 4, 4, False), (1, 16, 1, False), (128, 4, 2, False)],
+)
+def test_torchs_split_key_template_is_not_asked_for_more_rows_than_it_has_tiles_for(
+    rows: int, heads: int, kv_heads: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch takes rows times grouped heads as one tile below 128 rows, and fails where that is over 128."""
+    q, k = (torch.empty(1, count, length, 64, device="meta") for count, length in ((heads, rows), (kv_heads, 300)))
+    cls = shape_class(q, k, k, scale=1.0, softcap=0.0, want_lse=False, grad=False)
+    assert cls.whole_keys is whole
+    given: list[Any] = []
+    monkeypatch.setattr(compiled, "flex_attention", lambda *args, **more: given.append(more.get("kernel_options")))
+    plain_kernel(cls)(q, k, k, None)  # type: ignore[arg-type]
+    assert given == [{"FORCE_USE_FLEX_ATTENTION": True} if whole else None]
