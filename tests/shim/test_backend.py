@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import subprocess
 import sys
@@ -62,6 +63,40 @@ def test_a_forced_backend_holds_in_the_backward_of_the_same_thread() -> None:
     out = fa3.flash_attn_func(q, k, v)
     with use_backend("native"), pytest.raises(BackendError, match="native was asked for"):
         out.sum().backward()
+
+
+def test_a_forced_backend_goes_with_a_backward_pass_to_torchs_own_threads() -> None:
+    """The backward of CUDA tensors runs in a thread of torch's, which gets the thread-local storage of the one that
+    started it. There is no such thread for CPU tensors: what torch does is done here by hand."""
+    seen: list[str | None] = []
+
+    def elsewhere(storage: object) -> None:
+        torch._C._stash_obj_in_tls(backend._CARRIED, storage)
+        seen.append(backend.requested())
+        with use_backend("flex"):  # a block of that thread's own counts more
+            seen.append(backend.requested())
+        seen.append(backend.requested())
+
+    def run() -> None:
+        storage = torch._C._get_obj_in_tls(backend._CARRIED)
+        thread = threading.Thread(target=elsewhere, args=(storage,))
+        thread.start()
+        thread.join()
+
+    with use_backend("native"):
+        run()
+        with use_backend("sdpa"):
+            run()
+        run()
+    run()
+    native, sdpa, free = (["native", "flex", "native"], ["sdpa", "flex", "sdpa"], [None, "flex", None])
+    assert seen == [*native, *sdpa, *native, *free]
+
+
+def test_another_async_task_of_the_same_thread_is_not_forced() -> None:
+    """Storage of the thread that set it is not read there: a context variable tells its tasks apart."""
+    with use_backend("sdpa"):
+        assert contextvars.Context().run(backend.requested) is None
 
 
 def test_process_wide_setting_and_nanochats_habit(monkeypatch: pytest.MonkeyPatch) -> None:
