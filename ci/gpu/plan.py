@@ -87,6 +87,17 @@ def _sdpa(setting: Setting) -> Stage:
     )
 
 
+def _ordered(setting: Setting) -> Stage:
+    """Most libraries of ours have no deterministic backward: the fallback's is what `deterministic=True` gets."""
+    return Stage(
+        name="determinism-sdpa",
+        title="The sdpa fallback's deterministic backward, bit for bit",
+        argv=_cases(setting, "repeat:ordered_backward", backend="sdpa"),
+        share=20,
+        absent=None if setting.cuda else NO_CUDA.format(device=setting.device),
+    )
+
+
 def _flex(setting: Setting) -> Stage:
     absent = None
     if not setting.cuda:
@@ -167,8 +178,9 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
         graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
     return (
         Stage(
+            # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
             name="doctor", title="flash-attn3 doctor", argv=_package(setting, "doctor", "--json"), kind="command",
-            share=30, judge="expected-faults" if tolerant else "doctor",
+            share=60, judge="expected-faults" if tolerant else "doctor",
         ),
         Stage(
             name="selftest", title="flash-attn3 selftest, backend chosen by itself", kind="command", share=40,
@@ -200,6 +212,7 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
         ),
         _clients(setting),
         _sdpa(setting),
+        _ordered(setting),
         _tests(setting),
         _flex(setting),
         _bench(setting),

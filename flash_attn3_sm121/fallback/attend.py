@@ -77,11 +77,21 @@ def _group(q: Tensor, k: Tensor, v: Tensor, group: tuple[Piece, ...], launch: pi
 
 
 def backward(
-    rows: pieces.Rows, k: Tensor, v: Tensor, delta: Tensor | None, geometry: Geometry, scoring: Scoring
+    rows: pieces.Rows,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor | None,
+    geometry: Geometry,
+    scoring: Scoring,
+    *,
+    ordered: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) in q's type or the sum's. `delta` (B, H, S) is given where it is not just rowsum(dout * out)."""
+    """(dq, dk, dv) in q's type or the sum's. `delta` (B, H, S) is given where it is not just rowsum(dout * out).
+
+    `ordered`: the same bits each time.
+    """
     q = rows.q
-    kernel = kernels.pick(q, k, v, None, scoring) if delta is None else None
+    kernel = kernels.pick(q, k, v, None, scoring, ordered=ordered) if delta is None else None
     if kernel is None:
         if delta is None:
             delta = row_delta(rows.dout, rows.out)

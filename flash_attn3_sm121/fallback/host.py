@@ -250,7 +250,8 @@ def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
             for tensor in (args.k, args.v)
         )
         rows = pieces.Rows(dout=dout, q=q, out=out, lse=lse)
-        parts = attend.backward(rows, k, v, delta if args.dlse is not None else None, inner, scoring)
+        delta = delta if args.dlse is not None else None
+        parts = attend.backward(rows, k, v, delta, inner, scoring, ordered=args.deterministic)
         sums.put(group, (low, high), parts)
     dq, dk, dv = sums.result()
     return dq, dk, dv, None if ds_aux is None or args.s_aux is None else ds_aux.to(args.s_aux.dtype)

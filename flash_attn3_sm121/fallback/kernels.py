@@ -8,16 +8,16 @@ import logging
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.fallback import cpu_kernel, cuda_kernel, selfcheck
+from flash_attn3_sm121.fallback import cpu_kernel, cuda_kernel, cuda_ordered, selfcheck
 from flash_attn3_sm121.fallback.blocked import Scoring
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
-def refusal(device: torch.device, dtype: torch.dtype, dim: int, group: int) -> str | None:
+def refusal(device: torch.device, dtype: torch.dtype, dim: int, group: int, *, ordered: bool = False) -> str | None:
     """Why torch's fused kernel is not used for such problems, or None; runs the self-check on the first call."""
-    kernel = cpu_kernel if device.type == "cpu" else cuda_kernel
+    kernel = cpu_kernel if device.type == "cpu" else _cuda(ordered)
     if dtype not in kernel.TYPES:
         return f"{dtype} is not served"
     with torch.no_grad():
@@ -30,8 +30,17 @@ def refusal(device: torch.device, dtype: torch.dtype, dim: int, group: int) -> s
     return reason
 
 
-def pick(q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, scoring: Scoring) -> selfcheck.Kernel | None:
-    """The fused kernel for q (B, S, H, d), k and v (B, T, Hk, d | dv), or None: then the blocked path serves."""
+def _cuda(ordered: bool) -> selfcheck.Kernel:
+    return cuda_ordered if ordered else cuda_kernel
+
+
+def pick(
+    q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, scoring: Scoring, *, ordered: bool = False
+) -> selfcheck.Kernel | None:
+    """The fused kernel for q (B, S, H, d), k and v (B, T, Hk, d | dv), or None: then the blocked path serves.
+
+    `ordered`: its backward must give the same bits each time, as the blocked path's does.
+    """
     if qv is not None or scoring.softcap != 0.0 or v.shape[-1] > q.shape[-1]:
         return None
     if q.device.type == "cpu":
@@ -42,4 +51,4 @@ def pick(q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, scoring: Scoring) -
     if torch.cuda.is_current_stream_capturing():
         return None  # the self-check can't run inside a capture, nor may a replay depend on whether it ran before
     group = 2 if q.shape[2] != k.shape[2] else 1
-    return cuda_kernel if refusal(q.device, q.dtype, q.shape[-1], group) is None else None
+    return _cuda(ordered) if refusal(q.device, q.dtype, q.shape[-1], group, ordered=ordered) is None else None

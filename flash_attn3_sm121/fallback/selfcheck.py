@@ -17,6 +17,10 @@ LIMITS = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.b
 class Kernel(Protocol):
     """What a fused kernel offers; both sides are (B, H, S, d), keys and values may have fewer heads."""
 
+    @property
+    def TYPES(self) -> tuple[torch.dtype, ...]:
+        """The types that it serves."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

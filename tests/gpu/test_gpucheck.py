@@ -174,9 +174,9 @@ def test_the_plan_for_a_gpu() -> None:
         "kns=flash",
     )
     assert any("PROXY" in word for word in stages["bench"].argv)
-    for name in ("sdpa", "flex"):  # each fallback is asked for by name, whatever the wheel holds
-        argv = stages[name].argv
-        assert argv[argv.index("--backend") + 1] == name
+    for name, backend in {"sdpa": "sdpa", "determinism-sdpa": "sdpa", "flex": "flex"}.items():
+        argv = stages[name].argv  # each fallback is asked for by name, whatever the wheel holds
+        assert argv[argv.index("--backend") + 1] == backend
     bare = {s.name: s for s in plan.stages(replace(setting, sanitizer=None, pytest=False, triton=False))}
     assert "PATH" in str(bare["memcheck"].absent) and "pytest" in str(bare["tests"].absent)
     assert "triton" in str(bare["flex"].absent) and bare["transformers"].absent is None
@@ -213,7 +213,7 @@ def test_the_whole_of_it_on_a_cpu(tmp_path: Path, wheel: Path, capsys: pytest.Ca
     assert said["good"] and said["commit"] == "abc" and said["wheel"]["sha256"] and not said["proxy"]
     found = {stage["name"]: stage for stage in said["stages"]}
     assert {name for name, stage in found.items() if stage["status"] == "not applicable"} == {
-        "memcheck", "racecheck", "graphs", "transformers", "sdpa", "tests", "flex",
+        "memcheck", "racecheck", "graphs", "transformers", "sdpa", "determinism-sdpa", "tests", "flex",
     }  # fmt: skip
     assert str(ROOT) not in found["numerics"]["data"]["package"]  # the wheel's, not the checkout's
     assert found["bench"]["data"]["times_as_long_as_ours"]

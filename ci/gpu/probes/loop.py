@@ -26,7 +26,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The device is unusable after these; the next process starts with the next case.
 POISONED = 75
 # A refusal that is none: the library is there and does not work.
-BROKEN = ("the canary found", "cannot be loaded")
+BROKEN = ("the canary found", "cannot be loaded", "did not compile")
 
 
 def _parser() -> argparse.ArgumentParser:

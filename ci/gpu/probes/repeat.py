@@ -81,13 +81,18 @@ def _paged(dim: int, splits: int) -> GpuCase:
     return repeated(f"paged, d {dim}, num_splits {splits}", make)
 
 
+def ordered_backward() -> tuple[GpuCase, ...]:
+    shapes = [(dim, mask) for dim in (64, 128, 192) for mask in (CAUSAL, LOCAL)]
+    return tuple(_backward(Dense(dim=dim, rule=Rule(mask=mask), lengths=(1024, 1024))) for dim, mask in shapes)
+
+
 def cases() -> tuple[GpuCase, ...]:
     found = [
         _forward(Dense(dim=dim, rule=Rule(mask=m), lengths=(512, 513)))
         for dim in (64, 128, 256)
         for m in (CAUSAL, LOCAL)
     ]
-    found += [_backward(Dense(dim=dim, rule=Rule(mask=CAUSAL), lengths=(512, 512))) for dim in (64, 128, 192)]
+    found += ordered_backward()
     found += [_varlen(dim) for dim in (64, 128)]
     found += [_paged(dim, splits) for dim in (64, 128) for splits in (1, 4)]
     return tuple(found)
