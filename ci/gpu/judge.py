@@ -93,7 +93,7 @@ def sanitizer(text: str) -> tuple[Status, str]:
     if not found:
         return Status.FAILED, "compute-sanitizer printed no summary"
     number = sum(count for count, _ in found)
-    text = f"{number} {found[0][1]}s"
+    text = f"{number} {found[0][1]}{'s' if number != 1 else ''}"
     return (Status.OK if number == 0 else Status.WRONG), text
 
 

@@ -64,7 +64,7 @@ def _sanitized(setting: Setting, tool: str) -> Stage:
     return Stage(
         name=tool,
         title=f"compute-sanitizer --tool {tool}, a few calls",
-        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=3), "--dtype", "bf16"),
+        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=1), "--dtype", "bf16"),
         share=50,
         stall_s=120.0,
         env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one

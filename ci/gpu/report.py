@@ -57,9 +57,17 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _case(case: Case) -> dict[str, Any]:
+    """Of a case that is right only the value closest to its limit: there are thousands, and the file goes to an issue."""
+    data = asdict(case)
+    if case.status is Status.OK and case.findings:
+        data["findings"] = [max(case.findings, key=lambda found: found["share"])]
+    return data
+
+
 def _stage(result: StageResult, seconds: float) -> dict[str, Any]:
     counts = {str(status): result.count(status) for status in Status if result.count(status)}
-    data = asdict(result)
+    data = {**asdict(result), "cases": [_case(case) for case in result.cases]}
     data["share_of_time"] = round(result.seconds / seconds, 4) if seconds else 0.0
     return {**data, "summary": result.summary, "counts": counts}
 
