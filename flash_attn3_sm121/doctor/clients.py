@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,8 +122,8 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
     from flash_attn3_sm121 import native
     from flash_attn3_sm121.arch import capability
     from flash_attn3_sm121.decide import NativeState, decide
-    from flash_attn3_sm121.errors import FactsError
-    from flash_attn3_sm121.facts import CallFacts, DeviceFacts
+    from flash_attn3_sm121.errors import FactsError, UsageError
+    from flash_attn3_sm121.facts import CallFacts, DeviceFacts, Settings
 
     device = DeviceFacts(type="cpu", name="CPU")
     if gpus:
@@ -134,10 +135,15 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
         builds = tuple(library.facts for library in native.installed())
     except FactsError:
         builds = ()  # judged and shown by itself: facts_errors
+    try:
+        allow_proxy = Settings.from_environ(os.environ).allow_proxy
+    except UsageError:
+        allow_proxy = False  # a variable that says nothing we know: every call says so
     found = []
     for name, facts in TYPICAL:
         base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}
         call = CallFacts(device_type=device.type, **{**base, **facts})  # type: ignore[arg-type]
-        decision = decide(device=device, native=NativeState(builds=builds), call=call, flex_refusal="only on request")
+        state = NativeState(builds=builds, allow_proxy=allow_proxy)
+        decision = decide(device=device, native=state, call=call, flex_refusal="only on request")
         found.append(Call(name=name, device=device.name, decision=str(decision), backend=decision.backend))
     return tuple(found)

@@ -158,7 +158,8 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
             )
     for family in sorted(wanted - present):
         names = " ".join(row.name for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None)
-        found = ", ".join(sorted(present)) or "none (a wheel without machine code)"
+        nothing = "a proxy build, for tests only" if machine.libraries else "none (a wheel without machine code)"
+        found = ", ".join(sorted(present)) or nothing
         yield Finding(
             level="fault",
             title=f"no {family} library in this install",

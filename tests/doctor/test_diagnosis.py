@@ -135,3 +135,9 @@ def test_colour_changes_nothing_but_colour() -> None:
     for code in ("\033[32m", "\033[33m", "\033[31;1m", "\033[0m"):
         coloured = coloured.replace(code, "")
     assert coloured == render(HEALTHY, findings)
+
+
+def test_a_proxy_library_is_not_called_a_wheel_without_machine_code() -> None:
+    machine = dataclasses.replace(HEALTHY, libraries=(dataclasses.replace(LIBRARY, proxy=True, images=("sm_90",)),))
+    (fault,) = [found for found in judge(machine) if found.title == "no sm8x library in this install"]
+    assert fault.level == "fault" and "found: a proxy build, for tests only" in str(fault.detail)
