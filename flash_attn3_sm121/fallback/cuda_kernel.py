@@ -25,7 +25,7 @@ def bias_of(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
     if mask is None:
         return None
     spare = -mask.shape[-1] % BIAS_ALIGNMENT
-    aligned = functional.pad(mask, (0, spare))[..., :keys]
+    aligned = functional.pad(mask, (0, spare))[..., :keys] if spare else mask  # a pad of nothing copies
     return aligned.expand(q.shape[0], q.shape[1], -1, -1)
 
 
