@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import native, ops
+from flash_attn3_sm121 import backend, native, ops
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.engine import engine
 
@@ -40,6 +40,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None, args: ForwardArgs, deterministic: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.given = (_kept(args), deterministic)  # before the engine normalises the window in place
+        ctx.scope = backend.scoped()
         out, lse, _, _ = engine().forward(args)
         ctx.save_for_backward(*_saved(args), out, lse)
         ctx.set_materialize_grads(False)
@@ -51,11 +52,16 @@ class _Attention(torch.autograd.Function):
         ctx.kept = {**dict(zip(_KEPT_NAMES, kept, strict=True)), "deterministic": deterministic}
         ctx.forward_only = ()
         args = BackwardArgs(**ops.backward_arguments(ctx, dout, dlse))
-        dq, dk, dv, ds_aux = _gradients(args)
+        dq, dk, dv, ds_aux = _gradients(args, ctx.scope)
         return dq, dk, dv, None if args.s_aux is None else ds_aux, None, None
 
 
-def _gradients(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _gradients(args: BackwardArgs, scope: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    with backend.within(scope):
+        return _computed(args)
+
+
+def _computed(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
         dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(
             *(getattr(args, name) for name in ops.BACKWARD_FIELDS)
@@ -72,7 +78,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, op: native.Op, call: Dense) -> tuple[Tensor, Tensor]:
         out, lse, _, _ = op(q, k, v, *_NO_TENSORS, *call[:-1])
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.call = call
+        ctx.call, ctx.scope = call, backend.scoped()
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -85,7 +91,7 @@ class _Dense(torch.autograd.Function):
             softmax_scale=scale, causal=causal, window_left=left, window_right=right, attention_chunk=chunk,
             softcap=softcap, deterministic=deterministic, sm_margin=margin,
         )  # fmt: skip
-        return (*_gradients(args)[:3], None, None)
+        return (*_gradients(args, ctx.scope)[:3], None, None)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, op: native.Op, call: Dense) -> tuple[Tensor, Tensor]:

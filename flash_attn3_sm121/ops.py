@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import schemas
+from flash_attn3_sm121 import backend, schemas
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.engine import engine
@@ -120,6 +120,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*(given[name] for name in SAVED), *output)
     ctx.kept = {name: given[name] for name in KEPT}
     ctx.forward_only = [name for name in FORWARD_ONLY if given[name] is not None]
+    ctx.scope = backend.scoped()
     ctx.set_materialize_grads(False)  # an unused LSE then has no gradient at all, instead of zeros to compute with
 
 
@@ -135,7 +136,8 @@ def backward_arguments(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> di
 
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     given = backward_arguments(ctx, dout, dlse)
-    dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in BACKWARD_FIELDS))
+    with backend.within(ctx.scope):
+        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in BACKWARD_FIELDS))
     gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
     if given["s_aux"] is not None:
         gradients["s_aux"] = ds_aux

@@ -58,7 +58,7 @@ def _finite(value: Any) -> Any:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    """Of a case that is right only the value closest to its limit: there are thousands, and the file goes to an issue."""
+    """Of a case that is right only the value closest to its limit: the file goes to an issue."""
     data = asdict(case)
     if case.status is Status.OK and case.findings:
         data["findings"] = [max(case.findings, key=lambda found: found["share"])]

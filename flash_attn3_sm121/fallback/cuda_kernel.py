@@ -20,7 +20,7 @@ def _takes_flash(q: Tensor, mask: Tensor | None) -> bool:
     return mask is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-def bias_of(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
+def _bias(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
     """The mask (R, n) or (B, 1, R, n) with aligned rows, as (B, H, R, n)."""
     if mask is None:
         return None
@@ -29,7 +29,7 @@ def bias_of(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
     return aligned.expand(q.shape[0], q.shape[1], -1, -1)
 
 
-def spread(tensor: Tensor, heads: int) -> Tensor:
+def _spread(tensor: Tensor, heads: int) -> Tensor:
     """One kv head for each query head: the efficient kernel knows no groups."""
     group = heads // tensor.shape[1]
     return tensor if group == 1 else tensor.repeat_interleave(group, dim=1)
@@ -43,9 +43,9 @@ def forward(
         results = torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v, 0.0, causal, False, scale=scale)
         return results[0], results[1]
     heads, rows = q.shape[1], q.shape[2]
-    bias = bias_of(mask, q, k.shape[2])
+    bias = _bias(mask, q, k.shape[2])
     out, lse, _seed, _offset = torch.ops.aten._scaled_dot_product_efficient_attention.default(
-        q, spread(k, heads), spread(v, heads), bias, True, 0.0, causal, scale=scale
+        q, _spread(k, heads), _spread(v, heads), bias, True, 0.0, causal, scale=scale
     )
     return out, lse[:, :, :rows]
 
@@ -74,14 +74,14 @@ def backward(
     none = torch.zeros((), dtype=torch.long, device=q.device)
     padded = functional.pad(lse, (0, -rows % LSE_ALIGNMENT), value=torch.inf).contiguous()
     dq, dk, dv, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default(
-        *(dout, q, spread(k, heads), spread(v, heads), bias_of(mask, q, keys), out, padded, none, none, 0.0),
+        *(dout, q, _spread(k, heads), _spread(v, heads), _bias(mask, q, keys), out, padded, none, none, 0.0),
         *([True, True, True, False], causal),
         scale=scale,
     )
-    return dq, gathered(dk, kv_heads), gathered(dv, kv_heads)
+    return dq, _gathered(dk, kv_heads), _gathered(dv, kv_heads)
 
 
-def gathered(gradient: Tensor, kv_heads: int) -> Tensor:
+def _gathered(gradient: Tensor, kv_heads: int) -> Tensor:
     """The sum over the query heads of each kv head."""
     batch, heads, keys, dim = gradient.shape
     if heads == kv_heads:

@@ -53,8 +53,9 @@ def _part(kernel: Kernel, tensors: tuple[Tensor, ...], mask: Tensor, scale: floa
     """Forward, then the backward of the first half of the keys with out and lse of all; None, or what is wrong."""
     q, k, v, dout = tensors
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    exact = [tensor.to(wide) for tensor in tensors]
-    want, want_lse, weights = _plain(exact[0], exact[1], exact[2], mask.to(wide), scale)
+    # On the CPU: a process that asked for deterministic algorithms may be refused a product on the device.
+    exact = [tensor.cpu().to(wide) for tensor in tensors]
+    want, want_lse, weights = _plain(exact[0], exact[1], exact[2], mask.cpu().to(wide), scale)
     causal = kind == "causal"
     given = mask.to(q.dtype) if kind == "explicit mask" else None
     out, lse = kernel.forward(q, k, v, scale=scale, causal=causal, mask=given)
@@ -81,7 +82,7 @@ def _part(kernel: Kernel, tensors: tuple[Tensor, ...], mask: Tensor, scale: floa
     for name, (found, expected) in pairs.items():
         if found.shape != expected.shape:
             return f"{name} with {kind} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-        worst = float((found.to(wide) - expected).abs().max())
+        worst = float((found.cpu().to(wide) - expected).abs().max())
         if not worst <= LIMITS[q.dtype]:
             return f"{name} with {kind} is off by {worst:.2g}"
     return None

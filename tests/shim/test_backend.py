@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextvars
 import json
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
-from flash_attn3_sm121 import backend, cli
+from flash_attn3_sm121 import backend, cli, eager
 from flash_attn3_sm121.backend import set_backend, use_backend
-from flash_attn3_sm121.engine import engine
+from flash_attn3_sm121.engine import Engine, engine
 from flash_attn3_sm121.errors import BackendError, UsageError
 from flash_attn3_sm121.facts import Settings
 from tests.shim.shapes import dense, fa3
@@ -65,38 +65,37 @@ def test_a_forced_backend_holds_in_the_backward_of_the_same_thread() -> None:
         out.sum().backward()
 
 
-def test_a_forced_backend_goes_with_a_backward_pass_to_torchs_own_threads() -> None:
-    """The backward of CUDA tensors runs in a thread of torch's, which gets the thread-local storage of the one that
-    started it. There is no such thread for CPU tensors: what torch does is done here by hand."""
+@pytest.mark.parametrize("compiling", [False, True], ids=["eager", "functional"])
+def test_a_backward_takes_its_forwards_block_to_whichever_thread_runs_it(
+    compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch runs the backward of CUDA tensors in a thread of its own; here another thread is started by hand."""
+    if compiling:  # the way through the functional op, as under a compiler, run eagerly
+        monkeypatch.setattr(eager, "serves", lambda args: False)
     seen: list[str | None] = []
+    real = type(engine()).backward
 
-    def elsewhere(storage: object) -> None:
-        torch._C._stash_obj_in_tls(backend._CARRIED, storage)
-        seen.append(backend.requested())
-        with use_backend("flex"):  # a block of that thread's own counts more
-            seen.append(backend.requested())
-        seen.append(backend.requested())
+    def watched(self: Engine, *args: Any, **more: Any) -> Any:
+        seen.append(self.forced())
+        return real(self, *args, **more)
 
-    def run() -> None:
-        storage = torch._C._get_obj_in_tls(backend._CARRIED)
-        thread = threading.Thread(target=elsewhere, args=(storage,))
+    monkeypatch.setattr(Engine, "backward", watched)
+    outs = []
+    for name in ("sdpa", "auto"):
+        q, k, v = dense(grad=True)
+        with use_backend(name):
+            outs.append(fa3.flash_attn_func(q, k, v).sum())
+    outs.append(fa3.flash_attn_func(*dense(grad=True)).sum())
+
+    def elsewhere() -> None:
+        for out in outs:
+            out.backward()
+
+    with use_backend("sdpa"):  # of this thread: no matter
+        thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-
-    with use_backend("native"):
-        run()
-        with use_backend("sdpa"):
-            run()
-        run()
-    run()
-    native, sdpa, free = (["native", "flex", "native"], ["sdpa", "flex", "sdpa"], [None, "flex", None])
-    assert seen == [*native, *sdpa, *native, *free]
-
-
-def test_another_async_task_of_the_same_thread_is_not_forced() -> None:
-    """Storage of the thread that set it is not read there: a context variable tells its tasks apart."""
-    with use_backend("sdpa"):
-        assert contextvars.Context().run(backend.requested) is None
+    assert seen == ["sdpa", None, None]
 
 
 def test_process_wide_setting_and_nanochats_habit(monkeypatch: pytest.MonkeyPatch) -> None:
