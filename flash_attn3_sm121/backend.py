@@ -8,8 +8,8 @@
 Forcing a backend that cannot serve a call raises BackendError with the reason; it never falls through in silence.
 A `torch.compile`d function asks when it runs, not when it is compiled.
 
-torch runs the backward of CUDA tensors in threads of its own, which no block reaches: an eager call's backward takes the
-block of its forward along; the backward of a compiled function knows only the other two.
+torch runs the backward of CUDA tensors in threads of its own, which no block reaches: an eager call's backward takes
+the block of its forward along; the backward of a compiled function knows only the other two.
 """
 
 from __future__ import annotations
