@@ -146,6 +146,27 @@ def test_the_sanitizers_summary(text: str, status: Status) -> None:
     assert judge.sanitizer(text)[0] is status
 
 
+@pytest.mark.parametrize(
+    ("kernels", "status"),
+    [
+        (["DynamicPersistentTileScheduler<(int)256>", "VarlenDynamicPersistentTileScheduler<(int)128>"], Status.OK),
+        (["DynamicPersistentTileScheduler<(int)256>", "SingleTileScheduler<(bool)0>"], Status.WRONG),
+    ],
+)
+def test_racecheck_is_not_believed_about_named_barriers(kernels: list[str], status: Status) -> None:
+    """As it printed them; one report names every access to the same place, over several lines."""
+    text = "========= COMPUTE-SANITIZER\n"
+    for kernel in kernels:
+        text += (
+            f"========= Error: Race reported between Read access at void flash::Kernel<{kernel}>(T1::Params)+0xf1c0\n"
+        )
+        text += f"=========     and Write access at void flash::Kernel<{kernel}>(T1::Params)+0xf240 [32 hazards]\n"
+        text += f"=========     and Read access at void flash::Kernel<{kernel}>(T1::Params)+0xf5f0 [64 hazards]\n"
+        text += "========= \n"
+    text += f"========= RACECHECK SUMMARY: {len(kernels)} hazards displayed ({len(kernels)} errors, 0 warnings)\n"
+    assert judge.sanitizer(text)[0] is status
+
+
 def test_the_sanitizers_verdict_counts_beside_the_cases(tmp_path: Path) -> None:
     """A checker that found something while every case agreed: here a process that says so on stdout, as it does."""
     stage = cases("fine")
