@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -67,7 +68,12 @@ def _case(case: Case) -> dict[str, Any]:
 
 def _stage(result: StageResult, seconds: float) -> dict[str, Any]:
     counts = {str(status): result.count(status) for status in Status if result.count(status)}
-    data = {**asdict(result), "cases": [_case(case) for case in result.cases]}
+    refused = Counter(case.reason for case in result.cases if case.status is Status.REFUSED)
+    data = {
+        **asdict(result),
+        "cases": [_case(case) for case in result.cases if case.status is not Status.REFUSED],
+        "refused": dict(refused.most_common()),
+    }
     data["share_of_time"] = round(result.seconds / seconds, 4) if seconds else 0.0
     return {**data, "summary": result.summary, "counts": counts}
 

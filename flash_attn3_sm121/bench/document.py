@@ -18,7 +18,7 @@ from flash_attn3_sm121.bench.roofline import roofline_text
 from flash_attn3_sm121.bench.text import COLUMNS, head_lines, in_order, row
 from flash_attn3_sm121.errors import UsageError
 
-QUICK, FULL, OVERHEAD = "cpu-quick.json", "cpu.json", "overhead-cpu.json"
+QUICK, FULL, OVERHEAD, HOPPER = "cpu-quick.json", "cpu.json", "overhead-cpu.json", "h200.json"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -45,6 +45,11 @@ def results_section(folder: Path) -> str:
         f"{_report(quick, quick.command)}\n"
         f"The larger shapes, with more rounds ({full.date}, commit {full.commit}):\n\n{_report(full, full.command)}"
     )
+
+
+def hopper_section(folder: Path) -> str:
+    report = Report.read(folder / HOPPER)
+    return _report(report, report.command)
 
 
 def overhead_section(folder: Path) -> str:
@@ -84,7 +89,12 @@ Sections = dict[str, Callable[[Path], str]]
 PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and its sections
     "performance.md": (
         "results",
-        {"results": results_section, "overhead": overhead_section, "roofline": roofline_section},
+        {
+            "results": results_section,
+            "hopper": hopper_section,
+            "overhead": overhead_section,
+            "roofline": roofline_section,
+        },
     ),
     "README.md": ("docs/results", {"quick": quick_section}),
 }
