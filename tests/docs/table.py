@@ -227,6 +227,7 @@ TABLE: dict[str, Deal] = {
         says="train-causal-d64",
         before=(f"flash-attn3 bench --json today.json {SHORT_BENCH}", "cp today.json other.json"),
     ),
+    "flash-attn3 bench --quick --device cuda --seconds 0.73": NEEDS_GPU,
     "flash-attn3 bench --seconds 3": Run(says="against dense-mask", adds="--workload train-causal-d64 --backend sdpa"),
     "flash-attn3 bench --overhead": Run(says="our layer"),
     "flash-attn3 bench --backend flex": Elsewhere(
