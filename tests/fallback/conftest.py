@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Parametrise indirectly with "usual", "tiny" (small blocks) or "plain" (small blocks, no fused kernel)."""
     if request.param == "plain":
-        monkeypatch.setattr(kernels, "pick", lambda *_: None)
+        monkeypatch.setattr(kernels, "pick", lambda *_, **more: None)
     if request.param != "usual":
         monkeypatch.setattr(geometry, "BLOCK_ROWS", 4)
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
