@@ -85,10 +85,20 @@ def _bench(ended: Ended, folder: Path) -> Verdict:
 _SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+) (error|hazard)")
 
 
-# Kernels with such a scheduler hand tiles over by bar.arrive and bar.sync on named barriers. racecheck does not follow
-# these: it reports hazards in the PTX manual's own example (ci/gpu/named_barriers.cu, run on an H200 with CUDA 13.0).
-_NAMED_BARRIERS = "PersistentTileScheduler"
+# Kernels with such a scheduler hand each tile's number over in shared memory, by bar.arrive and bar.sync on named
+# barriers. racecheck does not follow these: it reports the PTX manual's own example too (ci/gpu/named_barriers.cu, run
+# on an H200 with CUDA 13.0). Such a report is one read and one write a few instructions apart; any other one counts.
+_NAMED_BARRIERS, _APART = "PersistentTileScheduler", 0x200
 _REPORT = re.compile(r"^=+ +(?:Error|Warning): Race reported (.*(?:\n=+ +and .*)*)", re.MULTILINE)
+_PLACE = re.compile(r"\b(Read|Write) access at .*\+(0x[0-9a-f]+)")
+
+
+def hands_over_a_tile(report: str) -> bool:
+    """Whether this is what racecheck makes of a persistent scheduler's named barriers."""
+    places = sorted((kind, int(offset, 16)) for kind, offset in _PLACE.findall(report))
+    if [kind for kind, _ in places] != ["Read", "Write"] or report.count(_NAMED_BARRIERS) != len(places):
+        return False
+    return abs(places[0][1] - places[1][1]) <= _APART
 
 
 def sanitizer(text: str) -> tuple[Status, str]:
@@ -100,9 +110,11 @@ def sanitizer(text: str) -> tuple[Status, str]:
         return Status.FAILED, "compute-sanitizer printed no summary"
     number = sum(count for count, _ in found)
     reports = [report[1] for report in _REPORT.finditer(text)]
-    if number and len(reports) == number and all(_NAMED_BARRIERS in report for report in reports):
-        return Status.OK, f"{number} reported, all in kernels with named barriers, which it misjudges; none elsewhere"
+    known = sum(hands_over_a_tile(report) for report in reports)
+    if known and known == number:
+        return Status.OK, f"{number} reported, each the hand-over of a tile by named barriers, which it misjudges"
     text = f"{number} {found[0][1]}{'s' if number != 1 else ''}"
+    text += f", {known} of them the hand-over of a tile by named barriers (docs/gpu.md)" if known else ""
     return (Status.OK if number == 0 else Status.WRONG), text
 
 

@@ -4,7 +4,8 @@
 //
 //   nvcc -arch=native -o named_barriers ci/gpu/named_barriers.cu && compute-sanitizer --tool racecheck ./named_barriers
 //
-// It prints "wrong: 0" and ends with 0 when every thread saw what it should; racecheck reports hazards all the same.
+// It prints "wrong: 0" and ends with 0 when every thread saw what it should; racecheck reports the box all the same, once
+// for each round, and not the tile.
 #include <cstdio>
 
 constexpr int kThreads = 256, kBlocks = 4, kRounds = 5;

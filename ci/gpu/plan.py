@@ -47,18 +47,21 @@ def _package(setting: Setting, *words: str) -> tuple[str, ...]:
     return (setting.python, "-m", "flash_attn3_sm121", *words)
 
 
+def _absent(setting: Setting, there: bool = True, why: str = "") -> str | None:
+    """Why a stage is not applicable that needs a CUDA device and, if it says so, something else that is `there`."""
+    if not setting.cuda:
+        return NO_CUDA.format(device=setting.device)
+    return None if there else why
+
+
 # The kernels themselves are under test here; the canary has stages of its own before.
 _NO_CANARY: Mapping[str, str] = {"FLASH_ATTN3_CANARY": "0"}
 
 
 def _sanitized(setting: Setting, tool: str) -> Stage:
-    absent = None
-    if not setting.cuda:
-        absent = NO_CUDA.format(device=setting.device)
-    elif not setting.native:
-        absent = "the wheel holds no kernels of ours to check"
-    elif setting.sanitizer is None:
-        absent = "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
+    absent = _absent(setting, setting.native, "the wheel holds no kernels of ours to check") or _absent(
+        setting, setting.sanitizer is not None, "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
+    )
     argv = [setting.sanitizer or "compute-sanitizer", "--tool", tool]
     argv += ["--kernel-regex", "kns=flash"] if setting.kernel_filter else []
     return Stage(
@@ -83,7 +86,7 @@ def _sdpa(setting: Setting) -> Stage:
         title="The sdpa fallback, on the same numerics",
         argv=_cases(setting, "sets:numerics", sample=_FALLBACK_SAMPLE * setting.sample, backend="sdpa"),
         share=40,
-        absent=None if setting.cuda else NO_CUDA.format(device=setting.device),
+        absent=_absent(setting),
     )
 
 
@@ -94,38 +97,29 @@ def _ordered(setting: Setting) -> Stage:
         title="The sdpa fallback's deterministic backward, bit for bit",
         argv=_cases(setting, "repeat:ordered_backward", backend="sdpa"),
         share=20,
-        absent=None if setting.cuda else NO_CUDA.format(device=setting.device),
+        absent=_absent(setting),
     )
 
 
 def _flex(setting: Setting) -> Stage:
-    absent = None
-    if not setting.cuda:
-        absent = NO_CUDA.format(device=setting.device)
-    elif not setting.triton:
-        absent = "triton, through which FlexAttention compiles, is not importable here"
     return Stage(
         name="flex",
         title="The flex fallback, on the selftest's cases",
         argv=(*_cases(setting, "sets:selftest", backend="flex"), "--dtype", "bf16"),
         share=50,
         stall_s=120.0,  # a kernel is compiled within a case
-        absent=absent,
+        absent=_absent(setting, setting.triton, "triton, through which FlexAttention compiles, is not importable here"),
     )
 
 
 def _clients(setting: Setting) -> Stage:
-    absent = None
-    if not setting.cuda:  # transformers asks for a device before it takes flash_attention_3
-        absent = NO_CUDA.format(device=setting.device)
-    elif not setting.transformers:
-        absent = "transformers is not importable here"
+    """transformers asks for a device before it takes flash_attention_3."""
     return Stage(
         name="transformers",
         title="transformers: a small model through flash_attention_3, beside eager",
         argv=(*_cases(setting, "clients:cases", sample=1), "--dtype", "bf16"),
         share=30,
-        absent=absent,
+        absent=_absent(setting, setting.transformers, "transformers is not importable here"),
     )
 
 
@@ -149,11 +143,6 @@ def _bench(setting: Setting) -> Stage:
 
 
 def _tests(setting: Setting) -> Stage:
-    absent = None
-    if not setting.cuda:
-        absent = NO_CUDA.format(device=setting.device)
-    elif not setting.pytest:
-        absent = "pytest is not importable here"
     root = setting.root
     return Stage(
         name="tests",
@@ -165,7 +154,7 @@ def _tests(setting: Setting) -> Stage:
         ),
         kind="command",
         share=40,
-        absent=absent,
+        absent=_absent(setting, setting.pytest, "pytest is not importable here"),
         judge="pytest",
     )  # fmt: skip
 
@@ -173,9 +162,7 @@ def _tests(setting: Setting) -> Stage:
 def stages(setting: Setting) -> tuple[Stage, ...]:
     """Everything, cheapest and most telling first."""
     tolerant = setting.proxy or not setting.cuda
-    graphs = None if setting.cuda else NO_CUDA.format(device=setting.device)
-    if setting.cuda and not setting.native:
-        graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
+    no_graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
     return (
         Stage(
             # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
@@ -204,7 +191,8 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
         _sanitized(setting, "racecheck"),
         Stage(
             name="graphs", title="CUDA graphs: decoding captured once, replayed with other lengths",
-            argv=_cases(setting, "graphs:cases"), share=25, absent=graphs,
+            argv=_cases(setting, "graphs:cases"), share=25,
+            absent=_absent(setting, setting.native, no_graphs),
         ),
         Stage(
             name="compile", title="torch.compile(fullgraph=True), forward and backward",

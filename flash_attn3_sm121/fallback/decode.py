@@ -185,8 +185,9 @@ class Leftovers:
         self.mask[at, :, :, :count] = 0
 
 
-def _merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, parts, Hk, R, d) and (B, parts, Hk, R) with -inf in slots that are not used; where none is, 0 and -inf."""
+def merge_parts(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, parts, ..., d) and (B, parts, ...) without the parts; -inf stands in slots that are not used, and where none
+    is used comes 0 and -inf."""
     if outs.shape[1] == 1:
         return outs[:, 0], lses[:, 0]
     # by hand: logsumexp takes longer than all of this, for tensors as small as these
@@ -232,4 +233,4 @@ def _forward(queries: Queries, spans: Many[Span], kernel: Kernel, scale: float) 
         for span, rest in zip(spans, rests, strict=True):
             if rest:
                 outs[span.at, -1], lses[span.at, -1] = out[span.at, 0], lse[span.at, 0]
-    return _merge(outs, lses)
+    return merge_parts(outs, lses)

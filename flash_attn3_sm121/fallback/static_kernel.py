@@ -16,7 +16,7 @@ from torch import Tensor
 from flash_attn3_sm121.fallback import attend
 from flash_attn3_sm121.fallback import geometry as cuts
 from flash_attn3_sm121.fallback.blocked import accumulator, fold
-from flash_attn3_sm121.fallback.decode import FOLDED_ROWS
+from flash_attn3_sm121.fallback.decode import FOLDED_ROWS, merge_parts
 from flash_attn3_sm121.fallback.problem import Facts
 from flash_attn3_sm121.fallback.selfcheck import Kernel
 
@@ -160,9 +160,8 @@ class Fused:
     def _in_turn(self, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """One query head of each kv head, or one sequence, a call: the kernel would copy keys for heads in groups."""
         group, mask, results = self.info.group, self._additive(hidden, 1), []
-        queries = self.q.view(self.batch, self.rows, -1, group, self.info.dim).permute(
-            3, 0, 2, 1, 4
-        )  # (G, B, Hk, R, d)
+        by_head = self.q.view(self.batch, self.rows, -1, group, self.info.dim)
+        queries = by_head.permute(3, 0, 2, 1, 4)  # (G, B, Hk, R, d)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if self.batch < group:
             for b in range(self.batch):
@@ -181,15 +180,7 @@ class Fused:
             shape = (self.batch, self.info.kv_heads, self.info.group, self.rows)
             kind = accumulator(self.q.dtype)
             return self.q.new_zeros((*shape, self.info.dim)), self.q.new_full(shape, -torch.inf, dtype=kind)
-        outs, lses = _joined(self.outs), _joined(self.lses)
-        if outs.shape[1] == 1:
-            return outs.squeeze(1), lses.squeeze(1)
-        top = lses.amax(1, keepdim=True).clamp_(min=torch.finfo(lses.dtype).min)  # -inf minus -inf would be NaN
-        shares = (lses - top).exp_()
-        total = shares.sum(1)
-        out = (outs * shares.unsqueeze(-1)).sum(1)
-        out.div_(total.clamp(min=torch.finfo(total.dtype).tiny).unsqueeze(-1))
-        return out, total.log_().add_(top.squeeze(1))
+        return merge_parts(_joined(self.outs), _joined(self.lses))
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
