@@ -35,10 +35,11 @@ $(VENV)/.stamp-torch: | $(VENV)/.stamp-dev
 
 venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch  ## the virtual environment of the tests (.venv)
 
-lint: venv  ## ruff, mypy --strict, clang-format for csrc/, shellcheck
+lint: venv  ## ruff, mypy --strict, import-linter, clang-format for csrc/, shellcheck
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/clang-format --dry-run -Werror --style=file csrc/*.h
 	$(VENV)/bin/shellcheck .ci/*
 

@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 # A build front end does not put the project's folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ci import frontend, setuptools_commands
+from ci.commands import frontend, setuptools_commands
 
 setup(
     version=frontend.version(os.environ),

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.platforms import Platform
+from ci.plan.platforms import Platform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 // Forward tiles of the mma.sync families: ours where upstream's do not fit or spill. BSD-3-Clause, see LICENSE.
 //
 // The budget of a block on 12.x (and 8.6, 8.9) is 99 KB of shared memory and 255 registers a thread. Every tile fits
-// the first in all variants (tests/harness/test_tiles.py proves it without a compiler for CUDA; a static_assert in the
+// the first in all variants (tests/build/test_tiles.py proves it without a compiler for CUDA; a static_assert in the
 // launch templates does at compile time), and those of head dims 64 and 128 the second, without a spill. The pages
 // docs/kernels-12.1*.md list what the compiled kernels really take. Speed is a prediction from arithmetic: none of this
 // has run on a GB10.

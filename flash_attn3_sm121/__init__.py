@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from flash_attn3_sm121._version import __version__
 
 if TYPE_CHECKING:
-    from flash_attn3_sm121 import interface as flash_attn_interface
-    from flash_attn3_sm121.activation import activate
-    from flash_attn3_sm121.backend import set_backend, use_backend
-    from flash_attn3_sm121.explanation import explain
-    from flash_attn3_sm121.interface import (
+    from flash_attn3_sm121.api import interface as flash_attn_interface
+    from flash_attn3_sm121.api.activation import activate
+    from flash_attn3_sm121.api.explanation import explain
+    from flash_attn3_sm121.api.interface import (
         flash_attn_combine,
         flash_attn_func,
         flash_attn_qkvpacked_func,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         flash_attn_with_kvcache,
         get_scheduler_metadata,
     )
+    from flash_attn3_sm121.call.backend import set_backend, use_backend
 
 __all__ = [
     "__version__",
@@ -41,12 +41,12 @@ __all__ = [
 
 # name -> the module that has it
 _HOMES = {
-    "activate": "flash_attn3_sm121.activation",
-    "explain": "flash_attn3_sm121.explanation",
-    "set_backend": "flash_attn3_sm121.backend",
-    "use_backend": "flash_attn3_sm121.backend",
+    "activate": "flash_attn3_sm121.api.activation",
+    "explain": "flash_attn3_sm121.api.explanation",
+    "set_backend": "flash_attn3_sm121.call.backend",
+    "use_backend": "flash_attn3_sm121.call.backend",
     **{
-        name: "flash_attn3_sm121.interface"
+        name: "flash_attn3_sm121.api.interface"
         for name in __all__
         if name.startswith("flash_attn_") or name == "get_scheduler_metadata"
     },
@@ -55,7 +55,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "flash_attn_interface":  # kernel loaders hand out `module.flash_attn_interface`
-        value: Any = importlib.import_module("flash_attn3_sm121.interface")
+        value: Any = importlib.import_module("flash_attn3_sm121.api.interface")
     elif name in _HOMES:
         module = importlib.import_module(_HOMES[name])
         value = getattr(module, name)

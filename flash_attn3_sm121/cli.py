@@ -20,7 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("flash_attn3_sm121.hub.run", "run a command with get_kernel() of the kernels library served from here"),
     "override": ("flash_attn3_sm121.hub.override_cli", "the same for every Python of a virtual environment, to stay"),
     "hub": ("flash_attn3_sm121.hub.cli", "the local kernel hub: publish, serve, check, export wheels and kernels"),
-    "explain": ("flash_attn3_sm121.explain_cli", "which backend would serve a call, and why each other one would not"),
+    "explain": (
+        "flash_attn3_sm121.api.explain_cli",
+        "which backend would serve a call, and why each other one would not",
+    ),
     "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
     "selftest": ("flash_attn3_sm121.selftest.cli", "every feature on this device against plain fp64 arithmetic"),
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that mends it"),

@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ci.cachedir import cache_root, locked, making
+from ci.cache.folders import cache_root, locked, making
 
 # kernels -> the huggingface_hub that its users had; both pinned, so that a run in a year tests the same pair.
 VERSIONS: dict[str, str] = {

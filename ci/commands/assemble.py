@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ci.artifact import read
-from ci.assemble import check_together, read_parts
+from ci.build.artifact import read
 from ci.commands import common, wheel
-from ci.finish import make_wheel
-from ci.narrate import Narrator, format_bytes
-from ci.options import Request
+from ci.commands.options import Request
+from ci.console import Narrator, format_bytes
+from ci.wheel.assemble import check_together, read_parts
+from ci.wheel.finish import make_wheel
 from flash_attn3_sm121.errors import AssembleError
 
 

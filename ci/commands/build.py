@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ci import options
-from ci.commands import common
-from ci.narrate import Narrator
+from ci.commands import common, options
+from ci.console import Narrator
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import cudaversion, options
-from ci.cachedir import cache_root
-from ci.edited import edited_tree
-from ci.family import Builder
-from ci.inputs import Inputs
-from ci.lock import DEFAULT_LOCK, read_lock
+from ci.build.family import Builder
+from ci.build.inputs import Inputs
+from ci.cache.folders import cache_root
+from ci.commands import options
+from ci.commands.options import Request
+from ci.console import Narrator
 from ci.machine import Machine
-from ci.narrate import Narrator
-from ci.options import Request
-from ci.plan import BuildPlan
+from ci.plan import cuda
+from ci.plan.plan import BuildPlan
 from ci.sources.fetch import fetch
+from ci.sources.lock import DEFAULT_LOCK, read_lock
+from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
@@ -36,7 +37,7 @@ class Session:
 def begin(request: Request, narrate: Narrator) -> Session:
     """Plan first: what makes no sense is refused before anything is fetched."""
     machine = options.this_machine()
-    plan = options.plan_of(request, machine=machine, cuda=cudaversion.planned(request.cuda_home))
+    plan = options.plan_of(request, machine=machine, cuda=cuda.planned(request.cuda_home))
     return Session(request=request, machine=machine, plan=plan, cache=cache_root(), narrate=narrate)
 
 

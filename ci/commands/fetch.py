@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from ci.cachedir import cache_root
-from ci.edited import edited_tree
+from ci.cache.folders import cache_root
+from ci.console import Narrator, format_seconds
 from ci.index import read_config
-from ci.lock import DEFAULT_LOCK, read_lock
-from ci.narrate import Narrator, format_seconds
-from ci.platforms import Platform
+from ci.plan.platforms import Platform
 from ci.sources import fetch
+from ci.sources.lock import DEFAULT_LOCK, read_lock
+from ci.sources.patched import edited_tree
 from ci.toolchain import resolve, torch_headers
 
 

@@ -7,11 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ci import options
-from ci.commands import common
-from ci.narrate import Narrator
-from ci.stub import document, library
-from ci.stub.calls import DEVICES, calls
+from ci.commands import common, options
+from ci.console import Narrator
+from ci.prove.standin import document, library
+from ci.prove.standin.calls import DEVICES, calls
 from ci.verify import kernels
 from flash_attn3_sm121.arch import Family
 from flash_attn3_sm121.errors import VerifyError

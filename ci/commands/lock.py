@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from ci.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, read_lock, write_lock
-from ci.narrate import Narrator
+from ci.console import Narrator
+from ci.sources.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, read_lock, write_lock
 from ci.sources.routes import CUTLASS
-from ci.treeid import scan, tree_id
+from ci.sources.treeid import scan, tree_id
 from flash_attn3_sm121.errors import SourceError, UsageError
 
 

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
-from ci import cudaversion, profiles
-from ci.matrix import Matrix, all_targets, document, make_matrix
-from ci.platforms import Platform
+from ci.plan import cuda, profiles
+from ci.plan.matrix import Matrix, all_targets, document, make_matrix
+from ci.plan.platforms import Platform
 
 EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         profile=args.profile,
         archs=args.archs or all_targets(),
         platforms=tuple(args.platform or Platform),
-        cuda=cudaversion.planned(None),
+        cuda=cuda.planned(None),
     )
     parts = document(made)
     if args.json:

@@ -18,19 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci import compile as compiling
-from ci import machine, measure, options
-from ci.children import Children
-from ci.commands import common
-from ci.executor import Executor, Job
-from ci.family import Builder
-from ci.inputs import Inputs
-from ci.measure import Cost, Group, Result, Task
-from ci.narrate import Narrator
-from ci.workdir import WorkDir, workdir
+from ci import ROOT, machine
+from ci.build import compile as compiling
+from ci.build.children import Children
+from ci.build.executor import Executor, Job
+from ci.build.family import Builder
+from ci.build.inputs import Inputs
+from ci.build.workdir import WorkDir, workdir
+from ci.commands import common, options
+from ci.console import Narrator
+from ci.prove import measure
+from ci.prove.measure import Cost, Group, Result, Task
 from flash_attn3_sm121.errors import CompileError, UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILT, ANEW = "the build that made them", "compiled for this measurement"
 
 

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ci import cudaversion, options, plan, plantext
+from ci.commands import options
+from ci.plan import cuda, plan
+from ci.plan import text as plantext
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     request = options.from_arguments(args)
     machine = options.this_machine()
-    built = options.plan_of(request, machine=machine, cuda=cudaversion.planned(args.cuda_home))
+    built = options.plan_of(request, machine=machine, cuda=cuda.planned(args.cuda_home))
     if args.json:
         sys.stdout.write(plan.to_json(built))
     else:

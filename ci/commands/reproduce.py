@@ -13,12 +13,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ci import options
-from ci.artifact import file_sha256
-from ci.commands import common
-from ci.finish import make_wheel
-from ci.inputs import Inputs
-from ci.narrate import Narrator
+from ci.build.artifact import file_sha256
+from ci.build.inputs import Inputs
+from ci.commands import common, options
+from ci.console import Narrator
+from ci.wheel.finish import make_wheel
 from flash_attn3_sm121.errors import VerifyError
 
 

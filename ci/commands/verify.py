@@ -7,16 +7,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ci.cachedir import cache_root
+from ci.cache.folders import cache_root
+from ci.console import Narrator
 from ci.machine import gather
-from ci.narrate import Narrator
 from ci.toolchain.resolve import resolve
 from ci.verify import report, schemas
 from ci.verify.checks import passed
 from ci.verify.gather import Disassembler, WheelReading, read_wheel
 from ci.verify.wheelrules import judge_wheel
+from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.errors import UsageError, VerifyError
-from flash_attn3_sm121.schemas import PUBLIC
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

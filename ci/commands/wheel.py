@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ci import options, plan, plantext
-from ci.commands import common
-from ci.finish import Finished, make_wheel
-from ci.narrate import Narrator, format_bytes, format_seconds
+from ci.commands import common, options
+from ci.console import Narrator, format_bytes, format_seconds
+from ci.plan import plan, text
+from ci.wheel.finish import Finished, make_wheel
 from flash_attn3_sm121.errors import CompileError
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(
             plan.to_json(session.plan)
             if args.json
-            else plantext.to_text(
+            else text.to_text(
                 session.plan,
                 jobs=session.request.jobs,
                 cores=session.machine.cores,

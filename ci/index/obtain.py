@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ci.cachedir import locked
+from ci.cache.folders import locked
+from ci.console import Narrator, Progress
 from ci.index.config import IndexConfig
 from ci.index.http import NETWORK_ERRORS, NotRangeable, open_url, shown
 from ci.index.locate import Wanted, candidates
-from ci.narrate import Narrator, Progress
 from flash_attn3_sm121.errors import FetchError
 
 CHUNK = 1 << 18

@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ci.console import Narrator
 from ci.local.runner import LocalRun
 from ci.local.workflow import read_workflow
-from ci.narrate import Narrator
 from flash_attn3_sm121.errors import CompileError, UsageError
 
 EPILOG = """Each job gets a fresh copy of the working tree and a fresh virtual environment; the content cache is this

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ci.console import Narrator, format_seconds
 from ci.local import actions
 from ci.local.actions import Place
 from ci.local.expressions import as_text, evaluate, expand, truth
 from ci.local.workflow import Workflow, entries, needs_of
-from ci.narrate import Narrator, format_seconds
 from flash_attn3_sm121.errors import CompileError, UsageError
 
 DONE, FAILED, NOT_HERE = "done", "FAILED", "not here"

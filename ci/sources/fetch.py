@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci.cachedir import locked, make_read_only, making
+from ci.cache.folders import locked, make_read_only, making
+from ci.console import Narrator
 from ci.index import IndexConfig, read_config
-from ci.lock import SourceLock
-from ci.narrate import Narrator
+from ci.sources.lock import SourceLock
 from ci.sources.routes import ROUTES, Request, Route, copy_checkout, fill_checked
 from ci.sources.tree import SourceTree
 from ci.sources.verify import check_checkout

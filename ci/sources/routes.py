@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.archive import unpack_tar
+from ci.cache.archive import unpack_tar
+from ci.console import Narrator
 from ci.index import IndexConfig, Wanted, obtained
-from ci.lock import LockedTree, Repository, SourceLock
-from ci.narrate import Narrator
+from ci.sources.lock import LockedTree, Repository, SourceLock
 from ci.sources.verify import check_checkout
 from flash_attn3_sm121.errors import SourceError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.lock import SourceLock
+from ci.sources.lock import SourceLock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ci.lock import LockedTree, SourceLock
-from ci.treeid import compare, scan, tree_id
+from ci.sources.lock import LockedTree, SourceLock
+from ci.sources.treeid import compare, scan, tree_id
 from flash_attn3_sm121.errors import SourceError
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from ci.archive import unpack_zip
-from ci.cachedir import locked, make_read_only, making
+from ci.cache.archive import unpack_zip
+from ci.cache.folders import locked, make_read_only, making
+from ci.console import Narrator
 from ci.index import IndexConfig, obtained, opened_ranges, read_config
 from ci.index.http import NotRangeable
-from ci.narrate import Narrator
+from ci.sources.treeid import compare, scan
 from ci.toolchain.pins import Pins, TorchHeaders, read_pins
-from ci.treeid import compare, scan
 from flash_attn3_sm121.errors import FetchError
 
 

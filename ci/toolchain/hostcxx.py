@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ci.narrate import Narrator
+from ci.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError
 
 MINIMUM = 9  # the first g++ whose C++17 library is complete enough for CUTLASS and torch's headers

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.narrate import Narrator
+from ci.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError
 
 # Toolkits keep a target's libraries here; the plain folders serve the host itself.

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci.archive import unpack_zip
-from ci.cachedir import locked, make_read_only, making
+from ci.cache.archive import unpack_zip
+from ci.cache.folders import locked, make_read_only, making
+from ci.console import Narrator
 from ci.index import IndexConfig, Wanted, obtained
-from ci.narrate import Narrator
-from ci.seal import damage, write_seal
 from ci.toolchain.pins import Pins
+from ci.toolchain.seal import damage, write_seal
 from flash_attn3_sm121.errors import FetchError
 
 

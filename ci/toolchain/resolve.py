@@ -7,8 +7,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from ci.console import Narrator
 from ci.index import IndexConfig, read_config
-from ci.narrate import Narrator
 from ci.toolchain.hostcxx import find
 from ci.toolchain.installed import RUNTIME, ask_nvcc, look_over, nvcc_version
 from ci.toolchain.model import Toolchain

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.narrate import Narrator
+from ci.console import Narrator
 from ci.verify import elf, kernels, schemas
 from ci.verify.kernels import Kernel
-from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.errors import CompileError, VerifyError
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 LIB = "flash_attn3_sm121/lib/"
 

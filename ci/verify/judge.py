@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ci.platforms import Platform
+from ci.plan.platforms import Platform
 from ci.verify import kernels, policy, smem
 from ci.verify.checks import Check, nothing, same
 from ci.verify.gather import LibraryReading
 from ci.verify.kernels import Kernel
 from flash_attn3_sm121.arch import FAMILIES, TUNED_CAPABILITIES, Family, Image, capability
-from flash_attn3_sm121.buildfacts import BuildFacts
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 # A kernel whose guard left its body out has about 16 instructions; the smallest real one has some hundred.
 FEWEST_INSTRUCTIONS = 64

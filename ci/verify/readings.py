@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ci.cachedir import locked, making
-from ci.narrate import Narrator
+from ci.cache.folders import locked, making
+from ci.console import Narrator
 from ci.verify import elf, schemas
 from ci.verify.gather import Disassembler, LibraryReading, build_paths, read_library
 from ci.verify.kernels import Kernel

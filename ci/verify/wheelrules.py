@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 
-from ci.platforms import Platform
+from ci.plan.platforms import Platform
 from ci.verify import policy
 from ci.verify.checks import Check, nothing, same
 from ci.verify.gather import LIB, WheelReading

@@ -2,7 +2,7 @@
 
 import torch
 
-from flash_attn3_sm121.interface import (
+from flash_attn3_sm121.api.interface import (
     _flash_attn_backward,
     _flash_attn_forward,
     flash_attn_combine,

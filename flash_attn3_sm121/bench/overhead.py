@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121 import attend, eager, interface, kvcache, native, ops, private, schemas
+from flash_attn3_sm121.api import attend, eager, interface, kvcache, ops, private
 from flash_attn3_sm121.bench import upstream
 from flash_attn3_sm121.bench.machine import commit, machine, today
-from flash_attn3_sm121.buildfacts import BuildFacts
-from flash_attn3_sm121.engine import Engine
-from flash_attn3_sm121.facts import DeviceFacts, Settings
+from flash_attn3_sm121.call import schemas
+from flash_attn3_sm121.call.facts import DeviceFacts, Settings
+from flash_attn3_sm121.dispatch.engine import Engine
+from flash_attn3_sm121.native import library as native
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 NAMESPACE = "flash_attn3_overhead"
 CALLS, ROUNDS = 200, 60

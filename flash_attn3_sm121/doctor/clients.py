@@ -119,11 +119,11 @@ TYPICAL: tuple[tuple[str, dict[str, object]], ...] = (
 
 def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
     """The decision for a few typical calls on the first GPU, or the CPU, by the function that decides for real."""
-    from flash_attn3_sm121 import native
     from flash_attn3_sm121.arch import capability
-    from flash_attn3_sm121.decide import NativeState, decide
+    from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings
+    from flash_attn3_sm121.dispatch.decide import NativeState, decide
     from flash_attn3_sm121.errors import FactsError, UsageError
-    from flash_attn3_sm121.facts import CallFacts, DeviceFacts, Settings
+    from flash_attn3_sm121.native import library as native
 
     device = DeviceFacts(type="cpu", name="CPU")
     if gpus:

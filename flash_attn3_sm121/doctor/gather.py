@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import flash_attn3_sm121
-from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.doctor import clients, probes
 from flash_attn3_sm121.doctor.machine import Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.errors import FactsError
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 PACKAGE = Path(flash_attn3_sm121.__file__).resolve().parent
 INTERESTING = (

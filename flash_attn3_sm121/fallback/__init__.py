@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import host, static, whole
 from flash_attn3_sm121.fallback.combine import combine
 

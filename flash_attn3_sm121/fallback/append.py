@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import rotary
 from flash_attn3_sm121.fallback.problem import FP8, Facts
 

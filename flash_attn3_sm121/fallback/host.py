@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import append, attend, decode, gather, kernels, pieces, rotary, sinks
 from flash_attn3_sm121.fallback.blocked import Scoring, accumulator
 from flash_attn3_sm121.fallback.gather import Group

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import append, blocked, kernels, masks, rotary, sinks, static_kernel
 from flash_attn3_sm121.fallback import geometry as cuts
 from flash_attn3_sm121.fallback.blocked import Online, Scoring

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import cpu_kernel, kernels
 from flash_attn3_sm121.fallback.blocked import Scoring
 from flash_attn3_sm121.fallback.decode import FOLDED_ROWS

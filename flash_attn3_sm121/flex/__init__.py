@@ -15,8 +15,8 @@ from flash_attn3_sm121.flex.refuse import Software, refusal, software
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
-    from flash_attn3_sm121.facts import CallFacts, DeviceFacts
+    from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+    from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 
 __all__ = [
     "MEASURED_WINS",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flash_attn3_sm121.facts import CallFacts, DeviceFacts
+from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 
 
 @dataclass(frozen=True, kw_only=True)

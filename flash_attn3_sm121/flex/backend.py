@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.blocks import MaskCache, block_mask
 from flash_attn3_sm121.flex.compiled import KernelCache, ShapeClass, shape_class

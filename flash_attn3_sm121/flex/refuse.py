@@ -7,7 +7,7 @@ import importlib.metadata
 from dataclasses import dataclass
 
 from flash_attn3_sm121.arch import capability
-from flash_attn3_sm121.facts import CallFacts, DeviceFacts
+from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 
 MIN_TORCH = (2, 9)  # AuxRequest, the way to ask for the LSE that will stay
 DTYPES = ("bf16", "fp16", "fp32")

@@ -151,7 +151,7 @@ def load_from_hub(root: Path, repo: str, revision: str | None) -> tuple[ModuleTy
     folder = checkout(hub, found) / variant.folder(found.repo)
     own = sys.modules.get(PACKAGE)
     if own is not None and not str(own.__file__).startswith(str(folder)):
-        if f"{PACKAGE}.interface" in sys.modules:
+        if f"{PACKAGE}.api.interface" in sys.modules:
             raise OverrideError(
                 f"{PACKAGE} is in use already ({own.__file__}), so {origin} can't be loaded into this process",
                 hint="override before anything imports the package, or serve without --hub",

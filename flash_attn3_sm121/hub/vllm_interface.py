@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from flash_attn3_sm121 import interface
-from flash_attn3_sm121.attend import Window
+from flash_attn3_sm121.api import interface
+from flash_attn3_sm121.api.attend import Window
+from flash_attn3_sm121.api.interface import flash_attn_combine, get_scheduler_metadata
 from flash_attn3_sm121.errors import CallError
-from flash_attn3_sm121.interface import flash_attn_combine, get_scheduler_metadata
 
 __all__ = [
     "flash_attn_combine",

@@ -16,9 +16,9 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_name
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 LIB = f"{PACKAGE}/lib/"
 NOT_FACTS = frozenset({f"{LIB}verify.json", f"{LIB}provenance.json"})

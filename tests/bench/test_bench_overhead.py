@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flash_attn3_sm121 import attend, interface
+from flash_attn3_sm121.api import attend, interface
 from flash_attn3_sm121.bench import overhead, upstream
 from flash_attn3_sm121.errors import SourceError
 

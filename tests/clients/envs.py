@@ -16,7 +16,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ci.cachedir import cache_root, locked, making
+from ci.cache.folders import cache_root, locked, making
 
 REPOSITORY = Path(__file__).parents[2]
 COMMON = ("safetensors==0.8.0", "regex==2026.11.15", "numpy==2.2.6")

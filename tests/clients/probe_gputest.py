@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
-    from ci.gpu.probes import clients
+    from ci.prove.gpu.probes import clients
     from tests.clients.probe_transformers import fake_cuda
 
     fake_cuda()

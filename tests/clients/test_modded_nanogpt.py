@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flash_attn3_sm121
+from tests.fakes.shapes import fa3, packed, plain
 from tests.inductor import needs_inductor
-from tests.shim.shapes import fa3, packed, plain
 
 HEADS, DIM = 3, 16
 # As get_kernel("kernels-community/flash-attn3", version=1) hands it out: the function at the top level.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import flash_attn3_sm121
 from tests.clients.nanochat import GPT, Cache, Config
-from tests.shim.shapes import plain
+from tests.fakes.shapes import plain
 
 CONFIG = Config()
 # nanochat holds `get_kernel(...).flash_attn_interface`; this is what it gets from us.

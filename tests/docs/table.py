@@ -18,7 +18,7 @@ from kernels import get_kernel
 flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface  # nanochat's own line
 print("chat:", flash_attn.flash_attn_func.__module__)
 """
-FRESH = "tests/fresh/test_fresh_machine.py::test_a_newcomer_types_the_two_commands"
+FRESH = "tests/prove/test_fresh_machine.py::test_a_newcomer_types_the_two_commands"
 CI = ".github/workflows/ci.yml"
 WHEELS = ".github/workflows/wheels.yml"
 CURL = (
@@ -30,10 +30,10 @@ NEEDS_GPU = NotRun(why="needs a GPU; the same command with --device cpu is run")
 TABLE: dict[str, Deal] = {
     # README.md
     "make wheel && pip install wheels/flash_attn3_sm121-*.whl": Elsewhere(
-        at="ci/fresh/steps.py::plan", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
+        at="ci/prove/fresh/steps.py::plan", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
     ),
     "make wheel": Elsewhere(at=FRESH, says='"make wheel"'),
-    "make test": Elsewhere(at="ci/fresh/steps.py::plan", says="README's second command"),
+    "make test": Elsewhere(at="ci/prove/fresh/steps.py::plan", says="README's second command"),
     "python -m ci fresh": Elsewhere(at=FRESH, says="[*COMMAND,"),
     "make fresh": Elsewhere(at=CI, says="make fresh"),
     "flash-attn3 doctor": Run(says="Who would serve a typical call"),
@@ -42,7 +42,7 @@ TABLE: dict[str, Deal] = {
     "flash-attn3 bench --quick": Run(says="against dense-mask", adds=SHORT_BENCH),
     "flash-attn3 bench": Run(says="against dense-mask", adds=SHORT_BENCH),
     "make wheel PLATFORM=aarch64": Elsewhere(
-        at="tests/emulated/test_aarch64.py::arm_wheel", says='"--platform", "aarch64"'
+        at="tests/prove/test_aarch64.py::arm_wheel", says='"--platform", "aarch64"'
     ),
     "FLASH_ATTN3_SKIP_CUDA=1 pip install .": Run(
         says=r"flash-attn3 3\.0\.0",
@@ -68,7 +68,7 @@ TABLE: dict[str, Deal] = {
     "make ci-local": NotRun(
         why="both platforms' smoke wheels in copies of the tree, a quarter of an hour; tests/workflows has its runner"
     ),
-    "python -m flash_attn3_sm121.support --write README.md": Run(
+    "python -m flash_attn3_sm121.dispatch.support --write README.md": Run(
         says="^$", before=("cp README.md before.md",), then=("cmp README.md before.md",)
     ),
     'make plan ARCHS="X.Y"': Run(says=r"serves\s+9\.0", puts={"X.Y": "9.0"}, marks=NETWORK),
@@ -124,7 +124,7 @@ TABLE: dict[str, Deal] = {
         why="compiles upstream's own files, hours; docs/results/ has what it found"
     ),
     "python -m ci measure --all --built --resume": NotRun(
-        why="hours of upstream's files; tests/harness/test_measure_command.py runs it with scripts for compilers"
+        why="hours of upstream's files; tests/prove/test_measure_command.py runs it with scripts for compilers"
     ),
     "make": NotRun(why="names the program"),
     "pip install .": Run(
@@ -137,7 +137,7 @@ TABLE: dict[str, Deal] = {
     # docs/ci.md
     "python -m ci": NotRun(why="names the program"),
     ".ci/run": Elsewhere(at=CI, says="run: .ci/run"),
-    "pip wheel": Elsewhere(at="tests/harness/test_wheel.py::test_pip_installs_the_pure_package", says='"wheel"'),
+    "pip wheel": Elsewhere(at="tests/wheel/test_wheel.py::test_pip_installs_the_pure_package", says='"wheel"'),
     "python -m ci local .github/workflows/wheels.yml --list": Run(says=r"plan\nbuild\nassemble"),
     "python -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=12.1 --job plan --job build "
     "--keep /tmp/run": NotRun(why="compiles in copies of the tree; the runner is tested in tests/workflows"),
@@ -152,7 +152,7 @@ TABLE: dict[str, Deal] = {
         at=WHEELS, says="python -m ci emulate --native"
     ),
     "python -m ci emulate WHEEL": Elsewhere(
-        at="tests/emulated/test_aarch64.py::test_the_wheel_installs_and_works_on_aarch64", says='"emulate"'
+        at="tests/prove/test_aarch64.py::test_the_wheel_installs_and_works_on_aarch64", says='"emulate"'
     ),
     "make test-aarch64": NotRun(why="a part of make test by itself: the tests marked `emulated`"),
     "flash-attn3 hub publish --hub hub WHEEL && flash-attn3 hub export --hub hub site": Run(
@@ -164,10 +164,10 @@ TABLE: dict[str, Deal] = {
     "make test-gpu WHEEL=wheels/NAME.whl PROXY=1": NEEDS_GPU,
     "python -m ci gpu-test --wheel W.whl --out DIR --stage numerics --sample 5": NEEDS_GPU,
     "python -m ci gpu-test --wheel W.whl --out DIR --device cpu --sample 50": Elsewhere(
-        at="tests/gpu/test_gpucheck.py::test_the_whole_of_it_on_a_cpu", says='"--device", "cpu"'
+        at="tests/prove/test_gpucheck.py::test_the_whole_of_it_on_a_cpu", says='"--device", "cpu"'
     ),
     "make wheel ARCHS=12.1 PROXY=9.0": Elsewhere(
-        at="tests/harness/test_families.py::test_a_proxy_wheel_is_made_and_not_published", says='"--proxy", "9.0"'
+        at="tests/prove/test_families.py::test_a_proxy_wheel_is_made_and_not_published", says='"--proxy", "9.0"'
     ),
     "python -m ci build --launcher sccache": Elsewhere(at=WHEELS, says='${LAUNCHER:+--launcher "$LAUNCHER"}'),
     # docs/hub.md
@@ -211,10 +211,10 @@ TABLE: dict[str, Deal] = {
     "aws s3 sync": NotRun(why="needs an account"),
     # docs/kernels-12.1.md, docs/kernels-12.1-full.md
     "python -m ci kernels --profile full --only bf16 --only hd64 --only hd128 --write docs/kernels-12.1.md": NotRun(
-        why="an hour of nvcc; tests/harness/test_kernels.py runs it with the smoke profile"
+        why="an hour of nvcc; tests/prove/test_kernels.py runs it with the smoke profile"
     ),
     "python -m ci kernels --profile full --summary --write docs/kernels-12.1-full.md": NotRun(
-        why="an hour of nvcc; tests/harness/test_kernel_pages.py makes such a page from made-up kernels"
+        why="an hour of nvcc; tests/prove/test_kernel_pages.py makes such a page from made-up kernels"
     ),
     # docs/performance.md
     "flash-attn3 bench --html report.html": Run(

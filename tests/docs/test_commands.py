@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.cachedir import cache_root
+from ci.cache.folders import cache_root
 from tests.docs.kinds import Elsewhere, NotRun, Run, Serve
 from tests.docs.pages import PAGES, ROOT, command_of, commands, unlabelled_commands
 from tests.docs.place import Place

@@ -31,7 +31,9 @@ def add_row(place: Place, family: str) -> None:
 @pytest.mark.slow
 def test_an_architecture_is_added_in_one_place(place: Place) -> None:
     add_row(place, "SM8X")
-    code, said = place.type("python -m flash_attn3_sm121.support --write README.md && grep '^| 12.2 ' README.md")
+    code, said = place.type(
+        "python -m flash_attn3_sm121.dispatch.support --write README.md && grep '^| 12.2 ' README.md"
+    )
     assert code == 0 and "made up" in said and "`sm_122`" in said
     code, said = place.type("python -m ci plan --archs '12.1 12.2'")
     assert code == 0 and "-DFA3_IMAGES=sm_121,sm_122" in said, said

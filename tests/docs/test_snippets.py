@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.nn import attention
 
-from flash_attn3_sm121 import activation
+from flash_attn3_sm121.api import activation
 from flash_attn3_sm121.errors import BackendError
 from tests.clients.envs import python_of, run
 from tests.docs.pages import PAGES, ROOT, blocks, section
-from tests.shim.test_native import Kernels, engine
+from tests.native.test_native import Kernels, engine
 
 CLIENTS = ROOT / "docs" / "clients.md"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.buildfacts import BuildFacts
 from flash_attn3_sm121.doctor import gather, probes
 from flash_attn3_sm121.doctor.machine import Gpu
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DIMS = (8, 16, 24, 32, 40, 64)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 
 F64 = torch.float64
 FP8 = torch.float8_e4m3fn

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 
 
 def ints(*values: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from tests.fallback.compare import assert_close
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import host, static
 from tests.fallback import reference
 from tests.fallback.compare import assert_close

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from tests.fallback import generate, reference
 from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close
 from tests.fallback.test_gradients import TOLERANCE as GRADIENT_TOLERANCE

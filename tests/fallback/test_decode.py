@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import cpu_kernel, decode, host, whole
 from tests.fallback import reference
 from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from tests.fallback import generate, reference
 from tests.fallback.compare import assert_close
 

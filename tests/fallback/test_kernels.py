@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import cpu_kernel, cuda_kernel, kernels, selfcheck
 from flash_attn3_sm121.fallback.blocked import Scoring
 

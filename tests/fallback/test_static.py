@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import host, static
 from tests.fallback import generate, reference
 from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import cuda_kernel, kernels, static, static_kernel
 from flash_attn3_sm121.fallback.problem import facts
 from tests.fallback import generate, reference

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flash_attn3_sm121.call import BackwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs
 from flash_attn3_sm121.flex.backend import backward
 from flash_attn3_sm121.flex.compiled import KernelCache
 from tests.flex.reference import Rule, attend_batch, attend_packed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flash_attn3_sm121.call import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.backend import forward
 from flash_attn3_sm121.flex.lse import blockwise_lse

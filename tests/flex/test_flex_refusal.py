@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.facts import FEATURE_WORDS, CallFacts, DeviceFacts
+from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
 from flash_attn3_sm121.flex import MEASURED_WINS, MeasuredWin, Software, measured_win, refusal, software
 from flash_attn3_sm121.flex.refuse import UNSERVED
 

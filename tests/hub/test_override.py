@@ -79,7 +79,7 @@ print(get_kernel("{REPO}").flash_attn_interface.__name__)
 """
     done = run(code, path=write_library(tmp_path / module, module))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "flash_attn3_sm121.interface\n"
+    assert done.stdout == "flash_attn3_sm121.api.interface\n"
 
 
 def test_what_was_overridden_is_said_once(run: Run) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flash_attn3_sm121._version import __version__
-from flash_attn3_sm121.buildfacts import BuildFacts
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 PACKAGE = "flash_attn3_sm121"
 SOURCE = Path(__file__).parents[2] / PACKAGE

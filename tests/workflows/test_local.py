@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ci.__main__ import main
+from ci.console import Narrator
 from ci.local import actions
 from ci.local.actions import Place
 from ci.local.expressions import evaluate, expand
 from ci.local.runner import LocalRun
 from ci.local.workflow import read_workflow
-from ci.narrate import Narrator
 from flash_attn3_sm121.errors import UsageError
-from tests.harness.worlds import git
+from tests.fakes.worlds import git
 
 CONTEXT: dict[str, Any] = {"matrix": {"name": "a", "n": 3}, "inputs": {"x": "", "on": True}, "steps": {}}
 

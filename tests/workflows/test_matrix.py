@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from ci import archlist, matrix
 from ci.__main__ import main
-from ci.matrix import RUNNERS, all_targets, document, make_matrix
-from ci.plan import Shard, make_plan
-from ci.platforms import Platform
-from ci.profiles import PROFILES, find
+from ci.plan import archs, matrix
+from ci.plan.matrix import RUNNERS, all_targets, document, make_matrix
+from ci.plan.plan import Shard, make_plan
+from ci.plan.platforms import Platform
+from ci.plan.profiles import PROFILES, find
 from flash_attn3_sm121.arch import CAPABILITIES, Family
 from flash_attn3_sm121.errors import UsageError
 
@@ -44,7 +44,7 @@ def test_every_job_fits_its_runner(profile: str) -> None:
         assert job.runner == runner.label
         plan = make_plan(
             profile=find(profile),
-            targets=archlist.parse(job.archs, cuda=CUDA),
+            targets=archs.parse(job.archs, cuda=CUDA),
             platform=Platform.parse(job.platform),
             cuda=CUDA,
             shard=Shard.parse(job.shard),

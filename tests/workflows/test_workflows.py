@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ci.cachedir import cache_root, locked, making
+from ci.cache.folders import cache_root, locked, making
 from ci.local.workflow import read_workflow
 from flash_attn3_sm121.arch import CAPABILITIES
 

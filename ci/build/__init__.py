@@ -1,0 +1,1 @@
+"""From a plan to family libraries: compiling units, linking them, and the artifacts that other machines assemble."""

@@ -1,0 +1,1 @@
+"""The content cache outside the clone: its folders, unpacked archives, and compiled objects by content."""

@@ -1,0 +1,129 @@
+"""The object cache: compiled units by content, outside the clone. A key hashes everything an object depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ci.cache.folders import making
+from ci.cache.includes import Closures
+from ci.plan.plan import PlannedUnit
+from flash_attn3_sm121.errors import CompileError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelUsage:
+    """What ptxas said about one kernel for one image."""
+
+    kernel: str  # mangled
+    image: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    static_smem: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectReport:
+    """What compiling one unit cost and gave. Times are of the run that compiled it."""
+
+    unit: str
+    key: str
+    sha256: str
+    size: int
+    cpu_s: float
+    wall_s: float
+    rss_gb: float
+    usage: tuple[KernelUsage, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ObjectReport:
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("schema", None) != SCHEMA:
+            raise CompileError("an object report of another schema")
+        data["usage"] = tuple(KernelUsage(**usage) for usage in data["usage"])
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What names the compilers in a key: two builds with equal tools make equal objects from equal inputs."""
+
+    toolchain: str
+    cxx: str
+    torch_headers: str
+
+    def of(self, planned: PlannedUnit) -> list[str]:
+        """Only the host file sees torch's headers."""
+        return [self.toolchain, self.cxx] + ([] if planned.unit.is_cuda else [self.torch_headers])
+
+
+class Sources:
+    """The edited tree, hashed file by file on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        # Include roots as the commands name them, relative to the work folder; `folder` is what `src` points to.
+        self._folder = folder
+        self._closures = Closures(folder, ("csrc", "hopper", "cutlass/include"))
+        self._hashes: dict[str, str] = {}
+
+    def digest(self, text: str, *, origin: str) -> str:
+        """A hash of the text and of every file of the tree that it depends on."""
+        total = hashlib.sha256(hashlib.sha256(text.encode()).digest())
+        for name in self._closures.of(text, origin=origin):
+            if name not in self._hashes:
+                self._hashes[name] = hashlib.sha256((self._folder / name).read_bytes()).hexdigest()
+            total.update(f"{name}\0{self._hashes[name]}\n".encode())
+        return total.hexdigest()
+
+
+def object_key(planned: PlannedUnit, *, sources: Sources, tools: Tools, launcher: str | None) -> str:
+    """The key. A launcher is part of it: objects made through one need not be bit-identical to ours."""
+    parts = {
+        "schema": SCHEMA,
+        "unit": planned.unit.file,  # the name is the seed of generated symbol names
+        "sources": sources.digest(planned.unit.text, origin=f"units/{planned.unit.file}"),
+        "flags": list(planned.flags),
+        "tools": tools.of(planned),
+        "launcher": launcher,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """Objects under `cache/objects/<ab>/<key>/`: the object, its report and the compiler's output."""
+
+    cache: Path
+
+    def entry(self, key: str) -> str:
+        return f"objects/{key[:2]}/{key}"
+
+    def find(self, key: str) -> tuple[Path, ObjectReport] | None:
+        """The object and its report, if it is there and whole; a damaged entry counts as absent."""
+        folder = self.cache / self.entry(key)
+        report, made = folder / "report.json", folder / "unit.o"
+        if not report.is_file() or not made.is_file():
+            return None
+        known = ObjectReport.from_json(report.read_text(encoding="utf-8"))
+        if hashlib.sha256(made.read_bytes()).hexdigest() != known.sha256:
+            return None
+        return made, known
+
+    def put(self, report: ObjectReport, *, made: Path, log: str) -> Path:
+        """Store an object; call with the lock of `entry(key)` held."""
+        with making(self.cache, self.entry(report.key)) as folder:
+            shutil.copyfile(made, folder / "unit.o")
+            (folder / "log.txt").write_text(log, encoding="utf-8")
+            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+        return self.cache / self.entry(report.key) / "unit.o"

@@ -1,0 +1,123 @@
+"""The command line and environment that every building stage shares, read once, at the edge, into a `Request`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.machine import Machine, gather
+from ci.plan import archs as archlist
+from ci.plan import profiles
+from ci.plan.plan import BuildPlan, Shard, make_plan
+from ci.plan.platforms import Platform
+from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.errors import UsageError
+
+LAUNCHERS = ("ccache", "sccache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user wants, as written; nothing of it has been looked up yet."""
+
+    profile: str = profiles.DEFAULT
+    archs: str | None = None
+    platform: str | None = None
+    families: tuple[str, ...] = ()
+    shard: str = "1/1"
+    proxy: str = ""
+    jobs: int | None = None
+    launcher: str | None = None
+    source: Path | None = None
+    lock: Path | None = None
+    cuda_home: Path | None = None
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that decide the plan."""
+    parser.add_argument("--profile", help=f"one of {', '.join(profiles.PROFILES)} (default: {profiles.DEFAULT})")
+    parser.add_argument(
+        "--archs", metavar="LIST", help='as TORCH_CUDA_ARCH_LIST: "12.1", "9.0 10.0 12.1", "12.0f;12.1+PTX", Blackwell'
+    )
+    parser.add_argument("--platform", help="aarch64 or x86_64 (default: this machine's)")
+    parser.add_argument("--family", action="append", default=[], help="only this family of the list; may be repeated")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="compile only part I of N")
+    parser.add_argument("--proxy", metavar="CAP", help="machine code for another device (9.0), to test on it")
+    parser.add_argument("--jobs", type=int, help="compilers at once (default: as many as cores and memory allow)")
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of stages that compile."""
+    add_plan_arguments(parser)
+    parser.add_argument("--launcher", choices=LAUNCHERS, help="run compilers through this cache as well")
+    parser.add_argument("--source", type=Path, help="a flash-attention checkout to take the sources from")
+    parser.add_argument("--lock", type=Path, help="another source lock than the repository's")
+    parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
+
+
+def _jobs(text: str | None, *, origin: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"{origin}: expected a number of jobs, found {text!r}")
+    return int(text)
+
+
+def from_environment(environ: Mapping[str, str]) -> Request:
+    """What the environment alone asks for (`pip install .` has nothing else)."""
+    jobs = _jobs(environ.get("JOBS"), origin="JOBS")
+    return Request(
+        profile=environ.get("FLASH_ATTN3_PROFILE") or profiles.DEFAULT,
+        archs=environ.get("TORCH_CUDA_ARCH_LIST") or None,
+        platform=environ.get("FLASH_ATTN3_PLATFORM") or None,
+        jobs=jobs if jobs is not None else _jobs(environ.get("MAX_JOBS"), origin="MAX_JOBS"),
+        launcher=environ.get("FLASH_ATTN3_LAUNCHER") or None,
+        source=Path(environ["FA3_SOURCE"]) if environ.get("FA3_SOURCE") else None,
+    )
+
+
+def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Request:
+    """The command line, with the environment where it says nothing."""
+    base = from_environment(os.environ if environ is None else environ)
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs: expected a number of jobs, found {args.jobs}")
+    return Request(
+        profile=args.profile or base.profile,
+        archs=args.archs or base.archs,
+        platform=args.platform or base.platform,
+        families=tuple(args.family),
+        shard=args.shard,
+        proxy=args.proxy or "",
+        jobs=args.jobs or base.jobs,
+        launcher=getattr(args, "launcher", None) or base.launcher,
+        source=getattr(args, "source", None) or base.source,
+        lock=getattr(args, "lock", None),
+        cuda_home=getattr(args, "cuda_home", None),
+    )
+
+
+def _family(name: str) -> Family:
+    known = {str(family): family for family in FAMILIES}
+    if name not in known:
+        raise UsageError(f"unknown family {name!r}", hint=f"allowed: {', '.join(known)}")
+    return known[name]
+
+
+def plan_of(request: Request, *, machine: Machine, cuda: tuple[int, int]) -> BuildPlan:
+    """The plan that a request comes to on a machine, with a toolchain of that version. Pure."""
+    return make_plan(
+        profile=profiles.find(request.profile),
+        targets=archlist.parse(request.archs, cuda=cuda, native=machine.gpus),
+        platform=Platform.parse(request.platform) if request.platform else machine.platform,
+        cuda=cuda,
+        families=tuple(_family(name) for name in request.families),
+        shard=Shard.parse(request.shard),
+        proxy=request.proxy,
+    )
+
+
+def this_machine() -> Machine:
+    return gather()

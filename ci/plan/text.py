@@ -1,0 +1,54 @@
+"""A plan as text for people: what would be built, with which flags, at which cost."""
+
+from __future__ import annotations
+
+import textwrap
+
+from ci.console import format_seconds
+from ci.plan.plan import BuildPlan, FamilyPlan
+from ci.plan.schedule import job_count
+
+
+def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
+    chosen = family.selection
+    names = ", ".join(target.name for target in family.targets)
+    lines = [
+        f"family {family.family}: {chosen.spec.about}",
+        f"  serves      {names}" + (" (PROXY: machine code of another device, never published)" if plan.proxy else ""),
+        f"  machine code {' '.join((*family.images, *family.ptx))}",
+        f"  library     {family.library}, ops torch.ops.{family.namespace}.*",
+        f"  types       {' '.join(chosen.dtypes)}; head dims {' '.join(str(dim) for dim in chosen.head_dims)}",
+        f"  features    {' '.join(sorted(chosen.features))}",
+        "",
+        f"  {'unit':44} {'kernels':>7} {'CPU s':>7} {'GB':>5}" + ("" if plan.shard.whole else "  shard"),
+    ]
+    for item in family.units:
+        mark = "" if plan.shard.whole else f"  {item.shard}{' <' if item.shard == plan.shard.index else ''}"
+        lines.append(
+            f"  {item.unit.file:44} {item.unit.kernels:7} {item.cost.cpu_s:7.0f} {item.cost.rss_gb:5.1f}{mark}"
+        )
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for item in family.units:
+        groups.setdefault(item.flags, []).append(item.unit.kind)
+    for words, kinds in groups.items():
+        body = textwrap.wrap(" ".join(words), 112, break_long_words=False, break_on_hyphens=False)
+        lines += ["", f"  flags of {', '.join(dict.fromkeys(kinds))}", *(f"    {line}" for line in body)]
+    return lines
+
+
+def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) -> str:
+    """The whole plan; `jobs` None means as many as cores and memory allow."""
+    needs = tuple(item.cost.rss_gb for family in plan.families for item in family.of_shard(plan.shard))
+    at_once = job_count(needs, cores=cores, memory_gb=memory_gb, wanted=jobs)
+    cuda = ".".join(str(part) for part in plan.cuda)
+    lines = [f"profile {plan.profile}, platform {plan.platform.tag}, CUDA {cuda}, shard {plan.shard}", ""]
+    for family in plan.families:
+        lines += [*_family(plan, family), ""]
+    cost = plan.cost
+    kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
+    here = format_seconds(cost.cpu_s / at_once)
+    lines.append(
+        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
+        f"; {here} with {at_once} at once here, less what is cached"
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,227 @@
+"""Translation units: a selection's template instantiations, grouped into .cu files of our own, as text. Pure.
+
+nvcc runs two C++ front ends over each file before the first kernel is compiled, and again over what every variant of a
+head dim shares; it needs more memory the more kernels a file holds. So neighbours (one head dim, one direction) share
+a file up to a number of kernels. The grouping never looks at the machine: it decides the bytes of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ci.plan.profiles import Selection
+from flash_attn3_sm121.arch import Family
+
+CXX_TYPES = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "e4m3": "cutlass::float_e4m3_t"}
+
+# Kernels a file may hold. Hopper's take more memory each, and most of the front end's time is theirs anyway.
+KERNELS_PER_UNIT = {Family.SM80: 18, Family.SM8X: 18, Family.SM90: 10}
+
+# Head dims of V that differ from Q's: only Hopper has kernels for them.
+DIFFERENT_HEAD_DIMS: tuple[tuple[int, int], ...] = ((64, 256), (64, 512), (192, 128))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """One explicit instantiation of the forward entry point."""
+
+    arch: int
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    split: bool
+    paged: bool
+    softcap: bool
+    packgqa: bool
+    kernels: int
+
+    @property
+    def group(self) -> str:
+        dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}_{self.head_dim_v}"
+        return f"fwd_hd{dims}"
+
+    @property
+    def variant(self) -> str:
+        words = {"paged": self.paged, "split": self.split, "softcap": self.softcap}
+        if self.arch == 90:
+            words["packgqa"] = self.packgqa and not (self.paged or self.split)
+        return "_".join(word for word, present in words.items() if present) or "plain"
+
+    @property
+    def text(self) -> str:
+        flags = (str(flag).lower() for flag in (self.split, self.paged, self.softcap, self.packgqa))
+        arguments = (str(self.arch), CXX_TYPES[self.dtype], str(self.head_dim), str(self.head_dim_v), *flags)
+        return f"template void run_mha_fwd_<{', '.join(arguments)}>(Flash_fwd_params&, cudaStream_t);\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backward:
+    """One specialisation of the backward entry point."""
+
+    arch: int
+    dtype: str
+    head_dim: int
+    softcap: bool
+    kernels: int
+
+    @property
+    def group(self) -> str:
+        return f"bwd_hd{self.head_dim}"
+
+    @property
+    def variant(self) -> str:
+        return "softcap" if self.softcap else "plain"
+
+    @property
+    def text(self) -> str:
+        dtype, softcap = CXX_TYPES[self.dtype], str(self.softcap).lower()
+        head = f"template <> void run_mha_bwd_<{self.arch}, {dtype}, {self.head_dim}, {softcap}>"
+        body = f"run_mha_bwd_hdim{self.head_dim}<{self.arch}, {dtype}, {softcap}>(params, stream);"
+        return f"{head}(Flash_bwd_params& params, cudaStream_t stream) {{\n  {body}\n}}\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One file to compile. `kind` decides compiler and cost; `text` is the whole file."""
+
+    name: str
+    kind: str  # fwd, bwd, combine, prepare or api
+    head_dim: int
+    kernels: int  # expected number of __global__ functions
+    text: str
+    contents: tuple[str, ...]  # what it instantiates, for people
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.kind != "api"
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.{'cu' if self.is_cuda else 'cpp'}"
+
+    @property
+    def object(self) -> str:
+        return f"{self.name}.o"
+
+
+def _masks(chosen: Selection) -> int:
+    """Mask template values: none, causal (always there), local."""
+    return 2 + chosen.has("local")
+
+
+def forwards(chosen: Selection) -> tuple[Forward, ...]:
+    """Every forward instantiation that the host code of this selection refers to."""
+    arch = chosen.spec.effective_arch
+    hopper = chosen.family is Family.SM90
+    modes = 1 + chosen.has("varlen") * (1 + chosen.has("append"))
+    dims: list[tuple[int, int]] = [(dim, dim) for dim in chosen.head_dims]
+    if chosen.has("diff_headdim"):
+        dims += [pair for pair in DIFFERENT_HEAD_DIMS if pair[0] in chosen.head_dims]
+    found = []
+    switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")), (False, True))
+    order = list(switches)
+    for (dim, dim_v), (paged, split, softcap, pack), dtype in product(dims, order, chosen.dtypes):
+        forced = paged or split or not hopper  # the host code always packs there, so there is no other instantiation
+        if pack != forced and (forced or not chosen.has("packgqa")):
+            continue
+        if dtype == "e4m3" and dim_v > dim:
+            continue  # the 64-with-larger-V kernels exist for 16-bit types only
+        found.append(
+            Forward(
+                arch=arch,
+                dtype=dtype,
+                head_dim=dim,
+                head_dim_v=dim_v,
+                split=split,
+                paged=paged,
+                softcap=softcap,
+                packgqa=pack,
+                kernels=_masks(chosen) * modes,
+            )
+        )
+    return tuple(found)
+
+
+def _switch(chosen: Selection, feature: str) -> tuple[bool, ...]:
+    return (False, True) if chosen.has(feature) else (False,)
+
+
+def backwards(chosen: Selection) -> tuple[Backward, ...]:
+    """Every backward specialisation that the host code of this selection refers to."""
+    found = []
+    dtypes = tuple(dtype for dtype in chosen.dtypes if dtype != "e4m3")
+    varlen = 1 + chosen.has("varlen")
+    for dim, softcap, dtype in product(chosen.backward_head_dims, _switch(chosen, "softcap"), dtypes):
+        # There is no deterministic kernel at head dim 256, and none at all below Hopper.
+        deterministic = 2 if chosen.has("deterministic") and dim < 256 else 1
+        attention = _masks(chosen) * varlen * 2 * deterministic
+        found.append(
+            Backward(
+                arch=chosen.spec.effective_arch,
+                dtype=dtype,
+                head_dim=dim,
+                softcap=softcap,
+                kernels=attention + 2 * varlen,
+            )
+        )
+    return tuple(found)
+
+
+def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[list[Forward | Backward]]:
+    """Neighbours of one group together, up to `limit` kernels a pack (one item alone may exceed it)."""
+    packs: list[list[Forward | Backward]] = []
+    for item in items:
+        last = packs[-1] if packs else None
+        if last and last[0].group == item.group and sum(x.kernels for x in last) + item.kernels <= limit:
+            last.append(item)
+        else:
+            packs.append([item])
+    return packs
+
+
+def _tiles(item: Forward | Backward) -> str:
+    """The tiles of this head dim and no other: a change of another one's must not compile this file anew."""
+    if isinstance(item, Backward):
+        return ""
+    call = f"constexpr Tile forward_tile(int, Variant const& variant) {{ return tile_{item.head_dim}(variant); }}"
+    return f'#include "fa3_tile_{item.head_dim}.h"\n\nnamespace fa3 {{\n{call}\n}}\n\n'
+
+
+def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
+    first = pack[0]
+    kind = "fwd" if isinstance(first, Forward) else "bwd"
+    contents = tuple(f"{item.variant} {item.dtype}" for item in pack)
+    words = [first.group]
+    for variant in dict.fromkeys(item.variant for item in pack):
+        words.append(variant)
+    words += dict.fromkeys(item.dtype for item in pack)
+    text = _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
+    return Unit(
+        name="_".join(words) if kind == "fwd" else "_".join((first.group, *words[1:])),
+        kind=kind,
+        head_dim=first.head_dim,
+        kernels=sum(item.kernels for item in pack),
+        text=text,
+        contents=contents,
+    )
+
+
+def units(chosen: Selection) -> tuple[Unit, ...]:
+    """Every file of a family library, in link order."""
+    limit = KERNELS_PER_UNIT[chosen.family]
+    packs = _pack(forwards(chosen), limit) + _pack(backwards(chosen), limit)
+    found = [_kernel_unit(pack) for pack in packs]
+    if chosen.has("split"):
+        found.append(_wrapper("combine", "flash_fwd_combine.cu", kernels=54))
+    # The scheduler's metadata op refers to it even where no varlen kernel is built.
+    found.append(_wrapper("prepare", "flash_prepare_scheduler.cu", kernels=12))
+    found.append(_wrapper("api", "flash_api_stable.cpp", kernels=0))
+    return tuple(found)
+
+
+def _wrapper(kind: str, source: str, *, kernels: int) -> Unit:
+    return Unit(
+        name=kind, kind=kind, head_dim=0, kernels=kernels, text=f'#include "{source}"\n', contents=(f"{source}",)
+    )

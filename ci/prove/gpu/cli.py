@@ -1,0 +1,149 @@
+"""`python -m ci gpu-test`: what a wheel does on this machine's device, in a few minutes, as one JSON and one HTML."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ci import ROOT
+from ci.console import Narrator
+from ci.machine import commit_of
+from ci.prove.gpu import plan, report
+from ci.prove.gpu.report import Run
+from ci.prove.gpu.runner import run_all
+from ci.prove.gpu.stage import Stage, StageResult
+from ci.prove.gpu.wheelfolder import OpenedWheel, open_wheel
+from flash_attn3_sm121.errors import UsageError, VerifyError
+
+EPILOG = """It builds nothing and needs no network: torch, this checkout and the wheel are enough. Each stage is a
+process of its own; one that crashes, hangs or runs out of time is recorded and the next one runs.
+Exit code 0: all right. 15: something is wrong, see gpu-test.html. FLASH_ATTN3_* variables are not passed on."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--wheel", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for gpu-test.json and gpu-test.html")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together (default: 8)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script itself")
+    parser.add_argument("--proxy", action="store_true", help="the wheel is a proxy build: allow it, and say so")
+    parser.add_argument("--commit", default="", help="what to write down as the wheel's commit")
+    parser.add_argument("--stage", action="append", metavar="NAME", help="only these (may be given several times)")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="every Nth case only")
+
+
+def sanitizer() -> tuple[str | None, bool]:
+    """(its path, whether it can be told to look at our kernels only)."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    places = [os.environ.get("PATH", ""), *(str(Path(home) / "bin") for home in homes if home)]
+    path = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+    if path is None:
+        return None, False
+    said = subprocess.run([path, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    return path, "--kernel-regex" in said.stdout
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the driver says, and this Python's torch, without importing it (a broken one must not end the run)."""
+    found: dict[str, Any] = {"name": platform.processor() or platform.machine()}
+    smi = shutil.which("nvidia-smi")
+    if device.startswith("cuda") and smi is not None:
+        index = device.partition(":")[2] or "0"
+        argv = [smi, f"--id={index}", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+        said = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        words = [word.strip() for word in said.stdout.strip().split(",")]
+        if said.returncode == 0 and len(words) == 3:
+            found = dict(zip(("name", "driver", "capability"), words, strict=True))
+    script = "import torch; print(torch.__version__, torch.version.cuda)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    torch = said.stdout.split() if said.returncode == 0 else ["does not import", ""]
+    found |= {"torch": torch[0], "CUDA": torch[1] if torch[1] != "None" else ""}
+    return {**found, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def environment(opened: OpenedWheel, *, root: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The wheel comes before the checkout, which is there for this harness (and its tests) alone."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("FLASH_ATTN3_")}
+    folder, dropin = opened.paths
+    old = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    kept["PYTHONPATH"] = os.pathsep.join((str(folder), str(root), str(dropin), *old))
+    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    if opened.proxy:
+        kept["FLASH_ATTN3_ALLOW_PROXY"] = "1"
+    return kept
+
+
+def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage, ...]:
+    unknown = sorted(set(names or ()) - {stage.name for stage in stages})
+    if unknown:
+        known = ", ".join(stage.name for stage in stages)
+        raise UsageError(f"--stage: nothing is called {', '.join(unknown)}; there are {known}")
+    return tuple(stage for stage in stages if not names or stage.name in names)
+
+
+def write(run: Run, out: Path, work: Path) -> None:
+    """Both files, each replaced whole: they are there, and right, whenever the run is cut off."""
+    for name, content in (("gpu-test.json", report.document(run)), ("gpu-test.html", report.page(run))):
+        beside = out / f".{name}.part"
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(out / name)
+    for result in run.results:
+        for name in result.files:
+            if not (out / name).exists():
+                shutil.copyfile(work / name, out / name)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.minutes <= 0 or args.sample < 1:
+        raise UsageError("--minutes must be above 0 and --sample at least 1")
+    narrate = Narrator()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gpu-test-") as name:
+        folder, work = Path(name) / "wheel", Path(name) / "work"
+        work.mkdir()
+        opened = open_wheel(args.wheel, folder, narrate=narrate)
+        if opened.proxy and not args.proxy:
+            raise UsageError(f"{opened.name} is a proxy build", hint="add --proxy (make test-gpu PROXY=1) to test it")
+        if args.proxy and not opened.proxy:
+            raise UsageError(f"--proxy: {opened.name} is no proxy build")
+        tool, narrow = sanitizer()
+        setting = plan.Setting(
+            python=sys.executable, device=args.device, native=bool(opened.facts), proxy=opened.proxy, root=ROOT,
+            sanitizer=tool, kernel_filter=narrow, sample=args.sample, minutes=args.minutes,
+            **{name: importlib.util.find_spec(name) is not None for name in ("pytest", "triton", "transformers")},
+        )  # fmt: skip
+        stages = chosen(plan.stages(setting), args.stage)
+        words = ["python", "-m", "ci", "gpu-test", "--wheel", opened.name, "--device", args.device]
+        words += ["--minutes", f"{args.minutes:g}", *(["--proxy"] if args.proxy else [])]
+        facts = machine(args.device)
+
+        def so_far(results: Sequence[StageResult]) -> Run:
+            return Run(
+                date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+                commit=args.commit or commit_of(ROOT), command=shlex.join(words), device=args.device, machine=facts,
+                wheel=opened.document(), minutes=args.minutes, planned=tuple(stage.name for stage in stages),
+                results=tuple(results),
+            )  # fmt: skip
+
+        results = run_all(
+            stages, cwd=work, env=environment(opened, root=ROOT, environ=os.environ), seconds=args.minutes * 60,
+            narrate=narrate, keep=lambda some: write(so_far(some), args.out, work),
+        )  # fmt: skip
+        done = so_far(results)
+        write(done, args.out, work)
+    sys.stdout.write(report.text(done))
+    narrate.note(f"wrote {args.out / 'gpu-test.json'} and {args.out / 'gpu-test.html'}")
+    if not done.good:
+        raise VerifyError(f"gpu-test: {done.verdict}", hint=f"read {args.out / 'gpu-test.html'}")
+    return 0

@@ -1,0 +1,129 @@
+"""What a command's outcome means. Each reader gets how it ended and the folder it wrote to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ci.prove.gpu.child import Ended
+from ci.prove.gpu.stage import Status
+
+Verdict = tuple[Status, str, Mapping[str, Any]]
+PYTEST_NO_TESTS = 5
+
+
+def _exit(ended: Ended, folder: Path) -> Verdict:
+    return (Status.OK if ended.code == 0 else Status.FAILED), ended.how, {}
+
+
+def _document(ended: Ended) -> Any:
+    """What it printed, or None where that is no JSON: the caller says so."""
+    try:
+        return json.loads(ended.stdout)
+    except ValueError:
+        return None
+
+
+def _doctor(ended: Ended, folder: Path) -> Verdict:
+    said = _document(ended)
+    if said is None:
+        return Status.FAILED, f"no JSON on stdout ({ended.how})", {}
+    faults = [found for found in said["findings"] if found["level"] == "fault"]
+    text = "; ".join(found["title"] for found in faults) or "no fault"
+    return (Status.WRONG if faults else Status.OK), text, said
+
+
+def _expected_faults(ended: Ended, folder: Path) -> Verdict:
+    """Where a fault is what the run is about: no GPU asked for, or a library of another device on purpose."""
+    status, text, said = _doctor(ended, folder)
+    if status is Status.WRONG:
+        return Status.OK, f"not counted here: {text}", said
+    return status, text, said
+
+
+def _selftest(ended: Ended, folder: Path) -> Verdict:
+    said = _document(ended)
+    if said is None:
+        return Status.FAILED, f"no JSON on stdout ({ended.how})", {}
+    bad = [row for row in said["results"] if not row["good"]]
+    text = f"{len(said['results']) - len(bad)} of {len(said['results'])} results agree with fp64"
+    return (Status.WRONG if bad or ended.code else Status.OK), text, {"wrong": bad, "device": said["device"]}
+
+
+def _pytest(ended: Ended, folder: Path) -> Verdict:
+    last = next((line for line in reversed(ended.stdout.splitlines()) if line.strip()), ended.how)
+    if ended.code == PYTEST_NO_TESTS:
+        return Status.NOT_APPLICABLE, "no test is marked gpu", {}
+    return (Status.OK if ended.code == 0 else Status.WRONG), last.strip("= "), {}
+
+
+def ratios(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """workload -> contender -> how many times as long as our fastest it took (by medians)."""
+    found: dict[str, dict[str, float]] = {}
+    for result in bench["results"]:
+        times = {entry["contender"]: entry["median_ms"] for entry in result["entries"] if entry["median_ms"]}
+        ours = [times[name] for name in ("native", "sdpa", "flex") if name in times]
+        if ours:
+            best = times.get("native", min(ours))
+            found[result["workload"]["name"]] = {name: round(ms / best, 3) for name, ms in times.items()}
+    return found
+
+
+def _bench(ended: Ended, folder: Path) -> Verdict:
+    path = folder / "bench.json"
+    if not path.is_file():
+        return Status.FAILED, f"it left no bench.json ({ended.how})", {}
+    said = json.loads(path.read_text(encoding="utf-8"))
+    data = {"times_as_long_as_ours": ratios(said), "machine": said["machine"]}
+    text = f"{len(said['results'])} workloads" + (f", {ended.how}" if ended.code else "")
+    return (Status.WRONG if ended.code else Status.OK), text, data
+
+
+_SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+) (error|hazard)")
+
+
+# Kernels with such a scheduler hand each tile's number over in shared memory, by bar.arrive and bar.sync on named
+# barriers. racecheck does not follow these: it reports the PTX manual's own example too
+# (ci/prove/gpu/named_barriers.cu, run on an H200 with CUDA 13.0). Such a report is one read and one write a
+# few instructions apart; any other one counts.
+_NAMED_BARRIERS, _APART = "PersistentTileScheduler", 0x200
+_REPORT = re.compile(r"^=+ +(?:Error|Warning): Race reported (.*(?:\n=+ +and .*)*)", re.MULTILINE)
+_PLACE = re.compile(r"\b(Read|Write) access at .*\+(0x[0-9a-f]+)")
+
+
+def hands_over_a_tile(report: str) -> bool:
+    """Whether this is what racecheck makes of a persistent scheduler's named barriers."""
+    places = sorted((kind, int(offset, 16)) for kind, offset in _PLACE.findall(report))
+    if [kind for kind, _ in places] != ["Read", "Write"] or report.count(_NAMED_BARRIERS) != len(places):
+        return False
+    return abs(places[0][1] - places[1][1]) <= _APART
+
+
+def sanitizer(text: str) -> tuple[Status, str]:
+    """What the checker's own summary says; without one it did not work here."""
+    if "Device not supported" in text:
+        return Status.NOT_APPLICABLE, "compute-sanitizer does not support this device here"
+    found = [(int(number), what) for _, number, what in _SUMMARY.findall(text)]
+    if not found:
+        return Status.FAILED, "compute-sanitizer printed no summary"
+    number = sum(count for count, _ in found)
+    reports = [report[1] for report in _REPORT.finditer(text)]
+    known = sum(hands_over_a_tile(report) for report in reports)
+    if known and known == number:
+        return Status.OK, f"{number} reported, each the hand-over of a tile by named barriers, which it misjudges"
+    text = f"{number} {found[0][1]}{'s' if number != 1 else ''}"
+    text += f", {known} of them the hand-over of a tile by named barriers (docs/gpu.md)" if known else ""
+    return (Status.OK if number == 0 else Status.WRONG), text
+
+
+JUDGES: Mapping[str, Callable[[Ended, Path], Verdict]] = {
+    "exit": _exit,
+    "doctor": _doctor,
+    "expected-faults": _expected_faults,
+    "selftest": _selftest,
+    "pytest": _pytest,
+    "bench": _bench,
+}

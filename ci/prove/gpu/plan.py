@@ -1,0 +1,214 @@
+"""Which stages there are, in which order, and why some of them are not applicable: facts are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.prove.gpu.stage import Stage
+
+NO_CUDA = "needs a CUDA device; this run is on {device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the plan depends on."""
+
+    python: str
+    device: str
+    native: bool  # the wheel holds a kernel library
+    proxy: bool
+    root: Path  # this checkout
+    sanitizer: str | None = None  # its path
+    kernel_filter: bool = False  # it knows --kernel-regex
+    pytest: bool = False
+    triton: bool = False
+    transformers: bool = False
+    sample: int = 1
+    minutes: float = 8.0
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def backend(self) -> str:
+        return "native" if self.cuda and self.native else "auto"
+
+
+def _cases(setting: Setting, source: str, *, sample: int | None = None, backend: str = "") -> tuple[str, ...]:
+    argv = [
+        setting.python,
+        "-m",
+        "ci.prove.gpu.probes.loop",
+        f"ci.prove.gpu.probes.{source}",
+        "--device",
+        setting.device,
+    ]
+    argv += ["--backend", backend or setting.backend, "--sample", str(setting.sample if sample is None else sample)]
+    return tuple(argv)
+
+
+def _package(setting: Setting, *words: str) -> tuple[str, ...]:
+    return (setting.python, "-m", "flash_attn3_sm121", *words)
+
+
+def _absent(setting: Setting, there: bool = True, why: str = "") -> str | None:
+    """Why a stage is not applicable that needs a CUDA device and, if it says so, something else that is `there`."""
+    if not setting.cuda:
+        return NO_CUDA.format(device=setting.device)
+    return None if there else why
+
+
+# The kernels themselves are under test here; the canary has stages of its own before.
+_NO_CANARY: Mapping[str, str] = {"FLASH_ATTN3_CANARY": "0"}
+
+
+def _sanitized(setting: Setting, tool: str) -> Stage:
+    absent = _absent(setting, setting.native, "the wheel holds no kernels of ours to check") or _absent(
+        setting, setting.sanitizer is not None, "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
+    )
+    argv = [setting.sanitizer or "compute-sanitizer", "--tool", tool]
+    argv += ["--kernel-regex", "kns=flash"] if setting.kernel_filter else []
+    return Stage(
+        name=tool,
+        title=f"compute-sanitizer --tool {tool}, a few calls",
+        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=1), "--dtype", "bf16"),
+        share=50,
+        stall_s=120.0,
+        env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one
+        absent=absent,
+        judge="sanitizer",
+    )
+
+
+# What users without a kernel for their call get, on the same device. On a CPU the other stages show it.
+_FALLBACK_SAMPLE = 7
+
+
+def _sdpa(setting: Setting) -> Stage:
+    return Stage(
+        name="sdpa",
+        title="The sdpa fallback, on the same numerics",
+        argv=_cases(setting, "sets:numerics", sample=_FALLBACK_SAMPLE * setting.sample, backend="sdpa"),
+        share=40,
+        absent=_absent(setting),
+    )
+
+
+def _ordered(setting: Setting) -> Stage:
+    """Most libraries of ours have no deterministic backward: the fallback's is what `deterministic=True` gets."""
+    return Stage(
+        name="determinism-sdpa",
+        title="The sdpa fallback's deterministic backward, bit for bit",
+        argv=_cases(setting, "repeat:ordered_backward", backend="sdpa"),
+        share=20,
+        absent=_absent(setting),
+    )
+
+
+def _flex(setting: Setting) -> Stage:
+    return Stage(
+        name="flex",
+        title="The flex fallback, on the selftest's cases",
+        argv=(*_cases(setting, "sets:selftest", backend="flex"), "--dtype", "bf16"),
+        share=50,
+        stall_s=120.0,  # a kernel is compiled within a case
+        absent=_absent(setting, setting.triton, "triton, through which FlexAttention compiles, is not importable here"),
+    )
+
+
+def _clients(setting: Setting) -> Stage:
+    """transformers asks for a device before it takes flash_attention_3."""
+    return Stage(
+        name="transformers",
+        title="transformers: a small model through flash_attention_3, beside eager",
+        argv=(*_cases(setting, "clients:cases", sample=1), "--dtype", "bf16"),
+        share=30,
+        absent=_absent(setting, setting.transformers, "transformers is not importable here"),
+    )
+
+
+def _bench(setting: Setting) -> Stage:
+    # Twelve workloads; a third of the stage's usual share goes into timing, the rest into checking them.
+    each = max(0.2, setting.minutes * 60 * 0.2 / 12 / 3)
+    words = ["bench", "--quick", "--device", setting.device, "--seconds", f"{each:.2g}"]
+    words += ["--json", "bench.json", "--html", "bench.html"]
+    words += ["--note", "PROXY: kernels of the 99 KB family on another device, not for use"] if setting.proxy else []
+    if not setting.cuda:
+        words += ["--workload", "train-causal-d64", "--backend", "sdpa"]
+    return Stage(
+        name="bench",
+        title="Bench, ours and torch's own side by side",
+        argv=_package(setting, *words),
+        kind="command",
+        share=100,
+        judge="bench",
+        files=("bench.json", "bench.html"),
+    )
+
+
+def _tests(setting: Setting) -> Stage:
+    root = setting.root
+    return Stage(
+        name="tests",
+        title="The tests marked gpu, against the wheel",
+        # `-o pythonpath=`: the checkout's own package would come before the wheel's.
+        argv=(
+            setting.python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "pythonpath=",
+            "-c", str(root / "pyproject.toml"), "--rootdir", str(root), str(root / "tests" / "fallback"),
+        ),
+        kind="command",
+        share=40,
+        absent=_absent(setting, setting.pytest, "pytest is not importable here"),
+        judge="pytest",
+    )  # fmt: skip
+
+
+def stages(setting: Setting) -> tuple[Stage, ...]:
+    """Everything, cheapest and most telling first."""
+    tolerant = setting.proxy or not setting.cuda
+    no_graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
+    return (
+        Stage(
+            # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
+            name="doctor", title="flash-attn3 doctor", argv=_package(setting, "doctor", "--json"), kind="command",
+            share=60, judge="expected-faults" if tolerant else "doctor",
+        ),
+        Stage(
+            name="selftest", title="flash-attn3 selftest, backend chosen by itself", kind="command", share=40,
+            argv=_package(setting, "selftest", "--json", "--device", setting.device, "--dtype", "bf16",
+                          *(() if setting.cuda else ("--match", "packed"))),
+            judge="selftest",
+        ),
+        Stage(
+            name="selftest-native", title=f"The selftest's cases, backend {setting.backend}",
+            argv=_cases(setting, "sets:selftest"), share=40,
+        ),
+        Stage(
+            name="numerics", title="Numerics: forward, backward, packed, caches, splits; head dims 16 to 256",
+            argv=_cases(setting, "sets:numerics"), share=130, env=_NO_CANARY,
+        ),
+        Stage(
+            name="determinism", title="Determinism, bit for bit", argv=_cases(setting, "repeat:cases"), share=25,
+            env=_NO_CANARY,
+        ),
+        _sanitized(setting, "memcheck"),
+        _sanitized(setting, "racecheck"),
+        Stage(
+            name="graphs", title="CUDA graphs: decoding captured once, replayed with other lengths",
+            argv=_cases(setting, "graphs:cases"), share=25,
+            absent=_absent(setting, setting.native, no_graphs),
+        ),
+        Stage(
+            name="compile", title="torch.compile(fullgraph=True), forward and backward",
+            argv=_cases(setting, "compiled:cases"), share=60, stall_s=120.0,
+        ),
+        _clients(setting),
+        _sdpa(setting),
+        _ordered(setting),
+        _tests(setting),
+        _flex(setting),
+        _bench(setting),
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""A wheel, opened into a folder: pip needs no network for that, and where there is no pip a wheel is a zip file."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ci.console import Narrator
+from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+
+PACKAGE = "flash_attn3_sm121"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedWheel:
+    """Where it lies now and what it says of itself."""
+
+    folder: Path
+    name: str
+    sha256: str
+    facts: tuple[BuildFacts, ...]
+
+    @property
+    def proxy(self) -> bool:
+        return any(build.proxy for build in self.facts)
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """For PYTHONPATH; the second is what the wheel's .pth file would add in an installed one."""
+        return self.folder, self.folder / PACKAGE / "_dropin"
+
+    def document(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "proxy": self.proxy,
+            "libraries": [asdict(f) for f in self.facts],
+        }
+
+
+def _pip(wheel: Path, folder: Path, narrate: Narrator) -> bool:
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    argv += ["--disable-pip-version-check", "--root-user-action=ignore", "--target", str(folder), str(wheel)]
+    narrate.command(argv)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        narrate.note("pip did not end; the wheel is unzipped instead")
+        return False
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        narrate.note(f"pip does not take it ({said[-1] if said else 'it says nothing'}); the wheel is unzipped instead")
+    return done.returncode == 0
+
+
+def _unzip(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UsageError(f"{wheel.name}: it holds the path {name}, which leads out of its folder")
+        archive.extractall(folder)
+
+
+def open_wheel(wheel: Path, folder: Path, *, narrate: Narrator) -> OpenedWheel:
+    """Raises UsageError where the file is no wheel of ours."""
+    if not wheel.is_file() or not zipfile.is_zipfile(wheel):
+        raise UsageError(
+            f"{wheel} is not a wheel", hint="make wheel builds one; then: make test-gpu WHEEL=wheels/NAME.whl"
+        )
+    folder.mkdir(parents=True)
+    if not _pip(wheel, folder, narrate):
+        _unzip(wheel, folder)
+    package = folder / PACKAGE
+    if not (package / "__init__.py").is_file():
+        raise UsageError(f"{wheel.name} holds no package {PACKAGE}", hint="give a wheel that `make wheel` made")
+    return OpenedWheel(
+        folder=folder,
+        name=wheel.name,
+        sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        facts=tuple(
+            BuildFacts.read(path)
+            for path in sorted((package / "lib").glob("*.json"))
+            if path.name not in ("provenance.json", "verify.json")
+        ),
+    )

@@ -1,0 +1,131 @@
+"""Linking a family's objects with the stand-in runtime, and asking the result what it would launch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ci import ROOT
+from ci.build.children import Children
+from ci.build.compile import environment, failure
+from ci.build.family import Builder, Keyed
+from ci.build.link import TORCH_LIBRARIES, stub_command
+from ci.build.workdir import WorkDir
+from ci.cache.objects import ObjectReport
+from ci.plan.plan import FamilyPlan
+from ci.prove.standin.calls import Call, Device
+from ci.toolchain import Toolchain
+from flash_attn3_sm121.errors import CompileError
+
+SOURCE = Path(__file__).with_name("cudart.cpp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One kernel launch as the host code asked for it. `status` is what the runtime answered; 0 is success."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    smem: int
+    status: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one call."""
+
+    call: Call
+    launches: tuple[Launch, ...]
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandIn:
+    """A family's host code that can be asked; only this machine's architecture can be."""
+
+    library: Path
+    namespace: str
+
+    def ask(self, device: Device, calls: Sequence[Call]) -> tuple[Answer, ...]:
+        """Every call's launches on that device, from a fresh process (a library asks for a device once)."""
+        argv = [sys.executable, "-m", "ci.prove.standin.drive", str(self.library), self.namespace]
+        argv.append(json.dumps(device.properties))
+        documents = json.dumps([call.document for call in calls])
+        done = subprocess.run(argv, input=documents, capture_output=True, text=True, cwd=ROOT, check=False)
+        if done.returncode != 0:
+            raise CompileError(f"$ {' '.join(argv)}\nexit code {done.returncode}\n{done.stderr}")
+        return tuple(_answer(call, found) for call, found in zip(calls, json.loads(done.stdout), strict=True))
+
+
+def _answer(call: Call, found: dict[str, Any]) -> Answer:
+    launches = (
+        Launch(
+            kernel=item["kernel"],
+            grid=(item["grid"][0], item["grid"][1], item["grid"][2]),
+            block=(item["block"][0], item["block"][1], item["block"][2]),
+            cluster=(item["cluster"][0], item["cluster"][1], item["cluster"][2]),
+            smem=item["smem"],
+            status=item["status"],
+        )
+        for item in found["launches"]
+    )
+    return Answer(call=call, launches=tuple(launches), error=found["error"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A stand-in library, with what the compiler said of its kernels."""
+
+    stand_in: StandIn
+    objects: tuple[Path, ...]
+    reports: tuple[ObjectReport, ...]
+
+
+def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Made:
+    """Compile what the object cache lacks of the family, and link it under `output`."""
+    children = Children()
+    toolchain = builder.inputs.toolchain
+    keyed = builder.keys(family.units)
+    library = output / f"standin_{family.family}.so"
+    with builder.workdir() as work:
+        builder.compile([(work, keyed)], children=children)
+        reports = builder.reports(keyed)
+        objects = tuple(_object(builder, unit) for unit in keyed)
+        env = environment({}, toolchain=toolchain, work=work, launcher=None) | {"PATH": "/usr/bin:/bin"}
+        (work.root / "stubs" / "empty.c").write_text("", encoding="ascii")
+        for argv in _commands(toolchain, work, objects, library):
+            builder.narrate.command(argv)
+            log = work.root / "obj" / "standin.log"
+            ended = children.run(argv, cwd=work.root, env=env, log=log)
+            if ended.code != 0:
+                text = log.read_text(encoding="utf-8", errors="replace")
+                raise failure(argv, ended.code, text, log=log, work=work.root)
+    stand_in = StandIn(library=library, namespace=family.namespace)
+    return Made(stand_in=stand_in, objects=objects, reports=reports)
+
+
+def _object(builder: Builder, unit: Keyed) -> Path:
+    found = builder.store.find(unit.key)
+    if found is None:
+        raise CompileError(f"the object of {unit.planned.unit.name} vanished from the cache", hint="run it again")
+    return found[0]
+
+
+def _commands(toolchain: Toolchain, work: WorkDir, objects: Sequence[Path], library: Path) -> list[list[str]]:
+    """The runtime, empty torch libraries to name, and the library. What we define wins over torch's: -Bsymbolic."""
+    includes = [word for folder in toolchain.include_dirs for word in ("-isystem", str(folder))]
+    compiled = [toolchain.cxx, "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", *includes]
+    linked = [toolchain.cxx, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *map(str, objects), "obj/standin.o"]
+    torch = ["-Wl,--no-as-needed", *(f"stubs/{soname}" for soname in TORCH_LIBRARIES)]
+    return [
+        *(stub_command(toolchain, soname) for soname in TORCH_LIBRARIES),
+        [*compiled, "-c", str(SOURCE), "-o", "obj/standin.o"],
+        [*linked, *torch, "-Wl,-z,now"],
+    ]

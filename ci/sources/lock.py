@@ -1,0 +1,179 @@
+"""The source lock: which upstream commits and git trees are built, and where they may come from.
+
+`third_party/flash-attention/lock.json` is the pin of this repository; another one is made from a checkout with
+`python -m ci lock --source DIR --output OTHER.json` and used with `--lock OTHER.json`. Beside the lock lies one
+manifest a tree (mode, blob id and path of every file), which must hash to the tree id that the lock gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ci import ROOT
+from ci.sources.treeid import Entry, format_manifest, parse_manifest, tree_id
+from flash_attn3_sm121.errors import SourceError
+
+SCHEMA = 1
+DEFAULT_LOCK = ROOT / "third_party" / "flash-attention" / "lock.json"
+
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """Where git can get a tree: a url and the one commit that is wanted (None: unknown, git is not a route)."""
+
+    url: str
+    commit: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedTree:
+    """One folder of upstream's: its path in a checkout, its git tree id, and every file in it."""
+
+    path: str
+    id: str
+    files: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sdist:
+    """A source distribution that carries the checkout under `prefix`."""
+
+    project: str
+    version: str
+    filename: str
+    sha256: str
+    prefix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLock:
+    """The pin, complete and checked against itself: reading it proves that manifests and tree ids agree."""
+
+    upstream: Repository
+    cutlass: Repository
+    hopper: LockedTree
+    cutlass_include: LockedTree
+    sdist: Sdist | None
+    licenses: tuple[Path, ...]
+
+    @property
+    def key(self) -> str:
+        """Names the pair of trees: equal keys mean equal sources."""
+        return f"{self.hopper.id}-{self.cutlass_include.id}"
+
+    @property
+    def short(self) -> str:
+        """The commit as a version suffix wants it (`3effce8`), or the tree id's head where no commit is known."""
+        return (self.upstream.commit or self.hopper.id)[:7]
+
+    @property
+    def trees(self) -> tuple[LockedTree, LockedTree]:
+        return (self.hopper, self.cutlass_include)
+
+
+def read_lock(path: Path = DEFAULT_LOCK) -> SourceLock:
+    """Read and check a lock. Raises SourceError that names the key, what was expected and what was found."""
+    origin = str(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceError(f"cannot read the source lock {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SourceError(f"{origin}: not JSON: {error}") from error
+    root = _table(data, origin, {"schema", "upstream", "cutlass", "trees", "sdist", "licenses"})
+    if root["schema"] != SCHEMA:
+        raise SourceError(f"{origin}: schema: expected {SCHEMA}, found {root['schema']!r}")
+    trees = _table(root["trees"], f"{origin}: trees", {"hopper", "cutlass_include"})
+    licenses = root["licenses"]
+    if not isinstance(licenses, list) or not all(isinstance(name, str) for name in licenses):
+        raise SourceError(f"{origin}: licenses: expected a list of file names, found {licenses!r}")
+    for name in licenses:
+        if not (path.parent / name).is_file():
+            raise SourceError(f"{origin}: licenses: no file {name} beside the lock")
+    return SourceLock(
+        upstream=_repository(root["upstream"], f"{origin}: upstream"),
+        cutlass=_repository(root["cutlass"], f"{origin}: cutlass"),
+        hopper=_tree(trees["hopper"], f"{origin}: trees.hopper", path.parent),
+        cutlass_include=_tree(trees["cutlass_include"], f"{origin}: trees.cutlass_include", path.parent),
+        sdist=None if root["sdist"] is None else _sdist(root["sdist"], f"{origin}: sdist"),
+        licenses=tuple(path.parent / name for name in licenses),
+    )
+
+
+def _table(data: object, where: str, keys: set[str]) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise SourceError(f"{where}: expected a table, found {type(data).__name__}")
+    missing, unknown = sorted(keys - set(data)), sorted(set(data) - keys)
+    if missing or unknown:
+        raise SourceError(f"{where}: missing keys {missing}, unknown keys {unknown}")
+    return data
+
+
+def _matching(data: Mapping[str, Any], key: str, where: str, pattern: re.Pattern[str]) -> str:
+    value = data[key]
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise SourceError(f"{where}.{key}: expected {pattern.pattern}, found {value!r}")
+    return value
+
+
+def _repository(data: object, where: str) -> Repository:
+    table = _table(data, where, {field.name for field in fields(Repository)})
+    if not isinstance(table["url"], str) or not table["url"]:
+        raise SourceError(f"{where}.url: expected an address, found {table['url']!r}")
+    commit = None if table["commit"] is None else _matching(table, "commit", where, _SHA1)
+    return Repository(url=table["url"], commit=commit)
+
+
+def _tree(data: object, where: str, folder: Path) -> LockedTree:
+    table = _table(data, where, {"path", "id", "manifest"})
+    expected = _matching(table, "id", where, _SHA1)
+    manifest = folder / str(table["manifest"])
+    try:
+        files = parse_manifest(manifest.read_text(encoding="utf-8"), origin=str(manifest))
+    except OSError as error:
+        raise SourceError(f"{where}.manifest: cannot read {manifest}: {error.strerror}") from error
+    found = tree_id(files)
+    if found != expected:
+        raise SourceError(
+            f"{where}.id: the lock says {expected}, but {manifest.name} hashes to {found}",
+            hint="restore both files from the repository's history; they are never edited by hand",
+        )
+    return LockedTree(path=str(table["path"]), id=expected, files=files)
+
+
+def _sdist(data: object, where: str) -> Sdist:
+    table = _table(data, where, {field.name for field in fields(Sdist)})
+    _matching(table, "sha256", where, _SHA256)
+    return Sdist(**{key: str(value) for key, value in table.items()})
+
+
+def write_lock(path: Path, lock: SourceLock) -> tuple[Path, ...]:
+    """Write a lock, its manifests and its licence texts; returns the files written."""
+    names = {"hopper": f"{path.stem}.hopper.tree", "cutlass_include": f"{path.stem}.cutlass-include.tree"}
+    trees = {"hopper": lock.hopper, "cutlass_include": lock.cutlass_include}
+    data = {
+        "schema": SCHEMA,
+        "upstream": asdict(lock.upstream),
+        "cutlass": asdict(lock.cutlass),
+        "trees": {k: {"path": tree.path, "id": tree.id, "manifest": names[k]} for k, tree in trees.items()},
+        "sdist": None if lock.sdist is None else asdict(lock.sdist),
+        "licenses": [license.name for license in lock.licenses],
+    }
+    texts = {path.parent / names[key]: format_manifest(tree.files) for key, tree in trees.items()}
+    texts[path] = json.dumps(data, indent=2) + "\n"
+    for license in lock.licenses:
+        texts[path.parent / license.name] = license.read_text(encoding="utf-8")
+    for file, text in texts.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(file.name + ".new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+    return tuple(texts)

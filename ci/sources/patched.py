@@ -1,0 +1,72 @@
+"""The sources as they are compiled: upstream's two trees with our edits applied, and `csrc/` beside them.
+
+    hopper/    cutlass/include/    csrc/
+
+An entry of the content cache, named by the trees, the edit list and our own sources; read-only and shared by builds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci import ROOT
+from ci.cache.folders import locked, make_read_only, making
+from ci.console import Narrator
+from ci.sources import SourceTree
+from ci.sources import patches as edits
+
+_OWN_SUFFIXES = (".h", ".hpp", ".cuh", ".cu", ".cpp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edited:
+    """A tree ready to compile. `digest` names what was done to the pristine one."""
+
+    folder: Path
+    digest: str
+    edits: tuple[Mapping[str, str], ...]  # name and reason of each edit
+
+
+def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
+    """Our own C++ sources."""
+    return tuple(sorted(path for path in (root / "csrc").rglob("*") if path.suffix in _OWN_SUFFIXES))
+
+
+def edited_tree(tree: SourceTree, *, cache: Path, narrate: Narrator, without: frozenset[str] = frozenset()) -> Edited:
+    """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for)."""
+    chosen = edits.without(edits.EDITS, without)
+    total = hashlib.sha256(edits.digest(chosen).encode())
+    for path in own_sources():
+        total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    digest = total.hexdigest()
+    key = "trees/" + hashlib.sha256(f"{tree.lock.key}\n{digest}".encode()).hexdigest()
+    with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that prepares the sources")):
+        if not (cache / key).is_dir():
+            with making(cache, key) as work:
+                _fill(work, tree)
+                edits.apply(work, chosen)
+                make_read_only(work)
+            narrate.note(f"sources: {len(chosen)} edits applied")
+    described = tuple({"name": edit.name, "file": edit.file, "why": edit.why} for edit in chosen)
+    return Edited(folder=cache / key, digest=digest, edits=described)
+
+
+def _fill(work: Path, tree: SourceTree) -> None:
+    shutil.copytree(tree.hopper, work / "hopper", copy_function=_copy)
+    shutil.copytree(tree.cutlass_include, work / "cutlass" / "include", copy_function=_copy)
+    for path in own_sources():
+        target = work / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(str(path), str(target))
+    for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+
+
+def _copy(source: str, target: str) -> None:
+    """Contents alone: the pristine files are read-only, the copies must be writable for the edits."""
+    shutil.copyfile(source, target)

@@ -1,0 +1,1 @@
+"""From family libraries to a checked wheel: assembly, metadata, provenance."""

@@ -1,0 +1,151 @@
+"""Writing wheels: what goes in, under which name, and the same bytes each time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci import ROOT
+from ci.plan.platforms import Platform
+from ci.wheel import metadata
+from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.errors import UsageError
+
+PACKAGE = "flash_attn3_sm121"
+LIB = f"{PACKAGE}/lib"
+# `site` appends this folder behind site-packages: an upstream flash_attn_3 that is installed as well wins.
+PTH = f"{PACKAGE}/_dropin\n"
+# The zip format's first day. A build has no time of its own.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_SKIPPED_SUFFIXES = (".pyc", ".so", ".o")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelName:
+    """A wheel's file name; every other name in it is a property of this."""
+
+    version: str
+    platform_tag: str  # manylinux_2_34_aarch64, or any
+
+    @classmethod
+    def native(cls, *, pin: str, targets: Sequence[str], profile: str, proxy: bool, platform_tag: str) -> WheelName:
+        """Of a wheel with libraries; `targets` as in an architecture list (12.1, 9.0a+PTX)."""
+        return cls(version=native_version(pin, targets, profile=profile, proxy=proxy), platform_tag=platform_tag)
+
+    @property
+    def dist_info(self) -> str:
+        return f"{PACKAGE}-{self.version}.dist-info"
+
+    @property
+    def tag(self) -> str:
+        return f"py3-none-{self.platform_tag}"
+
+    @property
+    def file(self) -> str:
+        return f"{PACKAGE}-{self.version}-{self.tag}.whl"
+
+
+def native_version(pin: str, targets: Sequence[str], *, profile: str, proxy: bool) -> str:
+    """The version of a wheel with libraries: the pin, each target's number, the profile."""
+    numbers = [target.replace(".", "").replace("+PTX", "ptx") for target in targets]
+    return f"{__version__}+g{pin}.{'.'.join([*numbers, profile, *(['proxy'] if proxy else [])])}"
+
+
+def pure_name() -> WheelName:
+    return WheelName(version=__version__, platform_tag="any")
+
+
+def package_files(root: Path = ROOT) -> dict[str, bytes]:
+    """The Python package as it lies in the repository; never a library that lies there by chance."""
+    folder = root / PACKAGE
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(root)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+        if (
+            hidden
+            or not path.is_file()
+            or path.suffix in _SKIPPED_SUFFIXES
+            or relative.as_posix().startswith(f"{LIB}/")
+        ):
+            continue
+        found[relative.as_posix()] = path.read_bytes()
+    found[f"{PACKAGE}.pth"] = PTH.encode()
+    return found
+
+
+def license_files(upstream: Sequence[Path], root: Path = ROOT) -> dict[str, bytes]:
+    """Ours, and those of what is compiled in."""
+    return {path.name: path.read_bytes() for path in (root / "LICENSE", *upstream)}
+
+
+def wheel_files(
+    name: WheelName,
+    *,
+    libraries: Mapping[str, bytes],
+    licenses: Mapping[str, bytes],
+    root: Path = ROOT,
+) -> dict[str, bytes]:
+    """Every file of a wheel but RECORD. `libraries` maps names inside lib/ to contents."""
+    project = metadata.read_project(root)
+    info = name.dist_info
+    pure = name.platform_tag == "any"
+    described = metadata.metadata(project, version=name.version, licenses=tuple(sorted(licenses)))
+    files = package_files(root)
+    files |= {f"{LIB}/{inner}": data for inner, data in libraries.items()}
+    files |= {f"{info}/licenses/{inner}": data for inner, data in licenses.items()}
+    files[f"{info}/METADATA"] = described.encode()
+    files[f"{info}/WHEEL"] = metadata.wheel_file(tag=name.tag, pure=pure).encode()
+    files[f"{info}/entry_points.txt"] = metadata.entry_points(project).encode()
+    return files
+
+
+def record(files: Mapping[str, bytes], *, info: str) -> bytes:
+    """RECORD: every file with its hash and size, itself last and without."""
+    lines = []
+    for name in sorted(files):
+        if "," in name or '"' in name:
+            raise UsageError(f"{name}: a file name with a comma or a quote cannot go into a wheel")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(files[name]).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(files[name])}\n")
+    return "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+
+
+def wheel_bytes(name: WheelName, files: Mapping[str, bytes]) -> bytes:
+    """The wheel. Sorted, without times; stored and not deflated, because deflate's bytes differ between zlib builds.
+
+    The machine code is compressed inside the library already.
+    """
+    info = name.dist_info
+    everything = [(path, files[path]) for path in sorted(files)] + [(f"{info}/RECORD", record(files, info=info))]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path, data in everything:
+            entry = zipfile.ZipInfo(path, date_time=_EPOCH)
+            entry.create_system = 3  # Unix, wherever this runs
+            entry.external_attr = (0o100755 if path.endswith(".so") else 0o100644) << 16
+            archive.writestr(entry, data)
+    return buffer.getvalue()
+
+
+def write(folder: Path, name: WheelName, files: Mapping[str, bytes]) -> Path:
+    """Write the wheel beside its place, then rename it there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / name.file
+    beside = folder / f".{name.file}.new"
+    try:
+        beside.write_bytes(wheel_bytes(name, files))
+        beside.replace(final)
+    finally:
+        beside.unlink(missing_ok=True)
+    return final
+
+
+def parse_platform(tag: str) -> Platform:
+    """The platform of a tag such as manylinux_2_34_aarch64."""
+    return next(platform for platform in Platform if tag.endswith(str(platform)))

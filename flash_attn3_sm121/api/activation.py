@@ -1,0 +1,229 @@
+"""Plain `F.scaled_dot_product_attention` through our kernels, on devices that torch's own FA3 hook refuses.
+
+torch (2.11 and later) has `activate_flash_attention_impl("FA3")`, which then raises at every call unless the device
+is a Hopper. `activate()` registers the same hook under another name, backed by the family library of the device.
+Opt-in, undone by `torch.nn.attention.restore_flash_attention_impl()`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.backend import use_backend
+from flash_attn3_sm121.call.facts import CallFacts
+from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.errors import BackendError
+
+IMPLEMENTATION = "FA3_SM121"
+
+
+def _refuse_dropout(dropout_p: float, is_forward: bool) -> None:
+    if dropout_p != 0.0:
+        raise BackendError(
+            f"FA3 has no dropout, and {'forward' if is_forward else 'backward'} was asked for dropout_p={dropout_p}",
+            hint="torch.nn.attention.restore_flash_attention_impl(), or sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION)",
+        )
+
+
+def _side(size: int | None) -> int:
+    return -1 if size is None else size
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cum_seq_q: Tensor | None,
+    cum_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    return_debug_mask: bool,
+    *,
+    scale: float | None = None,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+    seqused_k: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    out: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """aten::_flash_attention_forward: (b, s, h, d) or packed."""
+    _refuse_dropout(dropout_p, True)
+    if alibi_slopes is not None or return_debug_mask:
+        raise BackendError("FA3 has neither alibi_slopes nor a debug mask")
+    args = ForwardArgs(
+        q=query,
+        k=key,
+        v=value,
+        softmax_scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        causal=is_causal,
+        out=out,
+        cu_seqlens_q=cum_seq_q,
+        cu_seqlens_k=cum_seq_k,
+        max_seqlen_q=max_q,
+        max_seqlen_k=max_k,
+        seqused_k=seqused_k,
+        page_table=block_table,
+        num_splits=num_splits or 0,
+        window_left=_side(window_size_left),
+        window_right=_side(window_size_right),
+    )
+    with use_backend("native"):  # the fallback itself calls SDPA, which would come back here
+        result, lse, _, _ = engine().forward(args)
+    seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    offset = torch.zeros((), dtype=torch.uint64, device=query.device)
+    return result, lse, seed, offset, query.new_empty(0)
+
+
+def _sdpa_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    """aten::_scaled_dot_product_flash_attention: (b, h, s, d), the result laid out like the query."""
+    out = torch.empty_like(query)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    _, lse, seed, offset, mask = _forward(
+        *(q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, is_causal, return_debug_mask),
+        scale=scale,
+        out=out.transpose(1, 2),
+    )
+    return out, lse, None, None, q.shape[1], k.shape[1], seed, offset, mask
+
+
+def _backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    cum_seq_q: Tensor | None,
+    cum_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    rng_state: Tensor,
+    unused: Tensor,
+    *,
+    scale: float | None = None,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """aten::_flash_attention_backward."""
+    _refuse_dropout(dropout_p, False)
+    args = BackwardArgs(
+        dout=grad_out,
+        q=query,
+        k=key,
+        v=value,
+        out=out,
+        softmax_lse=logsumexp.contiguous(),
+        softmax_scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        causal=is_causal,
+        cu_seqlens_q=cum_seq_q,
+        cu_seqlens_k=cum_seq_k,
+        max_seqlen_q=max_q,
+        max_seqlen_k=max_k,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        window_left=_side(window_size_left),
+        window_right=_side(window_size_right),
+    )
+    with use_backend("native"):
+        result = engine().backward(args)
+    return result.dq, result.dk, result.dv
+
+
+def _sdpa_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    cum_seq_q: Tensor | None,
+    cum_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    philox_seed: Tensor,
+    philox_offset: Tensor,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, ...]:
+    """aten::_scaled_dot_product_flash_attention_backward: (b, h, s, d)."""
+    grad, q, k, v, o = (tensor.transpose(1, 2) for tensor in (grad_out, query, key, value, out))
+    gradients = _backward(
+        *(grad, q, k, v, o, logsumexp, None, None, max_q, max_k, dropout_p, is_causal, philox_seed, philox_offset),
+        scale=scale,
+    )
+    return tuple(gradient.transpose(1, 2) for gradient in gradients)
+
+
+KERNELS = {
+    "_flash_attention_forward": _forward,
+    "_flash_attention_backward": _backward,
+    "_scaled_dot_product_flash_attention": _sdpa_forward,
+    "_scaled_dot_product_flash_attention_backward": _sdpa_backward,
+}
+
+
+class Handle:
+    """Keeps the registration alive; torch calls `remove` when another implementation is activated or restored."""
+
+    def __init__(self) -> None:
+        self.library: Any = torch.library.Library("aten", "IMPL", "CUDA")  # type: ignore[no-untyped-call]
+        for name, kernel in KERNELS.items():
+            self.library.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        self.library = None
+
+
+def _require_registry() -> Any:
+    from torch.nn import attention
+
+    needed = ("register_flash_attention_impl", "activate_flash_attention_impl")
+    missing = [name for name in needed if not hasattr(attention, name)]
+    if missing:
+        raise BackendError(
+            f"torch {torch.__version__} has no torch.nn.attention.{missing[0]}: it cannot be given another "
+            "flash attention",
+            hint="update torch (2.11 or later), or call flash_attn3_sm121.flash_attn_func",
+        )
+    return attention
+
+
+def activate(device: str | torch.device = "cuda") -> None:
+    """Serve F.scaled_dot_product_attention's flash backend with our kernels; raises BackendError saying why not.
+
+    Only where a family library serves the device: the fallback is made of SDPA itself and would gain nothing.
+    """
+    attention = _require_registry()
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError("activate: torch sees no CUDA device here", hint="run `flash-attn3 doctor`")
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    call = CallFacts(
+        device_type=where.type, dtype="bf16", dtype_kv="bf16", head_dim=128, head_dim_v=128, features=frozenset()
+    )
+    decision = engine().decision(where, call)
+    if decision.backend != "native":
+        raise BackendError(f"activate: our kernels do not serve {where}\n{decision}", hint="run `flash-attn3 doctor`")
+    attention.register_flash_attention_impl(IMPLEMENTATION, register_fn=Handle)
+    attention.activate_flash_attention_impl(IMPLEMENTATION)

@@ -1,0 +1,312 @@
+"""The ops: upstream's public four in `flash_attn_3`, and our own functional ones that compiled programs see.
+
+`register()` does it once per process, whoever loads this code and under whatever module name: kernel loaders run a
+package's code again under another name, and torch refuses a second definition. Where an upstream `flash_attn_3`
+has already registered its ops, those stay, and `owner()` says so.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.call import backend, schemas
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, out_dtype
+from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.errors import CallError
+
+_MARK = "_flash_attn3_sm121_process"  # a module of this name in sys.modules outlives every copy of this package
+_DEVICES = ("CPU", "CUDA", "MPS")
+_LOCK = threading.Lock()
+
+# The names of our fields for the arguments of the public ops, in the ops' order.
+_RENAMED = {
+    "q_v": "qv",
+    "is_causal": "causal",
+    "window_size_left": "window_left",
+    "window_size_right": "window_right",
+    "is_rotary_interleaved": "rotary_interleaved",
+}
+FWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["fwd"]))
+BWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["bwd"]))
+FORWARD_FIELDS = schemas.argument_names(schemas.OWN["forward"])
+APPEND_FIELDS = tuple(
+    {"k_cache": "k", "v_cache": "v"}.get(name, name) for name in schemas.argument_names(schemas.OWN["append"])
+)
+BACKWARD_FIELDS = schemas.argument_names(schemas.OWN["backward"])
+_METADATA_DEFAULTS = (None, None, None, None, None, None, 0, False, -1, -1, 0, False, 0, None, 0)
+
+
+def lse_shape(q: Tensor, cu_seqlens_q: Tensor | None) -> tuple[int, ...]:
+    """(b, h, sq), or (h, total_q) for packed queries."""
+    return (q.shape[1], q.shape[0]) if cu_seqlens_q is not None else (q.shape[0], q.shape[2], q.shape[1])
+
+
+def empty_like_results(args: ForwardArgs) -> tuple[Tensor, Tensor]:
+    """What a forward call returns, without the numbers: for fake tensors."""
+    check_forward(args)
+    out = args.q.new_empty((*args.q.shape[:-1], args.v.shape[-1]), dtype=out_dtype(args.q))
+    return out, args.q.new_empty(lse_shape(args.q, args.cu_seqlens_q), dtype=torch.float32)
+
+
+# -- our own ops
+
+
+def _forward_args(values: Sequence[Any]) -> ForwardArgs:
+    given = dict(zip(FORWARD_FIELDS, values, strict=True))
+    del given["deterministic"]  # only the backward asks for it
+    return ForwardArgs(**given)
+
+
+def _forward(*values: Any) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = engine().forward(_forward_args(values))
+    return out.contiguous(), lse.contiguous()
+
+
+def _forward_fake(*values: Any) -> tuple[Tensor, Tensor]:
+    return empty_like_results(_forward_args(values))
+
+
+def _append(*values: Any) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = engine().forward(ForwardArgs(**dict(zip(APPEND_FIELDS, values, strict=True))))
+    return out.contiguous(), lse.contiguous()
+
+
+def _append_fake(*values: Any) -> tuple[Tensor, Tensor]:
+    return empty_like_results(ForwardArgs(**dict(zip(APPEND_FIELDS, values, strict=True))))
+
+
+def _backward(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
+    result = engine().backward(args)
+    ds_aux = result.ds_aux if result.ds_aux is not None else args.q.new_empty(0)
+    return result.dq.contiguous(), result.dk.contiguous(), result.dv.contiguous(), ds_aux
+
+
+def _backward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
+    check_backward(args)
+    dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in (args.q, args.k, args.v))
+    return dq, dk, dv, args.q.new_empty(0) if args.s_aux is None else args.s_aux.new_empty(args.s_aux.shape)
+
+
+def _combine(out_partial: Tensor, lse_partial: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    out, lse = engine().combine(out_partial, lse_partial, None, dtype)
+    return out.contiguous(), lse.contiguous()
+
+
+def _combine_fake(out_partial: Tensor, lse_partial: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    check_combine(out_partial, lse_partial, None)
+    out = out_partial.new_empty(out_partial.shape[1:], dtype=dtype or torch.float32)
+    return out, lse_partial.new_empty(lse_partial.shape[1:])
+
+
+SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
+FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k")
+KEPT = tuple(name for name in FORWARD_FIELDS if name in BACKWARD_FIELDS and name not in SAVED)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    given = dict(zip(FORWARD_FIELDS, inputs, strict=True))
+    ctx.save_for_backward(*(given[name] for name in SAVED), *output)
+    ctx.kept = {name: given[name] for name in KEPT}
+    ctx.forward_only = [name for name in FORWARD_ONLY if given[name] is not None]
+    ctx.scope = backend.scoped()
+    ctx.set_materialize_grads(False)  # an unused LSE then has no gradient at all, instead of zeros to compute with
+
+
+def backward_arguments(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> dict[str, Any]:
+    """The backward call that belongs to a saved forward call."""
+    if ctx.forward_only:
+        raise CallError(f"{', '.join(ctx.forward_only)}: forward only, there is no gradient through this call")
+    saved = dict(zip((*SAVED, "out", "softmax_lse"), ctx.saved_tensors, strict=True))
+    if dout is None:
+        dout = torch.zeros_like(saved["out"])
+    return {"dout": dout, "dlse": dlse, **saved, **ctx.kept}
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    given = backward_arguments(ctx, dout, dlse)
+    with backend.within(ctx.scope):
+        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in BACKWARD_FIELDS))
+    gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
+    if given["s_aux"] is not None:
+        gradients["s_aux"] = ds_aux
+    return tuple(gradients.get(name) for name in FORWARD_FIELDS)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise CallError(
+        "double backward is not supported: the attention backward has no derivative of its own",
+        hint="use torch.nn.attention.sdpa_kernel(SDPBackend.MATH) with F.scaled_dot_product_attention for that",
+    )
+
+
+# -- upstream's public ops
+
+
+def _fwd_args(values: Sequence[Any]) -> ForwardArgs:
+    """The dispatcher leaves out trailing arguments that equal their defaults; the op's defaults are not our fields'."""
+    given = {"rotary_interleaved": False, "num_splits": 0, **dict(zip(FWD_FIELDS, values, strict=False))}
+    if given.get("softmax_scale") is None:
+        given["softmax_scale"] = given["q"].shape[-1] ** -0.5  # the op, unlike the functions, does not count qv in
+    return ForwardArgs(**given)
+
+
+def no_accumulators(q: Tensor) -> tuple[Tensor, Tensor]:
+    return q.new_empty(0, dtype=torch.float32), q.new_empty(0, dtype=torch.float32)
+
+
+def _public_fwd(*values: Any) -> tuple[Tensor, ...]:
+    args = _fwd_args(values)
+    out, lse, out_accum, lse_accum = engine().forward(args)
+    if out_accum is None or lse_accum is None:
+        out_accum, lse_accum = no_accumulators(args.q)
+    return out, lse, out_accum, lse_accum
+
+
+def _public_fwd_fake(*values: Any) -> tuple[Tensor, ...]:
+    args = _fwd_args(values)
+    out, lse = empty_like_results(args)
+    return (args.out if args.out is not None else out, lse, *no_accumulators(args.q))
+
+
+def _bwd_args(values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None, ...]]:
+    given = dict(zip(BWD_FIELDS, values, strict=False))
+    into = tuple(given.pop(name, None) for name in ("dq", "dk", "dv"))
+    if given.get("softmax_scale") is None:
+        given["softmax_scale"] = given["q"].shape[-1] ** -0.5
+    return BackwardArgs(**given), into
+
+
+def row_sums(out: Tensor, dout: Tensor) -> Tensor:
+    """softmax_d, in the layout of the LSE."""
+    return (out.float() * dout.float()).sum(-1).transpose(-1, -2).contiguous()
+
+
+def public_bwd(*values: Any) -> tuple[Tensor, ...]:
+    args, given = _bwd_args(values)
+    wanted = (args.q, args.k, args.v)
+    dq, dk, dv = (new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True))
+    result = engine().backward(args, into=(dq, dk, dv))
+    softmax_d = result.softmax_d
+    if softmax_d is None:
+        softmax_d = row_sums(args.out, args.dout)
+    rest = [args.q.new_empty(0, dtype=torch.float32) for _ in range(4)]
+    return (dq, dk, dv, softmax_d, *rest)
+
+
+def _public_bwd_fake(*values: Any) -> tuple[Tensor, ...]:
+    args, given = _bwd_args(values)
+    check_backward(args)
+    wanted = (args.q, args.k, args.v)
+    gradients = [new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True)]
+    softmax_d = args.q.new_empty(lse_shape(args.q, args.cu_seqlens_q), dtype=torch.float32)
+    return (*gradients, softmax_d, *(args.q.new_empty(0, dtype=torch.float32) for _ in range(4)))
+
+
+def _public_combine(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    return engine().combine(out_partial, lse_partial, out, dtype)
+
+
+def _public_combine_fake(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    fresh, lse = _combine_fake(out_partial, lse_partial, dtype)
+    return (fresh if out is None else out), lse
+
+
+def _public_metadata(*values: Any) -> Tensor:
+    return engine().scheduler_metadata((*values, *_METADATA_DEFAULTS[len(values) - 9 :]))
+
+
+def _public_metadata_fake(*values: Any) -> Tensor:
+    call = (*values, *_METADATA_DEFAULTS[len(values) - 9 :])
+    lengths: Tensor = call[8]
+    return lengths.new_empty(engine().metadata_length(call), dtype=torch.int32)
+
+
+# -- registration
+
+
+def _exists(qualified: str) -> bool:
+    return bool(torch._C._jit_get_schemas_for_operator(qualified))
+
+
+def _define(library: torch.library.Library, table: dict[str, str], kernels: dict[str, tuple[Any, Any]]) -> None:
+    for name, schema in table.items():
+        tags = (torch.Tag.pt2_compliant_tag,) if library.ns == schemas.OWN_NAMESPACE else ()
+        library.define(name + schema, tags=tags)  # type: ignore[no-untyped-call]
+        kernel, fake = kernels[name]
+        for device in _DEVICES:
+            library.impl(name, kernel, device)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+
+
+def register() -> types.ModuleType:
+    """Register everything unless this process already has it; the record of who did."""
+    with _LOCK:
+        record = sys.modules.get(_MARK)
+        if record is not None:
+            return record
+        record = types.ModuleType(_MARK, "Who registered the ops of flash_attn3_sm121 in this process.")
+        own = torch.library.Library(schemas.OWN_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+        _define(
+            own,
+            schemas.OWN,
+            {
+                "forward": (_forward, _forward_fake),
+                "append": (_append, _append_fake),
+                "backward": (_backward, _backward_fake),
+                "combine": (_combine, _combine_fake),
+            },
+        )
+        torch.library.register_autograd(
+            f"{schemas.OWN_NAMESPACE}::forward", _differentiate, setup_context=_setup_context, lib=own
+        )
+        torch.library.register_autograd(f"{schemas.OWN_NAMESPACE}::backward", _no_double_backward, lib=own)
+        libraries = [own]
+        foreign = _exists(f"{schemas.PUBLIC_NAMESPACE}::fwd")
+        if not foreign:
+            public = torch.library.Library(schemas.PUBLIC_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+            _define(
+                public,
+                schemas.PUBLIC,
+                {
+                    "fwd": (_public_fwd, _public_fwd_fake),
+                    "bwd": (public_bwd, _public_bwd_fake),
+                    "fwd_combine": (_public_combine, _public_combine_fake),
+                    "get_scheduler_metadata": (_public_metadata, _public_metadata_fake),
+                },
+            )
+            libraries.append(public)
+        record.__dict__.update(libraries=libraries, foreign=foreign, version=__version__, file=__file__)
+        sys.modules[_MARK] = record
+    if foreign:
+        warnings.warn(
+            f"flash_attn3_sm121: torch.ops.{schemas.PUBLIC_NAMESPACE} belongs to another flash_attn_3 in this process; "
+            "clients that call those ops get that one. To have ours: "
+            f"{sys.executable} -m pip uninstall flash_attn_3",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return record
+
+
+def owner() -> str:
+    """Who serves `torch.ops.flash_attn_3` in this process, for people to read."""
+    record = register()
+    if record.foreign:
+        return "another flash_attn_3 (its ops were registered before ours, and stay)"
+    return f"flash_attn3_sm121 {record.version} ({record.file})"

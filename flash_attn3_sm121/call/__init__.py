@@ -1,0 +1,1 @@
+"""What a call is: its arguments, the facts about it, and their validation."""

@@ -1,0 +1,125 @@
+"""The canary: before the first native call on a device is answered, a small problem is computed twice and compared.
+
+An image that does not fit its device can launch, write nothing and report success; this is what catches that. The
+output is filled with NaN beforehand, so "nothing was written" cannot pass. `judge` is pure; `run_*` do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.native.library import FORWARD_POSITIONAL, LoadedOps, backward_positional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH, LENGTH_Q, LENGTH_K, HEADS_KV, GROUP = 2, 67, 131, 2, 2
+_FORWARD = Callable[[ForwardArgs], "tuple[Tensor, Tensor]"]
+_BACKWARD = Callable[[BackwardArgs], "tuple[Tensor, Tensor, Tensor, Tensor | None]"]
+
+
+def judge(name: str, found: Tensor, low: Tensor, exact: Tensor) -> str | None:
+    """What is wrong with `found`, or None: it may be at most thrice as far from `exact` as `low` is."""
+    finite = bool(torch.isfinite(found).all())
+    if not finite:
+        return f"{name}: {int((~torch.isfinite(found)).sum())} of {found.numel()} values are not finite"
+    error = float((found.float() - exact).abs().max())
+    allowed = 3.0 * float((low.float() - exact).abs().max()) + 1e-3 * max(1.0, float(exact.abs().max()))
+    if error > allowed:
+        return f"{name}: largest error {error:.3g}, allowed {allowed:.3g}"
+    return None
+
+
+def _inputs(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(20250711)  # our own stream: the user's random state is not touched
+    shapes = (
+        (BATCH, LENGTH_Q, HEADS_KV * GROUP, dim),
+        (BATCH, LENGTH_K, HEADS_KV, dim),
+        (BATCH, LENGTH_K, HEADS_KV, dim_v),
+    )
+    q, k, v = (torch.randn(shape, generator=generator).to(device=device, dtype=dtype) for shape in shapes)
+    return q, k, v
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.float()
+
+
+def _raised(error: RuntimeError) -> str:
+    """A kernel that says no on its first call (an old driver, no image for the device) is as good as a wrong one."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error  # says nothing about the kernel
+    return f"the call raised {type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def run_forward(
+    ops: LoadedOps, fallback: _FORWARD, *, device: torch.device, dtype: torch.dtype, dims: tuple[int, int]
+) -> str | None:
+    """Compare one causal forward; the text of the mismatch, or None."""
+    q, k, v = _inputs(device, dtype, *dims)
+    scale = dims[0] ** -0.5
+    low_dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+    out = torch.full((*q.shape[:-1], dims[1]), float("nan"), dtype=low_dtype, device=device)
+    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out)
+    try:
+        out, lse, *_ = ops.fwd(*FORWARD_POSITIONAL(args))
+    except RuntimeError as error:
+        return _raised(error)
+    exact, exact_lse = fallback(_causal(_exact(q), _exact(k), _exact(v), scale))
+    low, low_lse = fallback(_causal(q.to(low_dtype), k.to(low_dtype), v.to(low_dtype), scale))
+    if dtype == torch.float8_e4m3fn:  # P is rounded to fp8 inside the kernel: leave it that much room
+        low = low + 0.06 * exact.abs().max().to(low.dtype)
+    return judge("out", out, low, exact) or judge("softmax_lse", lse, low_lse, exact_lse)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> ForwardArgs:
+    return ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, window_right=0)
+
+
+def run_backward(
+    ops: LoadedOps,
+    fallback: _FORWARD,
+    fallback_backward: _BACKWARD,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    dims: tuple[int, int],
+) -> str | None:
+    """Compare one causal backward; the text of the mismatch, or None."""
+    q, k, v = _inputs(device, dtype, *dims)
+    dout = _inputs(device, dtype, dims[1], dims[1])[0]
+    scale = dims[0] ** -0.5
+
+    def gradients(kind: Callable[[Tensor], Tensor]) -> BackwardArgs:
+        mine_q, mine_k, mine_v = kind(q), kind(k), kind(v)
+        out, lse = fallback(_causal(mine_q, mine_k, mine_v, scale))
+        return BackwardArgs(
+            dout=kind(dout),
+            q=mine_q,
+            k=mine_k,
+            v=mine_v,
+            out=out,
+            softmax_lse=lse,
+            softmax_scale=scale,
+            causal=True,
+            window_right=0,
+        )
+
+    args = gradients(lambda tensor: tensor)
+    low, exact = fallback_backward(args), fallback_backward(gradients(_exact))
+    found = [torch.full_like(tensor, float("nan")) for tensor in (q, k, v)]
+    assert ops.bwd is not None  # decided before: the library lists the feature
+    try:
+        ops.bwd(*backward_positional(args, *found))
+    except RuntimeError as error:
+        return _raised(error)
+    for name, mine, rough, right in zip(("dq", "dk", "dv"), found, low, exact, strict=False):
+        assert rough is not None and right is not None
+        text = judge(name, mine, rough, right)
+        if text is not None:
+            return text
+    return None

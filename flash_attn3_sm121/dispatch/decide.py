@@ -1,0 +1,188 @@
+"""The choice of a backend: a pure function of (device facts, build facts, call facts, what was forced).
+
+It returns a Decision that names the backend and, for every backend that was passed over, why. That text is what a
+person reads in `explain` and in the error of a forced backend that cannot serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flash_attn3_sm121.arch import capability
+from flash_attn3_sm121.call.facts import BACKENDS, FEATURE_WORDS, CallFacts, DeviceFacts
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+
+# Features of a call that a library must list by name; others need nothing of it.
+_LISTED = ("local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A backend that does not serve a call, and why."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """`backend` is None only when one was forced and refuses."""
+
+    backend: str | None
+    forced: str | None
+    refusals: tuple[Refusal, ...]
+    family: str | None = None
+    code: str | None = None  # the machine code that would run
+
+    def __str__(self) -> str:
+        chosen = self.backend or "none"
+        if self.backend == "native":
+            chosen = f"native (family {self.family}, machine code {self.code})"
+        how = f" (forced: {self.forced})" if self.forced else ""
+        lines = [f"backend: {chosen}{how}"]
+        lines += [f"  not {refusal.backend}: {refusal.reason}" for refusal in self.refusals]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeState:
+    """What is known of the native libraries of this install, beyond their build facts."""
+
+    builds: tuple[BuildFacts, ...] = ()
+    load_errors: Mapping[str, str] | None = None  # family -> cause
+    turned_off: str | None = None  # why native is off on this device (a failed canary)
+    allow_proxy: bool = False
+
+
+def pick_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
+    """The library that serves a device, or why none does. Nothing about the call is looked at."""
+    if device.type != "cuda" or device.capability is None:
+        return f"it runs on CUDA devices and the tensors are on {device.type}"
+    if device.rocm:
+        return "it runs on NVIDIA devices and this torch is built for ROCm"
+    if native.turned_off is not None:
+        return native.turned_off
+    if not native.builds:
+        return "this install has no kernel library (a wheel without machine code)"
+    major, minor = device.capability
+    name = f"{major}.{minor}"
+    if native.allow_proxy:
+        for build in native.builds:
+            if build.proxy and build.code_for(major, minor) is not None:
+                return build
+    row = capability(major, minor)
+    if row is None:
+        return f"no kernel family is known for capability {name}"
+    have = ", ".join(sorted(build.family for build in native.builds if not build.proxy)) or "none"
+    found = next((b for b in native.builds if b.family == str(row.family) and not b.proxy), None)
+    if found is None:
+        return f"capability {name} wants the family {row.family} and this install has {have}"
+    if found.code_for(major, minor) is None:
+        code = ", ".join((*found.images, *found.ptx)) or "none"
+        return f"the {found.family} library holds machine code {code}, which capability {name} does not run"
+    return found
+
+
+def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
+    dims = build.backward_head_dims if call.direction == "backward" else build.head_dims
+    largest = max(dims, default=0)
+    dim, dim_v = call.head_dim, call.head_dim_v
+    listed = ", ".join(str(d) for d in dims) or "none"
+    if dim % 8 or dim_v % 8:
+        return f"head dimensions must be multiples of 8, these are {dim} and {dim_v}"
+    if dim == dim_v:
+        return None if dim <= largest else f"head dimension {dim} is larger than those built ({listed})"
+    if "diff_headdim" not in build.features:
+        return f"dv != d ({dim_v} != {dim}) is not among the features of the {build.family} library"
+    if call.direction == "backward":
+        return None if max(dim, dim_v) <= largest else f"head dimension {max(dim, dim_v)} is not built ({listed})"
+    if not ((128 < dim <= 192 and 96 < dim_v <= 128) or (dim <= 64 and dim_v <= 512)):
+        return f"the kernels have no tile for d = {dim} with dv = {dim_v}"
+    return None if dim <= largest else f"head dimension {dim} is larger than those built ({listed})"
+
+
+def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
+    if "sinks" in call.features:
+        return "attention sinks (s_aux) are not in upstream's kernels"
+    if "dlse" in call.features:
+        return "upstream's kernels drop the gradient of the LSE"
+    if call.direction == "backward":
+        if "backward" not in build.features:
+            return f"the {build.family} library is built without backward"
+        if "chunk" in call.features:
+            return "upstream's backward does not know attention_chunk"
+        if "deterministic" in call.features and "deterministic" not in build.features:
+            return f"the {build.family} library has no deterministic backward (only Hopper's kernels do)"
+        if "deterministic" in call.features and call.head_dim > 192:
+            return "upstream's deterministic backward stops at head dimension 192"
+    missing = [word for word in _LISTED if word in call.features and word not in build.features]
+    if missing:
+        names = ", ".join(FEATURE_WORDS[word] for word in missing)
+        return f"the {build.family} library (profile {build.profile}) is built without: {names}"
+    if "qv" in call.features and (call.head_dim > 64 or call.head_dim_v < 256):
+        return f"qv needs d <= 64 and dv >= 256, these are {call.head_dim} and {call.head_dim_v}"
+    return None
+
+
+def native_refusal(device: DeviceFacts, native: NativeState, call: CallFacts) -> str | BuildFacts:
+    """The library that serves this call, or why native does not. Shapes first: the cheapest to explain."""
+    build = pick_build(device, native)
+    if isinstance(build, str):
+        return build
+    cause = (native.load_errors or {}).get(build.family)
+    if cause is not None:
+        return f"the {build.family} library cannot be loaded: {cause}"
+    if device.smem_limit is not None and device.smem_limit < build.smem_limit:
+        return (
+            f"the {build.family} kernels may ask for {build.smem_limit} bytes of shared memory a block "
+            f"and {device.name or 'this device'} gives {device.smem_limit}"
+        )
+    if call.dtype not in build.dtypes:
+        return f"dtype {call.dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"
+    if call.dtype_kv != call.dtype:
+        return f"mixed dtypes (q {call.dtype}, k and v {call.dtype_kv}) are not in the kernels"
+    if call.direction == "backward" and call.dtype == "e4m3":
+        return "there is no fp8 backward"
+    return _shape_refusal(build, call) or _feature_refusal(build, call) or build
+
+
+def decide(
+    *,
+    device: DeviceFacts,
+    native: NativeState,
+    call: CallFacts,
+    flex_refusal: str | None,
+    flex_preferred: bool = False,
+    forced: str | None = None,
+) -> Decision:
+    """Choose among native, flex and sdpa, in that order; sdpa serves everything that passed validation."""
+    served = native_refusal(device, native, call)
+    refusals: list[Refusal] = []
+    if isinstance(served, str):
+        refusals.append(Refusal(backend="native", reason=served))
+    if flex_refusal is not None:
+        refusals.append(Refusal(backend="flex", reason=flex_refusal))
+    refused = {refusal.backend for refusal in refusals}
+    if forced is not None:
+        backend = None if forced in refused else forced
+        reasons = [Refusal(backend=name, reason=f"{forced} was asked for") for name in _others(forced, refused)]
+        refusals += reasons
+    elif "native" not in refused:
+        backend = "native"
+        refusals += [Refusal(backend=name, reason="native serves this call") for name in _others("native", refused)]
+    elif "flex" not in refused and flex_preferred:
+        backend = "flex"
+        refusals.append(Refusal(backend="sdpa", reason="flex is measured to be faster for this kind of call"))
+    else:
+        backend = "sdpa"
+        if "flex" not in refused:
+            refusals.append(Refusal(backend="flex", reason="not measured to be faster here; it can be asked for"))
+    if backend == "native" and not isinstance(served, str):
+        code = served.code_for(*(device.capability or (0, 0)))
+        return Decision(backend=backend, forced=forced, refusals=tuple(refusals), family=served.family, code=code)
+    return Decision(backend=backend, forced=forced, refusals=tuple(refusals))
+
+
+def _others(chosen: str, refused: Sequence[str] | set[str]) -> list[str]:
+    return [name for name in BACKENDS if name != chosen and name not in refused]

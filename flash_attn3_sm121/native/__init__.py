@@ -1,0 +1,1 @@
+"""Family libraries: loading them, and the facts of their build."""

@@ -1,0 +1,111 @@
+"""The opt-in hook into plain scaled_dot_product_attention: its registration, and the numbers of what it registers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn import attention
+
+from flash_attn3_sm121.api import activation
+from flash_attn3_sm121.errors import BackendError
+from tests.native.test_native import Kernels, engine, half
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
+    """The CPU, taken for a GB10 whose kernels are faked."""
+    kernels = Kernels()
+    serving = engine(kernels.open)
+    monkeypatch.setattr(activation, "engine", lambda: serving)
+    yield kernels
+    attention.restore_flash_attention_impl(_raise_warn=False)
+
+
+def heads_first(**sizes: int) -> list[torch.Tensor]:
+    return [x.transpose(1, 2) for x in half(**sizes)]
+
+
+def test_forward_and_backward_in_sdpas_own_layout(native: Kernels) -> None:
+    q, k, v = heads_first(sk=5, hk=4)
+    out, lse, *rest = activation._sdpa_forward(q, k, v, 0.0, True, scale=0.3)
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*leaves, is_causal=True, scale=0.3)
+    torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
+    assert (out.stride(), lse.shape, len(rest)) == (q.stride(), (2, 4, 5), 7)
+    assert rest[:4] == [None, None, 5, 5]
+    grad = torch.randn_like(out)
+    found = activation._sdpa_backward(grad, q, k, v, out, lse, None, None, 5, 5, 0.0, True, *rest[4:6], scale=0.3)
+    for mine, right in zip(found, torch.autograd.grad(expected, leaves, grad), strict=True):
+        torch.testing.assert_close(mine, right, atol=3e-2, rtol=3e-2)
+    assert (len(native.calls), native.backward_calls) == (1, 1)
+
+
+def test_signatures_are_those_of_the_aten_ops() -> None:
+    for name, kernel in activation.KERNELS.items():
+        schema = getattr(torch.ops.aten, name).default._schema
+        mine = inspect.signature(kernel).parameters
+        positional = [p.name for p in mine.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        expected = [a.name for a in schema.arguments if not a.kwarg_only]
+        assert len(positional) == len(expected), name
+        assert {a.name for a in schema.arguments if a.kwarg_only} <= set(mine) | {"compute_auxiliary"}, name
+
+
+def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
+    activation.activate("cpu")
+    assert attention.current_flash_attention_impl() == activation.IMPLEMENTATION
+    assert activation.IMPLEMENTATION in attention.list_flash_attention_impls()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")
+    attention.restore_flash_attention_impl()
+    assert attention.current_flash_attention_impl() is None
+
+
+def test_dropout_and_biases_are_refused(native: Kernels) -> None:
+    q, k, v = heads_first()
+    with pytest.raises(BackendError, match=r"no dropout, and forward was asked for dropout_p=0\.1"):
+        activation._sdpa_forward(q, k, v, 0.1)
+    with pytest.raises(BackendError, match="neither alibi_slopes nor a debug mask"):
+        activation._sdpa_forward(q, k, v, 0.0, False, True)
+    assert native.calls == []
+
+
+def test_a_call_that_native_refuses_says_why_instead_of_looping(native: Kernels) -> None:
+    q, k, v = (x.float() for x in heads_first())
+    with pytest.raises(BackendError, match="dtype fp32 is not among those of the sm8x library"):
+        activation._sdpa_forward(q, k, v)
+
+
+def test_a_clear_no_without_a_device_of_ours() -> None:
+    with pytest.raises(BackendError, match="torch sees no CUDA device here"):
+        activation.activate()
+    with pytest.raises(BackendError, match="our kernels do not serve cpu"):
+        activation.activate("cpu")
+
+
+def test_a_clear_no_where_torch_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(attention, "register_flash_attention_impl")
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(BackendError, match=r"torch 2\.9\.1 has no torch\.nn\.attention\.register") as caught:
+        activation.activate()
+    assert "update torch" in str(caught.value)
+
+
+def test_torchs_own_hook_finds_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's FA3 registration imports flash_attn_interface and calls `fwd` with 34 positional arguments."""
+    import torch.nn.attention._fa3 as hook
+
+    hook._fa3_import_module("flash_attn_interface")
+    assert hook._FA3_CUDA_FWD is torch.ops.flash_attn_3.fwd
+    q, k, v = half(sk=5, hk=4)
+    out: Any = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # preallocated in another layout
+    found, lse = hook._fa3_run_forward(q, k, v, None, None, 5, 5, 0.25, True, None, None, None, out)
+    assert found.data_ptr() == out.data_ptr()
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=0.25)
+    torch.testing.assert_close(out.transpose(1, 2), expected, atol=2e-2, rtol=2e-2)
+    dq, dk, dv = hook._fa3_run_backward(out, q, k, v, out, lse, None, None, 5, 5, 0.25, True, -1, -1)
+    assert [x.shape for x in (dq, dk, dv)] == [q.shape, k.shape, v.shape]
+    assert all(bool(x.isfinite().all()) for x in (dq, dk, dv))

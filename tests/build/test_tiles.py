@@ -1,0 +1,126 @@
+"""The tile table in csrc/, compiled for the host alone: every variant's tile is legal and fits 99 KB."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ci.cache.includes import Closures
+from ci.plan.profiles import find, select
+from ci.plan.units import units
+from ci.verify.smem import Tile, forward_bytes
+from flash_attn3_sm121.arch import FAMILIES, Family
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+NAMES = ("causal", "local", "paged", "varlen_split", "softcap", "append")
+DIMS = FAMILIES[Family.SM8X].head_dims
+LIMIT = FAMILIES[Family.SM8X].smem_limit
+
+PROGRAM = r"""
+#include <cstdio>
+#include "fa3_tiles.h"
+// The table is for compile time: it must be usable there.
+static_assert(fa3::forward_tile(64, {}).block_m == 128);
+int main() {
+    int dims[] = {64, 96, 128, 192, 256};
+    for (int dim : dims) {
+        for (int bits = 0; bits < 64; ++bits) {
+            auto bit = [&](int i) { return (bits >> i & 1) != 0; };
+            fa3::Tile t = fa3::forward_tile(dim, {bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)});
+            std::printf("[%d,%d,%d,%d,%d,%d,%d]\n", dim, bits, t.block_m, t.block_n, t.warps, t.stages, t.q_in_regs);
+        }
+    }
+}
+"""
+
+Table = dict[tuple[int, frozenset[str]], Tile]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    compiler = shutil.which("g++")
+    assert compiler, "g++ is needed (it is what the library's host code is compiled with)"
+    work = tmp_path_factory.mktemp("tiles")
+    (work / "tiles.cpp").write_text(PROGRAM)
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
+    subprocess.run([compiler, *flags, "tiles.cpp", "-o", "tiles"], cwd=work, check=True)
+    lines = subprocess.run([str(work / "tiles")], capture_output=True, text=True, check=True).stdout.splitlines()
+    found: Table = {}
+    for line in lines:
+        dim, bits, *tile = json.loads(line)
+        flags_set = frozenset(name for index, name in enumerate(NAMES) if bits >> index & 1)
+        block_m, block_n, warps, stages, in_regs = tile
+        found[dim, flags_set] = Tile(
+            block_m=block_m, block_n=block_n, warps=warps, stages=stages, q_in_regs=bool(in_regs)
+        )
+    return found
+
+
+def test_every_head_dim_of_the_family_is_covered(table: Table) -> None:
+    assert {dim for dim, _ in table} == set(DIMS)
+    assert len(table) == len(DIMS) * 64
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_every_variant_fits(table: Table, dim: int) -> None:
+    for flags, varlen in itertools.product({flags for d, flags in table if d == dim}, (False, True)):
+        asked = forward_bytes(table[dim, flags], dim, split="varlen_split" in flags, varlen=varlen)
+        assert asked <= LIMIT, f"{dim} {sorted(flags)} {table[dim, flags]} asks {asked}"
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_every_tile_is_legal(table: Table, dim: int) -> None:
+    for (found, flags), tile in table.items():
+        if found != dim:
+            continue
+        what = f"{dim} {sorted(flags)} {tile}"
+        assert tile.warps in (4, 8), what
+        assert tile.block_m % (16 * tile.warps) == 0, what
+        assert tile.block_m <= 32 * tile.warps, what
+        assert tile.block_n % 16 == 0, what
+        # Threads that copy rows of Q together: 8 where a row has a multiple of 128 bytes, else 4.
+        rows = 32 * tile.warps // (8 if dim % 64 == 0 else 4)
+        assert tile.block_m % rows == 0, what
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_rows_do_not_depend_on_the_variant(table: Table, dim: int) -> None:
+    """get_scheduler_metadata() counts row blocks for a call that may turn out to be of another variant."""
+    assert len({tile.block_m for (found, _), tile in table.items() if found == dim}) == 1
+
+
+# What compiled kernels were seen to ask: (tile, head dim, split without varlen) -> bytes.
+SEEN = [
+    (Tile(block_m=128, block_n=64, warps=4, stages=1, q_in_regs=False), 64, 33152),
+    (Tile(block_m=128, block_n=96, warps=4, stages=1, q_in_regs=False), 64, 41344),
+    (Tile(block_m=128, block_n=80, warps=4, stages=1, q_in_regs=False), 64, 37248),
+    (Tile(block_m=128, block_n=64, warps=4, stages=1, q_in_regs=True), 64, 24960),
+    (Tile(block_m=128, block_n=128, warps=8, stages=1, q_in_regs=True), 64, 33152),
+    (Tile(block_m=128, block_n=128, warps=8, stages=1, q_in_regs=False), 64, 49536),
+    (Tile(block_m=128, block_n=128, warps=8, stages=1, q_in_regs=True), 128, 65920),
+    (Tile(block_m=64, block_n=64, warps=4, stages=1, q_in_regs=False), 256, 98688),
+    (Tile(block_m=128, block_n=64, warps=8, stages=1, q_in_regs=True), 256, 98688),
+    # Upstream's tiles for head dim 256 on small devices: the output is larger than V and K, and pads them.
+    (Tile(block_m=128, block_n=48, warps=8, stages=1, q_in_regs=True), 256, 106752),
+    (Tile(block_m=128, block_n=32, warps=8, stages=1, q_in_regs=False), 256, 131328),
+]
+
+
+@pytest.mark.parametrize(("tile", "dim", "expected"), SEEN)
+def test_the_arithmetic_agrees_with_compiled_kernels(tile: Tile, dim: int, expected: int) -> None:
+    assert forward_bytes(tile, dim) == expected
+
+
+@pytest.mark.parametrize("family", [Family.SM80, Family.SM8X, Family.SM90])
+def test_a_kernels_file_depends_on_the_tiles_of_its_own_head_dim_alone(family: Family) -> None:
+    """Else one column more in one head dim would compile all of them anew."""
+    found = Closures(CSRC.parent, ("csrc",))
+    for unit in units(select(find("full"), family)):
+        own = {name for name in found.of(unit.text, origin=f"units/{unit.file}") if "fa3_tile" in name}
+        wanted = {"csrc/fa3_tile.h", f"csrc/fa3_tile_{unit.head_dim}.h"} if unit.kind == "fwd" else set()
+        assert own == wanted, unit.name

@@ -1,0 +1,175 @@
+"""The choice of a backend as a table: device, libraries and call in; backend and reasons out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
+from flash_attn3_sm121.dispatch.decide import Decision, NativeState, decide
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+
+
+def build(family: str, *images: str, proxy: bool = False, **change: Any) -> BuildFacts:
+    spec = FAMILIES[Family(family)]
+    facts = BuildFacts(
+        family=family,
+        effective_arch=spec.effective_arch,
+        library=f"flash_attn3_{family}.so",
+        sha256="0" * 64,
+        namespace=f"flash_attn3_{family}",
+        images=images,
+        ptx=(),
+        dtypes=spec.dtypes,
+        head_dims=(64, 128),
+        backward_head_dims=(64, 128),
+        features=tuple(sorted(spec.features)),
+        smem_limit=spec.smem_limit,
+        profile="test",
+        platform="linux_aarch64",
+        cuda="13.0",
+        upstream="3effce8",
+        proxy=proxy,
+    )
+    return replace(facts, **change)
+
+
+GB10 = DeviceFacts(type="cuda", name="GB10", capability=(12, 1), smem_limit=101376)
+H100 = DeviceFacts(type="cuda", name="H100", capability=(9, 0), smem_limit=232448)
+RTX5090 = DeviceFacts(type="cuda", name="RTX 5090", capability=(12, 0), smem_limit=101376)
+TURING = DeviceFacts(type="cuda", name="T4", capability=(7, 5), smem_limit=65536)
+CPU = DeviceFacts(type="cpu", name="cpu")
+SM8X = build("sm8x", "sm_121")
+SM90 = build("sm90", "sm_90a")
+NO_SOFTCAP = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"softcap", "paged"})))
+PROXY = build("sm8x", "sm_90", proxy=True)
+
+
+def bf16(*features: str, **change: Any) -> CallFacts:
+    facts = CallFacts(device_type="cuda", dtype="bf16", dtype_kv="bf16", head_dim=128, head_dim_v=128)
+    return replace(facts, features=frozenset(features), **change)
+
+
+def choose(device: DeviceFacts, builds: tuple[BuildFacts, ...], call: CallFacts, **more: Any) -> Decision:
+    forced = more.pop("forced", None)
+    state = NativeState(builds=builds, **{k: v for k, v in more.items() if k != "flex_refusal"})
+    return decide(
+        device=device, native=state, call=call, flex_refusal=more.get("flex_refusal", "off in this test"), forced=forced
+    )
+
+
+BACKWARD: dict[str, Any] = {"direction": "backward"}
+# name -> device, libraries, call, a piece of native's refusal (None: native serves)
+NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | None]] = {
+    "gb10 training": (GB10, (SM8X,), bf16("causal", "local"), None),
+    "gb10 backward": (GB10, (SM8X,), bf16("causal", **BACKWARD), None),
+    "gb10 head dim 16": (GB10, (SM8X,), bf16(head_dim=16, head_dim_v=16), None),
+    "gb10 decode": (GB10, (SM8X,), bf16("varlen", "append", "split", "paged"), None),
+    "h100 picks its own family": (H100, (SM8X, SM90), bf16("causal"), None),
+    "h100 fp8": (H100, (SM90,), bf16(dtype="e4m3", dtype_kv="e4m3"), None),
+    "cpu": (CPU, (SM8X,), bf16(), "the tensors are on cpu"),
+    "rocm": (replace(GB10, rocm=True), (SM8X,), bf16(), "ROCm"),
+    "no library": (GB10, (), bf16(), "no kernel library"),
+    "wrong family": (H100, (SM8X,), bf16(), "wants the family sm90 and this install has sm8x"),
+    "unknown capability": (TURING, (SM8X,), bf16(), "no kernel family is known for capability 7.5"),
+    "newer image": (RTX5090, (SM8X,), bf16(), "machine code sm_121, which capability 12.0 does not run"),
+    "older image of the same major": (GB10, (build("sm8x", "sm_120"),), bf16(), None),
+    "little shared memory": (replace(GB10, smem_limit=65536), (SM8X,), bf16(), "65536"),
+    "fp32": (GB10, (SM8X,), bf16(dtype="fp32", dtype_kv="fp32"), "dtype fp32"),
+    "fp8 off hopper": (GB10, (SM8X,), bf16(dtype="e4m3", dtype_kv="e4m3"), "dtype e4m3"),
+    "mixed cache": (GB10, (SM8X,), bf16(dtype="fp16"), "mixed dtypes"),
+    "head dim 256": (GB10, (SM8X,), bf16(head_dim=256, head_dim_v=256), "larger than those built (64, 128)"),
+    "backward dims fewer": (
+        GB10,
+        (build("sm8x", "sm_121", backward_head_dims=(64,)),),
+        bf16(**BACKWARD),
+        "larger than those built (64)",
+    ),
+    "dv != d": (GB10, (SM8X,), bf16(head_dim_v=64), "dv != d"),
+    "sinks": (GB10, (SM8X,), bf16("sinks"), "attention sinks"),
+    "dlse": (GB10, (SM8X,), bf16("dlse", **BACKWARD), "gradient of the LSE"),
+    "chunk backward": (GB10, (SM8X,), bf16("chunk", **BACKWARD), "does not know attention_chunk"),
+    "softcap not built": (GB10, (NO_SOFTCAP,), bf16("softcap"), "built without: softcap"),
+    "two not built": (GB10, (NO_SOFTCAP,), bf16("softcap", "paged"), "built without: softcap, paged"[:22]),
+    "no backward built": (
+        GB10,
+        (build("sm8x", "sm_121", features=("causal",)),),
+        bf16(**BACKWARD),
+        "built without backward",
+    ),
+    "deterministic 256": (
+        H100,
+        (build("sm90", "sm_90a", backward_head_dims=(256,)),),
+        bf16("deterministic", head_dim=256, head_dim_v=256, **BACKWARD),
+        "deterministic backward stops",
+    ),
+    "qv shape": (H100, (SM90,), bf16("qv"), "qv needs d <= 64"),
+    "fp8 backward": (H100, (SM90,), bf16(dtype="e4m3", dtype_kv="e4m3", **BACKWARD), "no fp8 backward"),
+    "proxy is not served by itself": (H100, (PROXY,), bf16(), "wants the family sm90 and this install has none"),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_native(name: str) -> None:
+    device, builds, call, refusal = NATIVE[name]
+    decision = choose(device, builds, call)
+    if refusal is None:
+        assert decision.backend == "native"
+        assert {r.backend for r in decision.refusals} == {"flex", "sdpa"}
+    else:
+        assert decision.backend == "sdpa"
+        (reason,) = [r.reason for r in decision.refusals if r.backend == "native"]
+        assert refusal in reason
+
+
+def test_decision_names_family_and_machine_code() -> None:
+    decision = choose(GB10, (SM8X,), bf16())
+    assert (decision.family, decision.code) == ("sm8x", "sm_121")
+    assert "native (family sm8x, machine code sm_121)" in str(decision)
+
+
+def test_proxy_serves_only_when_allowed() -> None:
+    decision = choose(H100, (SM90, PROXY), bf16(), allow_proxy=True)
+    assert (decision.backend, decision.family) == ("native", "sm8x")
+
+
+def test_load_error_and_canary_are_reasons() -> None:
+    broken = choose(GB10, (SM8X,), bf16(), load_errors={"sm8x": "libcudart.so.13: cannot open"})
+    assert "cannot be loaded: libcudart.so.13: cannot open" in str(broken)
+    off = choose(GB10, (SM8X,), bf16(), turned_off="the canary found wrong results")
+    assert "not native: the canary found wrong results" in str(off)
+
+
+@pytest.mark.parametrize(
+    ("forced", "flex_refusal", "expected"),
+    [
+        ("sdpa", None, "sdpa"),
+        ("flex", None, "flex"),
+        ("flex", "no triton", None),
+        ("native", None, None),
+        (None, None, "sdpa"),
+    ],
+)
+def test_forcing_on_a_cpu(forced: str | None, flex_refusal: str | None, expected: str | None) -> None:
+    decision = choose(CPU, (SM8X,), bf16(), forced=forced, flex_refusal=flex_refusal)
+    assert decision.backend == expected
+    if expected is None:
+        assert f"(forced: {forced})" in str(decision)
+
+
+def test_flex_serves_by_itself_only_where_it_was_measured_to_win() -> None:
+    state = NativeState(builds=())
+    chosen = decide(device=GB10, native=state, call=bf16(), flex_refusal=None, flex_preferred=True)
+    assert chosen.backend == "flex"
+    assert decide(device=GB10, native=state, call=bf16(), flex_refusal=None).backend == "sdpa"
+
+
+def test_every_backend_but_the_chosen_one_has_a_reason() -> None:
+    for device, builds, call, _ in NATIVE.values():
+        for forced in (None, "sdpa"):
+            decision = choose(device, builds, call, forced=forced, flex_refusal=None)
+            others = {"native", "flex", "sdpa"} - {decision.backend}
+            assert {refusal.backend for refusal in decision.refusals} == others

@@ -1,0 +1,394 @@
+"""The native path with a library that is faked by arguments: what is handed to it, and when it is not trusted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121 import fallback
+from flash_attn3_sm121.api.ops import FWD_FIELDS
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.backend import use_backend
+from flash_attn3_sm121.call.facts import DeviceFacts, Settings
+from flash_attn3_sm121.dispatch.engine import Engine
+from flash_attn3_sm121.errors import BackendError, FactsError, NativeLoadError
+from flash_attn3_sm121.native import library as native
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.dispatch.test_decide import GB10, SM8X, build
+from tests.fakes.shapes import dense, packed
+
+CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_right": 0}
+
+
+class Kernels:
+    """Counts its calls and answers with the fallback's numbers, or spoils them."""
+
+    def __init__(self, spoil: Callable[[Tensor], object] = lambda _: None) -> None:
+        self.calls: list[ForwardArgs] = []
+        self.backward_calls = 0
+        self.spoil = spoil
+
+    def fwd(self, *values: Any) -> tuple[Tensor, ...]:
+        args = ForwardArgs(**dict(zip(FWD_FIELDS, values, strict=True)))
+        self.calls.append(args)
+        out, lse = fallback.forward(args)
+        self.spoil(out)
+        return out, lse, torch.empty(0), torch.empty(0)
+
+    def bwd(self, *values: Any) -> tuple[Tensor, ...]:
+        self.backward_calls += 1
+        dout, q, k, v, out, lse, dq, dk, dv, *rest = values
+        scale, causal, left, right = rest[6:10]
+        args = BackwardArgs(
+            dout=dout, q=q, k=k, v=v, out=out, softmax_lse=lse, softmax_scale=scale, causal=causal,
+            window_left=left, window_right=0 if causal else right,
+        )  # fmt: skip
+        for mine, found in zip((dq, dk, dv), fallback.backward(args), strict=False):
+            assert found is not None
+            mine.copy_(found)
+        self.spoil(dq)
+        return (dq, dk, dv, (dout * out).sum(-1), *(torch.empty(0) for _ in range(4)))
+
+    def metadata(self, *values: Any) -> Tensor:
+        return torch.ones(native.metadata_length(values, arch=121), dtype=torch.int32)
+
+    def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
+        return native.LoadedOps(fwd=self.fwd, bwd=self.bwd, fwd_combine=None, get_scheduler_metadata=self.metadata)
+
+
+def engine(
+    opener: Callable[[Path, BuildFacts], native.LoadedOps],
+    *,
+    facts: BuildFacts = SM8X,
+    device: DeviceFacts = GB10,
+    **settings: Any,
+) -> Engine:
+    """An engine that takes the CPU for a GB10 with one library."""
+    library = native.Library(facts=facts, path=Path(facts.library), opener=opener)
+    return Engine(
+        settings=Settings(**{"canary": False, **settings}), libraries=lambda: (library,), gather=lambda _: device
+    )
+
+
+def half(**sizes: int) -> tuple[Tensor, Tensor, Tensor]:
+    return dense(dtype=torch.bfloat16, **sizes)
+
+
+@pytest.fixture
+def kernels() -> Iterator[Kernels]:
+    yield Kernels()
+
+
+def test_native_serves_and_gets_the_call_as_it_was_made(kernels: Kernels) -> None:
+    q, k, v = half()
+    serving = engine(kernels.open)
+    args = ForwardArgs(
+        q=q, k=k, v=v, softmax_scale=0.5, causal=True, window_left=3, softcap=2.0, pack_gqa=True, sm_margin=4
+    )
+    out, lse, *_ = serving.forward(args)
+    (seen,) = kernels.calls
+    assert seen.q is q and seen.k is k
+    assert (seen.softmax_scale, seen.causal, seen.window_left, seen.softcap) == (0.5, True, 3, 2.0)
+    assert (seen.pack_gqa, seen.sm_margin, seen.rotary_interleaved) == (True, 4, True)
+    right = ForwardArgs(q=q, k=k, v=v, softmax_scale=0.5, causal=True, window_left=3, window_right=0, softcap=2.0)
+    expected, expected_lse = fallback.forward(right)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(lse, expected_lse)
+
+
+def test_fp32_goes_to_the_fallback(kernels: Kernels) -> None:
+    q, k, v = dense()
+    engine(kernels.open).forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert kernels.calls == []
+
+
+def test_strided_inputs_are_made_readable(kernels: Kernels) -> None:
+    q, k, v = half()
+    turned = q.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert turned.stride(-1) != 1
+    engine(kernels.open).forward(ForwardArgs(q=turned, k=k, v=v, **CAUSAL))
+    assert kernels.calls[0].q.stride(-1) == 1
+    assert kernels.calls[0].k is k
+
+
+def test_split_heuristics_are_off_where_splitting_is_not_built(kernels: Kernels) -> None:
+    q, k, v = half()
+    without = build("sm8x", "sm_121", features=("causal", "backward", "varlen"))
+    engine(kernels.open, facts=without).forward(ForwardArgs(q=q, k=k, v=v, num_splits=0, **CAUSAL))
+    engine(kernels.open).forward(ForwardArgs(q=q, k=k, v=v, num_splits=0, **CAUSAL))
+    assert [call.num_splits for call in kernels.calls] == [1, 0]
+
+
+def test_overflow_is_stopped_before_the_kernel_writes(kernels: Kernels) -> None:
+    q, k, v = half(sq=1, sk=1)
+    cache = torch.zeros(2, 16, 2, 16, dtype=torch.bfloat16)
+    args = {"q": q, "k": cache, "v": cache.clone(), "k_new": k, "v_new": v, **CAUSAL}
+    serving = engine(kernels.open)
+    with pytest.raises(RuntimeError, match="KV cache overflow"):
+        serving.forward(ForwardArgs(**args, seqused_k=torch.tensor([0, 16], dtype=torch.int32)))
+    assert kernels.calls == []
+    serving.forward(ForwardArgs(**args, seqused_k=torch.tensor([0, 15], dtype=torch.int32)))
+    assert len(kernels.calls) == 1
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+def test_rows_past_seqused_q_are_zero(layout: str) -> None:
+    def garbage(out: Tensor) -> None:
+        out[out == 0] = 99.0  # what a kernel leaves in rows it never writes
+
+    kernels = Kernels(spoil=garbage)
+    used = torch.tensor([2, 3], dtype=torch.int32)
+    if layout == "dense":
+        q, k, v = half()
+        args = ForwardArgs(q=q, k=k, v=v, seqused_q=used, **CAUSAL)
+    else:
+        q, k, v, cu = packed((4, 5))
+        q, k, v = (x.bfloat16() for x in (q, k, v))
+        lengths = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 5, "max_seqlen_k": 5}
+        args = ForwardArgs(q=q, k=k, v=v, seqused_q=used, **lengths, **CAUSAL)
+    out, lse, *_ = engine(kernels.open).forward(args)
+    rows = out if layout == "dense" else torch.nn.utils.rnn.pad_sequence([out[:4], out[4:]], batch_first=True)
+    assert (rows[0, 2:] == 0).all() and (rows[1, 3:] == 0).all()
+    assert (rows[0, :2] != 0).all() and (rows[1, :3] != 0).all()
+    first = lse[0, :, 2:] if layout == "dense" else lse[:, 2:4]
+    assert torch.isneginf(first).all()
+
+
+def test_backward_goes_native_and_the_lse_gradient_does_not(kernels: Kernels) -> None:
+    q, k, v = half()
+    serving = engine(kernels.open)
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    args = {"dout": torch.randn_like(out), "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse, **CAUSAL}
+    first = serving.backward(BackwardArgs(**args))
+    assert kernels.backward_calls == 1
+    assert first.softmax_d is not None
+    second = serving.backward(BackwardArgs(**args, dlse=torch.zeros_like(lse)))
+    assert kernels.backward_calls == 1
+    torch.testing.assert_close(first.dq, second.dq, atol=2e-2, rtol=2e-2)  # bf16, by two ways
+
+
+def test_metadata_of_a_fallback_is_never_handed_to_a_kernel(kernels: Kernels) -> None:
+    q, k, v = half(sq=1, sk=16)
+    lengths = torch.tensor([5, 6], dtype=torch.int32)
+    serving = engine(kernels.open)
+    call = (2, 1, 16, 4, 2, 16, 16, torch.bfloat16, lengths, *[None] * 6, 0, True, -1, -1, 0, False, 0, None, 0)
+    own = serving.scheduler_metadata(call)
+    assert (own.shape, bool(own.all())) == ((4 * 4 + 1,), True)
+    for metadata in (own, torch.zeros_like(own)):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, seqused_k=lengths, scheduler_metadata=metadata, **CAUSAL))
+    assert [seen.scheduler_metadata is own for seen in kernels.calls] == [True, False]
+    assert kernels.calls[1].scheduler_metadata is None
+
+
+# -- trust
+
+
+def spoiled(out: Tensor) -> None:
+    out += 0.5
+
+
+def nothing_written(out: Tensor) -> None:
+    out.fill_(float("nan"))
+
+
+def test_a_good_library_passes_the_canary_once_per_direction(kernels: Kernels) -> None:
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    for _ in range(3):
+        out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == 4
+    args = {"dout": torch.randn_like(out), "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse, **CAUSAL}
+    for _ in range(2):
+        serving.backward(BackwardArgs(**args))
+    assert kernels.backward_calls == 3
+
+
+def test_the_canary_leaves_the_random_state_alone(kernels: Kernels) -> None:
+    q, k, v = half()
+    before = torch.get_rng_state()
+    engine(kernels.open, canary=True).forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def refuses(_: Tensor) -> None:
+    raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nand a trace")
+
+
+@pytest.mark.parametrize("spoil", [spoiled, nothing_written, refuses])
+def test_wrong_results_turn_native_off_loudly(spoil: Callable[[Tensor], None]) -> None:
+    kernels = Kernels(spoil)
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    with pytest.warns(RuntimeWarning, match="canary found wrong results") as caught:
+        out, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert "Native kernels are OFF" in str(caught[0].message)
+    torch.testing.assert_close(out, fallback.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))[0])
+    serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == 1  # the canary itself; no user's call
+    with use_backend("native"), pytest.raises(BackendError, match="canary found wrong results"):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+
+
+def test_a_wrong_backward_turns_native_off_as_well() -> None:
+    kernels = Kernels()
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    kernels.spoil = spoiled
+    args = BackwardArgs(dout=torch.randn_like(out), q=q, k=k, v=v, out=out, softmax_lse=lse, **CAUSAL)
+    with pytest.warns(RuntimeWarning, match=r"in the backward of family sm8x \(dq"):
+        result = serving.backward(args)
+    torch.testing.assert_close(result.dq, fallback.backward(args)[0])
+    before = len(kernels.calls)
+    serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == before
+
+
+def test_a_full_memory_is_no_verdict_on_the_kernels() -> None:
+    def full(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    kernels = Kernels(full)
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    kernels.spoil = lambda _: None
+    serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == 3  # the canary twice, then the user's call
+
+
+def test_canary_can_be_skipped() -> None:
+    kernels = Kernels(spoiled)
+    q, k, v = half()
+    engine(kernels.open, canary=False).forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert len(kernels.calls) == 1
+
+
+def test_one_canary_for_many_threads(kernels: Kernels) -> None:
+    serving = engine(kernels.open, canary=True)
+    q, k, v = half()
+    threads = [threading.Thread(target=lambda: serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kernels.calls) == 9
+
+
+# -- loading
+
+
+def test_a_library_that_cannot_be_loaded_says_why_and_is_not_tried_again(tmp_path: Path) -> None:
+    broken = tmp_path / "flash_attn3_sm8x.so"
+    broken.write_bytes(b"not a library")
+    attempts = 0
+
+    def opener(_: Path, facts: BuildFacts) -> native.LoadedOps:
+        nonlocal attempts
+        attempts += 1
+        return native.load_ops(broken, facts)
+
+    q, k, v = half()
+    serving = engine(opener)
+    with pytest.warns(RuntimeWarning, match="cannot load .*flash_attn3_sm8x.so"):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    serving.forward(ForwardArgs(q=q, k=k, v=v, causal=True, softmax_scale=1.0, softcap=3.0))
+    assert attempts == 1
+    with use_backend("native"), pytest.raises(BackendError, match="cannot be loaded: cannot load"):
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+
+
+def test_forced_native_raises_the_load_error_with_its_cause(tmp_path: Path) -> None:
+    q, k, v = half()
+    serving = engine(lambda _, facts: native.load_ops(tmp_path / "absent.so", facts))
+    with use_backend("native"), pytest.raises(NativeLoadError, match=r"absent\.so") as caught:
+        serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    assert isinstance(caught.value, ImportError)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_library_without_its_ops_is_a_missing_symbol() -> None:
+    import torch._C as extension
+
+    facts = build("sm8x", "sm_121", namespace="flash_attn3_absent")
+    with pytest.raises(NativeLoadError, match=r"registers no op fwd, get_scheduler_metadata in namespace"):
+        native.load_ops(Path(extension.__file__), facts)
+
+
+def test_libraries_are_found_by_their_facts(tmp_path: Path) -> None:
+    (tmp_path / "sm8x.json").write_text(SM8X.to_json(), encoding="utf-8")
+    (tmp_path / "provenance.json").write_text("{}", encoding="utf-8")
+    (library,) = native.find(tmp_path)
+    assert (library.facts, library.path) == (SM8X, tmp_path / "flash_attn3_sm8x.so")
+    (tmp_path / "sm8x.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FactsError, match=r"sm8x\.json: expected build facts of schema"):
+        native.find(tmp_path)
+
+
+# -- the short way of plain decoding
+
+
+def decode(caches: list[Tensor], lengths: Tensor, token: tuple[Tensor, ...], **more: Any) -> Any:
+    from flash_attn3_sm121.api.kvcache import flash_attn_with_kvcache
+
+    q, k, v = token
+    return flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=lengths, causal=True, **more)
+
+
+def test_decoding_takes_the_short_way_once_settled(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = engine(kernels.open)
+    monkeypatch.setattr("flash_attn3_sm121.api.kvcache.engine", lambda: serving)
+    long_way = 0
+    forward = serving.forward
+
+    def counting(args: ForwardArgs) -> Any:
+        nonlocal long_way
+        long_way += 1
+        return forward(args)
+
+    monkeypatch.setattr(serving, "forward", counting)
+    caches = [torch.zeros(2, 8, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
+    mirror = [cache.clone() for cache in caches]
+    lengths = torch.tensor([0, 2], dtype=torch.int32)
+    for _ in range(5):
+        token = half(sq=1, sk=1)
+        found = decode(caches, lengths, token)
+        right = ForwardArgs(
+            q=token[0], k=mirror[0], v=mirror[1], k_new=token[1], v_new=token[2], seqused_k=lengths, **CAUSAL
+        )
+        torch.testing.assert_close(found, fallback.forward(right)[0])
+        lengths += 1
+    assert (long_way, len(kernels.calls)) == (1, 5)
+    torch.testing.assert_close(caches, mirror)
+    with pytest.raises(RuntimeError, match="KV cache overflow"):
+        decode(caches, torch.tensor([0, 8], dtype=torch.int32), token)
+    with use_backend("sdpa"):
+        decode(caches, lengths - 5, token)
+    assert len(kernels.calls) == 5
+    results = decode(caches, lengths - 5, token, return_softmax_lse=True)
+    assert (len(results), results[1].shape) == (4, (2, 4, 1))
+
+
+def test_a_failed_canary_closes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels()
+    serving = engine(kernels.open, canary=True)
+    monkeypatch.setattr("flash_attn3_sm121.api.kvcache.engine", lambda: serving)
+    caches = [torch.zeros(2, 8, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
+    lengths, token = torch.tensor([0, 2], dtype=torch.int32), half(sq=1, sk=1)
+    for _ in range(3):
+        decode(caches, lengths, token)
+    q, k, v = half()
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    kernels.spoil = spoiled
+    with pytest.warns(RuntimeWarning, match="canary"):
+        serving.backward(BackwardArgs(dout=out, q=q, k=k, v=v, out=out, softmax_lse=lse, **CAUSAL))
+    before = len(kernels.calls)
+    decode(caches, lengths, token)
+    assert len(kernels.calls) == before

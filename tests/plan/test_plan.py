@@ -1,0 +1,173 @@
+"""The plan: which files, with which flags, as goldens; and what must hold for every plan."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+
+import pytest
+
+from ci.commands.options import Request, from_environment, plan_of
+from ci.machine import Machine
+from ci.plan import archs as archlist
+from ci.plan import plan
+from ci.plan import text as plantext
+from ci.plan.plan import BuildPlan, Shard, make_plan
+from ci.plan.platforms import Platform
+from ci.plan.profiles import PROFILES, find, select
+from ci.plan.units import forwards, units
+from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
+from flash_attn3_sm121.errors import ArchError, UsageError
+
+CUDA = (13, 0)
+
+
+def planned(profile: str, archs: str, **kwargs: object) -> BuildPlan:
+    return make_plan(
+        profile=find(profile),
+        targets=archlist.parse(archs, cuda=CUDA),
+        platform=Platform.AARCH64,
+        cuda=CUDA,
+        **kwargs,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "archs"),
+    [
+        ("smoke-121.txt", "smoke", "12.1"),
+        ("nanochat-121.txt", "nanochat", "12.1"),
+        ("full-fat.txt", "full", "9.0 10.0 12.0 12.1+PTX"),
+    ],
+)
+def test_golden_text(golden: Callable[[str, str], None], name: str, profile: str, archs: str) -> None:
+    golden(name, plantext.to_text(planned(profile, archs), jobs=None, cores=4, memory_gb=24.0))
+
+
+def test_json_names_everything_that_decides_the_bytes() -> None:
+    document = json.loads(plan.to_json(planned("nanochat", "12.1")))
+    (family,) = document["families"]
+    assert family["images"] == ["sm_121"] and family["library"] == "flash_attn3_sm8x.so"
+    for unit in family["units"]:
+        assert unit["flags"] and unit["kernels"] >= 0 and unit["cpu_s"] > 0
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_every_capability_plans_in_every_profile(name: str, profile: str) -> None:
+    (family,) = planned(profile, name).families
+    assert family.family is CAPABILITIES[name].family
+    assert family.images == (CAPABILITIES[name].target,)
+    names = [item.unit.name for item in family.units]
+    assert len(set(names)) == len(names)
+    assert {"prepare", "api"} <= set(names)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_units_hold_every_instantiation_once(family: Family, profile: str) -> None:
+    chosen = select(find(profile), family)
+    wanted = forwards(chosen)
+    together = "".join(unit.text for unit in units(chosen))
+    assert len({item.text for item in wanted}) == len(wanted)
+    for item in wanted:
+        assert together.count(item.text) == 1
+
+
+def test_host_code_and_instantiations_agree() -> None:
+    """The forward combinations that upstream's dispatch reaches below Hopper: head dim, dtype and three switches."""
+    chosen = select(find("full"), Family.SM8X)
+    found = {(f.head_dim, f.dtype, f.paged, f.split, f.softcap) for f in forwards(chosen)}
+    switches = (False, True)
+    assert found == set(itertools.product((64, 96, 128, 192, 256), ("bf16", "fp16"), switches, switches, switches))
+    assert all(f.packgqa and f.head_dim == f.head_dim_v for f in forwards(chosen))
+
+
+def test_hopper_packs_where_upstream_forces_it() -> None:
+    for item in forwards(select(find("full"), Family.SM90)):
+        assert item.packgqa or not (item.paged or item.split)
+
+
+def test_what_is_left_out_is_disabled_in_the_host_file() -> None:
+    (family,) = planned("smoke", "12.1").families
+    api = next(item for item in family.units if item.unit.kind == "api")
+    off = {flag.removeprefix("-DFLASHATTENTION_DISABLE_") for flag in api.flags if "DISABLE" in flag}
+    assert {"BACKWARD", "LOCAL", "SOFTCAP", "PAGEDKV", "SPLIT", "APPENDKV", "FP16", "FP8"} <= off
+    assert {"HDIM96", "HDIM128", "HDIM192", "HDIM256"} <= off
+    assert not off & {"HDIM64", "VARLEN", "PACKGQA"}
+
+
+def test_kernel_files_share_objects_between_profiles() -> None:
+    prepare = {
+        item.flags
+        for profile in PROFILES
+        for item in planned(profile, "12.1").families[0].units
+        if item.unit.kind == "prepare"
+    }
+    assert len(prepare) == 1
+
+
+def test_fat_plan_has_a_library_a_family() -> None:
+    fat = planned("full", "9.0 10.0 12.0 12.1")
+    assert [str(family.family) for family in fat.families] == ["sm80", "sm8x", "sm90"]
+    assert fat.families[1].images == ("sm_120", "sm_121")
+    slim = planned("full", "9.0 10.0 12.0 12.1", families=(Family.SM8X,))
+    assert [str(family.family) for family in slim.families] == ["sm8x"]
+    with pytest.raises(UsageError, match="family sm90 serves none of"):
+        planned("full", "12.1", families=(Family.SM90,))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_cover_everything_once(count: int) -> None:
+    whole = [item.unit.name for item in planned("full", "12.1").families[0].units]
+    parts = []
+    loads = []
+    for index in range(1, count + 1):
+        shard = Shard(index=index, count=count)
+        part = planned("full", "12.1", shard=shard)
+        parts += [item.unit.name for item in part.families[0].of_shard(shard)]
+        loads.append(part.cost.cpu_s)
+    assert sorted(parts) == sorted(whole)
+    assert max(loads) < 1.5 * min(loads)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_bad_shards(text: str) -> None:
+    with pytest.raises(UsageError, match="not a shard"):
+        Shard.parse(text)
+
+
+def test_proxy_build() -> None:
+    (family,) = planned("nanochat", "12.1", proxy="9.0").families
+    assert family.images == ("sm_90",) and family.proxy and family.family is Family.SM8X
+    assert "-DFA3_ARCH=86" in family.units[0].flags
+    images = [planned("smoke", "12.1", proxy=name).families[0].images for name in PROXY_DEVICES]
+    assert images == [("sm_80",), ("sm_86",), ("sm_89",), ("sm_90",)]
+    with pytest.raises(ArchError, match=r"no proxy build for '7\.5'"):
+        planned("nanochat", "12.1", proxy="7.5")
+    with pytest.raises(ArchError, match="built directly"):
+        planned("nanochat", "9.0", proxy="9.0")
+
+
+MACHINE = Machine(platform=Platform.X86_64, cores=2, memory_gb=24.0, gpus=())
+
+
+def test_environment_alone_is_a_request() -> None:
+    request = from_environment(
+        {"FLASH_ATTN3_PROFILE": "smoke", "TORCH_CUDA_ARCH_LIST": "12.0", "MAX_JOBS": "3", "FA3_SOURCE": "x"}
+    )
+    assert (request.profile, request.archs, request.jobs, str(request.source)) == ("smoke", "12.0", 3, "x")
+    built = plan_of(request, machine=MACHINE, cuda=CUDA)
+    assert built.platform is Platform.X86_64 and built.families[0].images == ("sm_120",)
+    with pytest.raises(UsageError, match="MAX_JOBS: expected a number"):
+        from_environment({"MAX_JOBS": "many"})
+
+
+def test_requests_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="unknown profile 'tiny'"):
+        plan_of(Request(profile="tiny"), machine=MACHINE, cuda=CUDA)
+    with pytest.raises(UsageError, match="unknown platform 'riscv64'"):
+        plan_of(Request(platform="riscv64"), machine=MACHINE, cuda=CUDA)
+    with pytest.raises(UsageError, match="unknown family 'sm99'"):
+        plan_of(Request(families=("sm99",)), machine=MACHINE, cuda=CUDA)

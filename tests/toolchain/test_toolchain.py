@@ -1,0 +1,202 @@
+"""Toolchains: the pins, the cache's seal, versions and compilers judged, installed toolkits looked over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ci.index import IndexConfig, Wanted
+from ci.sources.treeid import scan, tree_id
+from ci.toolchain import check_targets, machine, resolve, torch_headers
+from ci.toolchain.hostcxx import find, judge, names
+from ci.toolchain.installed import nvcc_version
+from ci.toolchain.pins import FILE, Package, Pins, TorchHeaders, read_pins
+from flash_attn3_sm121.arch import CAPABILITIES
+from flash_attn3_sm121.errors import FetchError, ToolchainError
+from tests.fakes.serving import Index, serving, sha
+from tests.fakes.worlds import narrator, said
+
+NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
+ROOT = {
+    "bin/nvcc": NVCC,
+    "bin/ptxas": "",
+    "bin/cuobjdump": "",
+    "bin/nvdisasm": "",
+    "include/crt/host_config.h": "#if __GNUC__ > 15\n",
+    "lib/libcudart_static.a": "",
+}
+needs_cxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+
+
+def make_wheel(folder: Path, project: str, arch: str, files: dict[str, str]) -> Wanted:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{project.replace('-', '_')}-1.0-py3-none-linux_{arch}.whl"
+    with zipfile.ZipFile(folder / name, "w") as zipped:
+        for path, text in {**{f"nvidia/cu13/{k}": v for k, v in files.items()}, "nvidia/x.py": "", "a.pth": ""}.items():
+            info = zipfile.ZipInfo(path)
+            info.external_attr = (0o100755 if "/bin/" in path else 0o100644) << 16
+            zipped.writestr(info, text)
+    return Wanted(project=project, filename=name, sha256=sha((folder / name).read_bytes()))
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Pins:
+    """A compiler in two packages for each machine, in the folder `index`; the headers' wheel is not there."""
+    rest = {path: text for path, text in ROOT.items() if not path.startswith("lib/")}
+    runtime = {"lib/libcudart_static.a": ""}
+    machines = ("aarch64", "x86_64")
+    packages = [
+        Package(
+            project=project, version="1.0", wheels={m: make_wheel(tmp_path / "index", project, m, f) for m in machines}
+        )
+        for project, f in (("the-nvcc", rest), ("the-runtime", runtime))
+    ]
+    return replace(read_pins(), packages=tuple(packages), runtime="the-runtime")
+
+
+def local(tmp_path: Path) -> IndexConfig:
+    return IndexConfig(index_urls=(), find_links=(str(tmp_path / "index"),), offline=True)
+
+
+@needs_cxx
+def test_a_toolchain_is_made_once_and_healed_when_tampered_with(tmp_path: Path, pins: Pins) -> None:
+    def get() -> str:
+        narrate = narrator()
+        found = resolve(cuda_home=None, cache=tmp_path / "cache", narrate=narrate, config=local(tmp_path), pins=pins)
+        assert found.version == (13, 0)
+        assert os.access(found.nvcc, os.X_OK)
+        assert (found.cudart_dir / "libcudart_static.a").is_file()
+        assert not (found.root / "x.py").exists()
+        return said(narrate)
+
+    assert "unpacking" in get()
+    warm = get()
+    assert "from the cache" in warm
+    assert "unpacking" not in warm
+    nvcc = next((tmp_path / "cache").glob("toolchains/*/root/bin/nvcc"))
+    nvcc.chmod(0o755)
+    nvcc.write_text(NVCC + "# more\n")
+    nvcc.chmod(0o555)
+    assert "damaged in the cache, fetched again: root/bin/nvcc: changed" in get()
+    (nvcc.parent / "new").write_text("")
+    assert "root/bin/new: extra" in get()
+    nvcc.unlink()
+    assert "root/bin/nvcc: missing" in get()
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, pins: Pins) -> None:
+    with (tmp_path / "index" / pins.packages[0].wheels[machine()].filename).open("ab") as file:
+        file.write(b"?")
+    with pytest.raises(FetchError, match="expected sha256"):
+        resolve(cuda_home=None, cache=tmp_path / "c", narrate=narrator(), config=local(tmp_path), pins=pins)
+    assert not list((tmp_path / "c" / "tmp").iterdir())
+
+
+def test_the_pins_are_for_both_machines_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    pins = read_pins()
+    assert pins.cuda == (13, 0)
+    assert {package.project: package.version for package in pins.packages}["nvidia-cuda-nvcc"] == "13.0.88"
+    shutil.copytree(FILE.parent, tmp_path / "t")
+    copy = tmp_path / "t" / FILE.name
+    data = json.loads(copy.read_text())
+    del data["packages"][1]["wheels"]["aarch64"]
+    copy.write_text(json.dumps(data))
+    with pytest.raises(ToolchainError, match=r"nvidia-nvvm\.wheels: expected \('aarch64', 'x86_64'\)"):
+        read_pins(copy)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "fits"),
+    [
+        pytest.param((12, 8), "12.1", False, id="12.8 is too old for 12.1"),
+        pytest.param((12, 9), "12.1", True, id="12.9 makes 12.1"),
+        pytest.param((12, 9), "11.0", False, id="12.9 is too old for 11.0"),
+        pytest.param((13, 0), "11.0", True, id="13.0 makes 11.0"),
+    ],
+)
+def test_the_minimum_version_per_target(version: tuple[int, int], name: str, fits: bool) -> None:
+    if fits:
+        check_targets(version, [CAPABILITIES[name]])
+    else:
+        with pytest.raises(ToolchainError, match=rf"CUDA {version[0]}\.{version[1]} is too old: {name}"):
+            check_targets(version, [CAPABILITIES["8.0"], CAPABILITIES[name]])
+
+
+def test_machines_have_several_names() -> None:
+    assert [machine(n) for n in ("arm64", "AMD64", "linux_aarch64")] == ["aarch64", "x86_64", "aarch64"]
+    with pytest.raises(ToolchainError, match="riscv64"):
+        machine("riscv64")
+
+
+def test_which_compilers_are_tried_and_taken() -> None:
+    assert names("x86_64", "x86_64", newest=11) == ["g++", "g++-11", "g++-10", "g++-9"]
+    assert names("x86_64", "aarch64", newest=9) == ["aarch64-linux-gnu-g++", "aarch64-linux-gnu-g++-9"]
+    assert judge("g++", "12.2.0", newest=15) is None
+    assert judge("g++", "16.1.0", newest=15) == "g++ is version 16.1.0; this CUDA wants 9 to 15"
+    assert judge("g++", "8", newest=15) is not None
+
+
+def test_no_compiler_gives_the_apt_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crt").mkdir()
+    (tmp_path / "crt" / "host_config.h").write_text("#if __GNUC__ > 15\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for target, package in (("x86_64", "g++"), ("aarch64", "g++-aarch64-linux-gnu")):
+        with pytest.raises(ToolchainError, match="is not installed") as caught:
+            find("x86_64", target, include=tmp_path, asked=None, narrate=narrator())
+        assert f"sudo apt-get install {package}" in str(caught.value)
+
+
+@needs_cxx
+def test_an_installed_toolkit(tmp_path: Path) -> None:
+    home = tmp_path / "cuda"
+    for path, text in ROOT.items():
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_text(text)
+    (home / "bin/nvcc").chmod(0o755)
+    found = resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+    assert (found.version, found.origin) == ((13, 0), str(home))
+    (home / "bin/nvcc").write_text(NVCC.replace("13.0", "12.8"))
+    other = resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+    assert other.version == (12, 8)
+    assert other.fingerprint != found.fingerprint
+    (home / "bin/nvdisasm").unlink()
+    (home / "lib/libcudart_static.a").unlink()
+    with pytest.raises(ToolchainError, match=r"lacks: bin/nvdisasm, libcudart_static\.a"):
+        resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+
+
+def test_an_nvcc_without_a_version_is_an_error() -> None:
+    with pytest.raises(ToolchainError, match="names no release"):
+        nvcc_version("hello")
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "whole wheel"])
+def test_headers_are_proven_and_healed(tmp_path: Path, ranges: bool) -> None:
+    wheel = tmp_path / "the_project-1.0.whl"
+    with zipfile.ZipFile(wheel, "w") as zipped:
+        for name in ("t/include/a/x.h", "t/include/b/y.h", "t/lib/z.so"):
+            zipped.writestr(name, name)
+    (tmp_path / "want" / "a").mkdir(parents=True)
+    (tmp_path / "want" / "a" / "x.h").write_text("t/include/a/x.h")
+    files = tuple(scan(tmp_path / "want"))
+    body = wheel.read_bytes()
+    wanted = Wanted(project="the-project", filename=wheel.name, sha256=sha(body))
+    pin = TorchHeaders(wheel=wanted, version="1.0", prefix="t/include", folders=("a",), id=tree_id(files), files=files)
+    pins = replace(read_pins(), torch_headers=pin)
+    with serving(Index(files={wheel.name: body}, ranges=ranges)) as index:
+        config = IndexConfig(index_urls=(index.url,))
+        found = torch_headers(tmp_path / "c", narrator(), config=config, pins=pins)
+        assert [path.name for path in found.folder.rglob("*.h")] == ["x.h"]
+        (found.folder / "a" / "more.h").write_text("")
+        narrate = narrator()
+        torch_headers(tmp_path / "c", narrate, config=config, pins=pins)
+        assert "damaged in the cache, fetched again: extra: a/more.h" in said(narrate)
+        wrong = replace(pins, torch_headers=replace(pin, folders=("b",)))
+        with pytest.raises(FetchError, match=r"are not the pinned tree .*missing: a/x\.h; extra: b/y\.h"):
+            torch_headers(tmp_path / "d", narrator(), config=config, pins=wrong)
