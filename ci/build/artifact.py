@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ci.cache import objects
 from ci.cache.objects import ObjectReport
 from flash_attn3_sm121.errors import AssembleError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "artifact.json"
 
 
@@ -80,7 +81,7 @@ def _from_json(text: str, *, origin: str) -> Artifact:
     data["targets"] = tuple(data["targets"])
     data["flags"] = {unit: tuple(words) for unit, words in data["flags"].items()}
     data["reports"] = tuple(
-        ObjectReport.from_json(json.dumps({"schema": SCHEMA, **report})) for report in data["reports"]
+        ObjectReport.from_json(json.dumps({"schema": objects.SCHEMA, **report})) for report in data["reports"]
     )
     return Artifact(**data)
 

@@ -138,7 +138,8 @@ class UnitCompiler:
                 return f"{name}: made by another build meanwhile"
             with disk_errors(self.work.root):
                 report = self._compile(planned, key)
-        return f"{name}: {report.cpu_s:.0f} CPU s, {report.rss_gb:.1f} GB, {report.size / 1e6:.2f} MB"
+        kept = "" if report.ptx or not planned.unit.is_cuda else f", no PTX kept ({self.launcher} takes no --keep)"
+        return f"{name}: {report.cpu_s:.0f} CPU s, {report.rss_gb:.1f} GB, {report.size / 1e6:.2f} MB{kept}"
 
     def _compile(self, planned: PlannedUnit, key: str) -> ObjectReport:
         unit = planned.unit
@@ -151,6 +152,9 @@ class UnitCompiler:
         if ended.code != 0:
             raise self._failed(planned, key, argv, ended, output)
         made = self.work.object(unit)
+        ptx = {path.name: path.read_bytes() for path in sorted(self.work.keep(unit).glob("*.ptx"))}
+        if unit.is_cuda and self.launcher is None and not ptx:
+            raise CompileError(f"{unit.name}: nvcc left no PTX in {self.work.keep(unit)}")
         report = ObjectReport(
             unit=unit.name,
             key=key,
@@ -160,8 +164,9 @@ class UnitCompiler:
             wall_s=ended.wall_s,
             rss_gb=ended.rss_gb,
             usage=ptxas.parse(output),
+            ptx={name: hashlib.sha256(text).hexdigest() for name, text in ptx.items()},
         )
-        self.store.put(report, made=made, log=output)
+        self.store.put(report, made=made, log=output, ptx=ptx)
         made.unlink()
         self.work.drop_intermediate(unit)
         return report

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ci.cache.includes import Closures
 from ci.plan.plan import PlannedUnit
 from flash_attn3_sm121.errors import CompileError
 
-SCHEMA = 1
+SCHEMA = 2  # 1 kept no PTX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class ObjectReport:
     wall_s: float
     rss_gb: float
     usage: tuple[KernelUsage, ...]
+    # nvcc's name of a PTX file -> sha256 of its text. Empty for the host file, and under a compiler cache (no --keep).
+    ptx: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True) + "\n"
@@ -102,7 +106,7 @@ def object_key(planned: PlannedUnit, *, sources: Sources, tools: Tools, launcher
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectStore:
-    """Objects under `cache/objects/<ab>/<key>/`: the object, its report and the compiler's output."""
+    """Objects under `cache/objects/<ab>/<key>/`: the object, its report, the compiler's output, its compressed PTX."""
 
     cache: Path
 
@@ -118,12 +122,34 @@ class ObjectStore:
         known = ObjectReport.from_json(report.read_text(encoding="utf-8"))
         if hashlib.sha256(made.read_bytes()).hexdigest() != known.sha256:
             return None
+        if not all((folder / f"{name}.xz").is_file() for name in known.ptx):
+            return None
         return made, known
 
-    def put(self, report: ObjectReport, *, made: Path, log: str) -> Path:
+    def ptx(self, report: ObjectReport) -> dict[str, str]:
+        """The PTX that was kept with an object: nvcc's name of each file, and its text.
+
+        Raises:
+            CompileError: a file is missing, or is not the one that the report names.
+        """
+        found = {}
+        for name, expected in report.ptx.items():
+            path = self.cache / self.entry(report.key) / f"{name}.xz"
+            try:
+                data = lzma.decompress(path.read_bytes())
+            except (OSError, lzma.LZMAError) as error:
+                raise CompileError(f"{path}: the PTX of {report.unit} cannot be read: {error}") from error
+            if (sha256 := hashlib.sha256(data).hexdigest()) != expected:
+                raise CompileError(f"{path}: expected PTX with sha256 {expected}, found {sha256}")
+            found[name] = data.decode()
+        return found
+
+    def put(self, report: ObjectReport, *, made: Path, log: str, ptx: Mapping[str, bytes] | None = None) -> Path:
         """Store an object; call with the lock of `entry(key)` held."""
         with making(self.cache, self.entry(report.key)) as folder:
             shutil.copyfile(made, folder / "unit.o")
+            for name, text in (ptx or {}).items():
+                (folder / f"{name}.xz").write_bytes(lzma.compress(text))
             (folder / "log.txt").write_text(log, encoding="utf-8")
             (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         return self.cache / self.entry(report.key) / "unit.o"

@@ -37,6 +37,7 @@ def document(
                         "name": report.unit,
                         "key": report.key,
                         "object_sha256": report.sha256,
+                        "ptx_sha256": dict(report.ptx),
                         "flags": list(artifact.flags[report.unit]),
                     }
                     for report in artifact.reports

@@ -48,6 +48,8 @@ def test_the_wheel_passes_and_carries_its_verdict(smoke_wheel: BuiltWheel) -> No
     (library,) = shipped["libraries"].values()
     assert "aoti_torch_get_dim" in library["undefined"] and "libtorch_cpu.so" in library["needed"]
     assert story["op_schemas"] == SCHEMAS and story["identity"]["profile"] == "smoke"
+    units = [unit for family in story["families"].values() for unit in family["units"]]
+    assert all(bool(unit["ptx_sha256"]) == (unit["name"] != "api") for unit in units)
 
 
 def test_it_loads_on_a_cpu_only_torch(smoke_wheel: BuiltWheel, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,3 +132,23 @@ def test_the_store_gives_back_whole_objects_only(tmp_path: Path) -> None:
     assert store.find(name) is not None
     (path.parent / "report.json").unlink()
     assert store.find(name) is None
+
+
+def test_the_store_keeps_ptx_beside_its_object(tmp_path: Path) -> None:
+    made = tmp_path / "made.o"
+    made.write_bytes(b"machine code")
+    store, name, text = ObjectStore(cache=tmp_path / "cache"), "cd" * 32, b".target sm_121\n"
+    known = replace(report(made, name), ptx={"fwd.ptx": hashlib.sha256(text).hexdigest()})
+    path = store.put(known, made=made, log="", ptx={"fwd.ptx": text})
+    found = store.find(name)
+    assert found is not None and store.ptx(found[1]) == {"fwd.ptx": text.decode()}
+    assert ObjectReport.from_json(known.to_json()) == known
+    kept = path.parent / "fwd.ptx.xz"
+    kept.write_bytes(lzma.compress(b".target sm_120\n"))
+    with pytest.raises(CompileError, match="expected PTX with sha256"):
+        store.ptx(known)
+    kept.write_bytes(kept.read_bytes()[:20])
+    with pytest.raises(CompileError, match="cannot be read"):
+        store.ptx(known)
+    kept.unlink()
+    assert store.find(name) is None, "an entry without its PTX is compiled again"

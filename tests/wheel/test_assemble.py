@@ -99,7 +99,7 @@ def _spoil(folder: Path, old: str, new: str) -> None:
         (lambda f: next(f.glob("*.so")).unlink(), "is missing"),
         (lambda f: (f / MANIFEST).unlink(), "no artifact in"),
         (lambda f: (f / MANIFEST).write_text("{", encoding="utf-8"), "not JSON"),
-        (lambda f: _spoil(f, '"schema": 1', '"schema": 2'), "of schema 1"),
+        (lambda f: _spoil(f, '"schema": 2', '"schema": 1'), "of schema 2"),
         (lambda f: _spoil(f, '"kind"', '"sort"'), "expected the fields"),
     ],
 )
