@@ -53,7 +53,12 @@ cudaError_t ended(char const* call, cudaError_t status) {
     return status;
 }
 
-cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, size_t smem, dim3 cluster = {1, 1, 1}) {
+// Where launches go that an executor is to carry out: see ci/prove/gb10. It answers with a status.
+using Hook = int (*)(char const* kernel, uint32_t const* grid, uint32_t const* block, uint64_t smem, void** arguments);
+Hook hook = nullptr;
+
+cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, size_t smem, void** arguments,
+                   dim3 cluster = {1, 1, 1}) {
     cudaError_t status = cudaSuccess;
     uint64_t const threads = uint64_t{block.x} * block.y * block.z;
     if (kernels().count(kernel) == 0) {
@@ -68,6 +73,10 @@ cudaError_t launch(char const* call, void const* kernel, dim3 grid, dim3 block, 
         status = cudaErrorInvalidValue;
     }
     status = ended(call, status);
+    if (status == cudaSuccess && hook != nullptr) {
+        uint32_t const blocks[3] = {grid.x, grid.y, grid.z}, size[3] = {block.x, block.y, block.z};
+        status = ended(call, static_cast<cudaError_t>(hook(kernels()[kernel].c_str(), blocks, size, smem, arguments)));
+    }
     auto triple = [](dim3 d) {
         return "[" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + "]";
     };
@@ -130,6 +139,9 @@ EXPORT char const* stub_take() {
     launches().clear();
     return taken.c_str();
 }
+EXPORT void stub_hook(Hook executor) {
+    hook = executor;
+}
 EXPORT int stub_last_error() {
     return last;
 }
@@ -167,16 +179,17 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, void const* host) {
     *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(host));
     return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void**, size_t smem, cudaStream_t) {
-    return launch("cudaLaunchKernel", reinterpret_cast<void const*>(kernel), grid, block, smem);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t smem,
+                               cudaStream_t) {
+    return launch("cudaLaunchKernel", reinterpret_cast<void const*>(kernel), grid, block, smem, arguments);
 }
 
 // ---- the runtime API, as far as the library uses it ------------------------------------------------------------
 
-cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void**, size_t smem, cudaStream_t) {
-    return launch("cudaLaunchKernel", kernel, grid, block, smem);
+cudaError_t cudaLaunchKernel(void const* kernel, dim3 grid, dim3 block, void** arguments, size_t smem, cudaStream_t) {
+    return launch("cudaLaunchKernel", kernel, grid, block, smem, arguments);
 }
-cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* kernel, void**) {
+cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* kernel, void** arguments) {
     dim3 cluster{1, 1, 1};
     for (unsigned i = 0; i < config->numAttrs; ++i) {
         if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
@@ -184,7 +197,8 @@ cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* ke
             cluster = dim3(size.x, size.y, size.z);
         }
     }
-    return launch("cudaLaunchKernelExC", kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, cluster);
+    return launch("cudaLaunchKernelExC", kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, arguments,
+                  cluster);
 }
 cudaError_t cudaGetDriverEntryPointByVersion(char const* symbol, void** function, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult* found) {
