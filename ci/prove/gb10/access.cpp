@@ -157,14 +157,14 @@ bool Machine::shared(Warp const& warp, uint32_t lane, uint64_t address, uint32_t
     return true;
 }
 
-// `soft`: a read whose value may be thrown away (ldmatrix of rows that are masked later), which a second poison tells.
-void Machine::saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, bool soft) {
+// What nobody wrote may be read where the value is thrown away (rows that are masked later): a second poison tells.
+void Machine::saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes) {
     uint32_t const count = static_cast<uint32_t>(block_->warps.size()), me = warp.number;
     uint32_t const stamp = warp.clock[me] << 16 | warp.pc;
     for (uint32_t at = address / 4; at * 4 < address + bytes; ++at) {
         auto const& word = block_->words[at];
         if (word.state == SharedWord::Unwritten) {
-            found("unwritten", soft, "shared", warp, 1u << lane, [&] { return "a read of " + hex(at * 4) + ", which nobody wrote"; });
+            found("unwritten", true, "shared", warp, 1u << lane, [&] { return "a read of " + hex(at * 4) + ", which nobody wrote"; });
         } else if (word.state == SharedWord::InFlight) {
             found("unwaited", false, "shared", warp, 1u << lane, [&] { return "a read of " + hex(at * 4) + " before its copy was waited for"; },
                   {block_->index, word.warp, word.pc});

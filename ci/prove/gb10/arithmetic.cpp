@@ -296,8 +296,15 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
     if (size_of(step.type) == 4) {
         return integer<int32_t, uint32_t>(step, mask);
     }
+    if (step.op == Op::MulWide && size_of(step.type) == 2) {
+        bool const is_signed = step.type == Type::S16;
+        two<uint32_t>(step, mask, [=](uint32_t a, uint32_t b) {
+            return is_signed ? static_cast<uint32_t>(static_cast<int16_t>(a) * static_cast<int16_t>(b)) : (a & 0xffff) * (b & 0xffff);
+        });
+        return true;
+    }
     // 16 bits: what needs no care about the upper half.
-    bool const plain = step.op == Op::Add || step.op == Op::Sub || step.op == Op::Mul || step.op == Op::And ||
+    bool const plain = step.op == Op::Add || step.op == Op::Sub || step.op == Op::Mul || step.op == Op::Mad || step.op == Op::And ||
                        step.op == Op::Or || step.op == Op::Xor || step.op == Op::Not || step.op == Op::Shl;
     if (size_of(step.type) != 2 || !plain || !integer<int32_t, uint32_t>(step, mask)) {
         return false;

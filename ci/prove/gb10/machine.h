@@ -117,7 +117,7 @@ class Machine {
     bool shared(Warp const& warp, uint32_t lane, uint64_t address, uint32_t bytes);
     void saw_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, bool atomic);
     void wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value, bool atomic);
-    void saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, bool soft);
+    void saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes);
     void wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value, bool copy);
     void issue(Warp& warp, uint32_t lane, uintptr_t from, uint32_t to, uint32_t bytes, uint32_t filled);
     void land(Copy const& copy);

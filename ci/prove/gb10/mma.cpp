@@ -15,49 +15,45 @@ void rows(uint32_t const* reg, float* into, int stride, Unpack unpack, int per_w
     }
 }
 
+using Eight = float __attribute__((vector_size(32)));
+
+// A register's two columns of C lie four lanes apart once even columns come first, so B's columns are taken that way too.
+constexpr int COLUMN[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
 template <int K, class Unpack>
 void multiply(uint32_t* const* to, uint32_t const* const* in, Unpack unpack) {
     constexpr int PER_WORD = K / 8, HALF = K / 2;
-    alignas(64) float a[16][K], transposed[8][K], b[K][8], c[16][8];
+    alignas(64) float a[16][K], transposed[8][K], b[K][8];
     rows(in[0], &a[0][0], K, unpack, PER_WORD);
     rows(in[1], &a[8][0], K, unpack, PER_WORD);
     rows(in[2], &a[0][HALF], K, unpack, PER_WORD);
     rows(in[3], &a[8][HALF], K, unpack, PER_WORD);
     rows(in[4], &transposed[0][0], K, unpack, PER_WORD);
     rows(in[5], &transposed[0][HALF], K, unpack, PER_WORD);
-    for (int k = 0; k < K; ++k) {
-        for (int n = 0; n < 8; ++n) {
-            b[k][n] = transposed[n][k];
+    for (int n = 0; n < 8; ++n) {
+        for (int k = 0; k < K; ++k) {
+            b[k][n] = transposed[COLUMN[n]][k];
         }
     }
-    for (int lane = 0; lane < 32; ++lane) {
-        int const row = lane / 4, column = lane % 4 * 2;
-        c[row][column] = as_float(in[6][lane]);
-        c[row][column + 1] = as_float(in[7][lane]);
-        c[row + 8][column] = as_float(in[8][lane]);
-        c[row + 8][column + 1] = as_float(in[9][lane]);
-    }
-    for (int row = 0; row < 16; ++row) {
-        float sum[8];
-        for (int n = 0; n < 8; ++n) {
-            sum[n] = c[row][n];
+    Eight factor[K];
+    std::memcpy(factor, b, sizeof b);
+    for (int row = 0; row < 16; row += 4) {
+        Eight sum[4];
+        uint32_t const upper = row >= 8 ? 2 : 0;
+        size_t const at = static_cast<size_t>(row % 8) * 4;
+        for (size_t r = 0; r < 4; ++r) {
+            std::memcpy(&sum[r], in[6 + upper] + at + r * 4, 16);
+            std::memcpy(reinterpret_cast<char*>(&sum[r]) + 16, in[7 + upper] + at + r * 4, 16);
         }
         for (int k = 0; k < K; ++k) {
-            float const factor = a[row][k];
-            for (int n = 0; n < 8; ++n) {
-                sum[n] += factor * b[k][n];
+            for (int r = 0; r < 4; ++r) {
+                sum[r] += a[row + r][k] * factor[k];
             }
         }
-        for (int n = 0; n < 8; ++n) {
-            c[row][n] = sum[n];
+        for (size_t r = 0; r < 4; ++r) {
+            std::memcpy(to[upper] + at + r * 4, &sum[r], 16);
+            std::memcpy(to[1 + upper] + at + r * 4, reinterpret_cast<char const*>(&sum[r]) + 16, 16);
         }
-    }
-    for (int lane = 0; lane < 32; ++lane) {
-        int const row = lane / 4, column = lane % 4 * 2;
-        to[0][lane] = as_bits(c[row][column]);
-        to[1][lane] = as_bits(c[row][column + 1]);
-        to[2][lane] = as_bits(c[row + 8][column]);
-        to[3][lane] = as_bits(c[row + 8][column + 1]);
     }
 }
 

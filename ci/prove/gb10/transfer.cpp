@@ -49,7 +49,7 @@ void Interpreter::load(Step const& step, uint32_t mask) {
             from = machine_.parameters_.data() + address;
         } else if (step.space == Space::Shared) {
             if (machine_.shared(warp_, i, address & ALL, bytes)) {
-                machine_.saw_shared(warp_, i, static_cast<uint32_t>(address), bytes, false);
+                machine_.saw_shared(warp_, i, static_cast<uint32_t>(address), bytes);
                 from = block_.shared.data() + (address & ALL);
             }
         } else if ((from = machine_.global(warp_, i, address, bytes, false)) != nullptr) {
@@ -175,7 +175,7 @@ void Interpreter::load_matrix(Step const& step, uint32_t mask) {
             uint64_t const address = (value(step, 0, lane) + static_cast<uint64_t>(step.offset)) & ALL;
             row[r] = nothing;
             if (machine_.shared(warp_, lane, address, 16)) {
-                machine_.saw_shared(warp_, lane, static_cast<uint32_t>(address), 16, true);
+                machine_.saw_shared(warp_, lane, static_cast<uint32_t>(address), 16);
                 row[r] = reinterpret_cast<uint16_t const*>(block_.shared.data() + address);
             }
         }
