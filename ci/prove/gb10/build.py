@@ -11,7 +11,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.cachedir import locked, making
+from ci.cache.folders import locked, making
 from flash_attn3_sm121.errors import CompileError
 
 FOLDER = Path(__file__).parent

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.family import Builder
-from ci.plan import FamilyPlan
+from ci import ROOT
+from ci.build.family import Builder
+from ci.plan.plan import FamilyPlan
 from ci.prove.gb10.build import Executor, executor
-from ci.stub import library
-from ci.stub.calls import DEVICES
+from ci.prove.standin import library
+from ci.prove.standin.calls import DEVICES
 from flash_attn3_sm121.errors import CompileError
-
-ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,6 +245,7 @@ void Machine::launch(std::string const& name, Dim3 grid, Dim3 size, uint32_t sha
     }
     FlushToZero flush;
     kernel_ = found_kernel->second.get();
+    decode(*kernel_);
     if (kernel_->steps.size() > 0xffff) {
         throw Stop("a kernel of more than 65,535 instructions: " + name);
     }

@@ -93,7 +93,8 @@ py::list take_launches() {
 // For a kernel: every instruction's line, text, and how often warps ran it.
 py::list counts(Machine const& machine, std::string const& name) {
     py::list made;
-    auto const& kernel = *machine.module.at(name);
+    auto& kernel = *machine.module.at(name);
+    gb10::decode(kernel);
     for (size_t i = 0; i + 1 < kernel.code.size(); ++i) {
         made.append(py::make_tuple(kernel.code[i].line, kernel.code[i].text, kernel.executed[i]));
     }
@@ -104,6 +105,7 @@ py::list counts(Machine const& machine, std::string const& name) {
 py::list unknown(Machine const& machine) {
     py::list made;
     for (auto const& [name, kernel] : machine.module) {
+        gb10::decode(*kernel);
         for (auto const& code : kernel->code) {
             if (code.op == gb10::Op::Unknown) {
                 made.append(py::make_tuple(name, code.line, code.text));

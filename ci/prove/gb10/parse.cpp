@@ -96,33 +96,17 @@ uint32_t aligned(uint32_t value, uint32_t align) {
 
 struct Reader {
     std::vector<std::string> lines;
-    std::vector<std::string> externals;
-    Module module;
+    uint32_t before = 0;  // lines of the file that come before these
     size_t at = 0;
 
     [[noreturn]] void fail(std::string const& why) const {
-        throw Stop("PTX line " + std::to_string(at + 1) + ": " + why + ": " + (at < lines.size() ? lines[at] : "end"));
+        throw Stop("PTX line " + std::to_string(before + at + 1) + ": " + why + ": " + (at < lines.size() ? lines[at] : "end"));
     }
 
-    void run() {
-        for (; at < lines.size(); ++at) {
-            auto const text = strip(lines[at]);
-            if (text.rfind(".extern .shared", 0) == 0) {
-                externals.push_back(declaration(text.substr(7, text.find(';') - 7)).name);
-            } else if (text.find(".entry") != std::string::npos) {
-                entry(text);
-            } else if (text.rfind(".func", 0) == 0 || text.rfind(".visible .func", 0) == 0) {
-                fail("a function that is not a kernel");
-            }
-        }
-    }
-
-    void entry(std::string const& text) {
-        auto kernel = std::make_shared<Kernel>();
-        auto begin = text.find(".entry") + 6;
-        kernel->name = strip(text.substr(begin, text.find('(') - begin));
+    void entry(Kernel* kernel) {
+        auto const text = strip(lines[0]);
         Decoder decoder(*kernel);
-        for (auto const& external : externals) {
+        for (auto const& external : kernel->externals) {
             decoder.external(external);
         }
         if (text.find(')') == std::string::npos) {
@@ -152,7 +136,6 @@ struct Reader {
                     decoder.close();
                     if (--depth == 0) {
                         decoder.finish();
-                        module[kernel->name] = kernel;
                         return;
                     }
                 } else if (c == ';') {
@@ -163,7 +146,7 @@ struct Reader {
                     statement.clear();
                 } else {
                     if (fresh && !std::isspace(static_cast<unsigned char>(c))) {
-                        first = static_cast<uint32_t>(at + 1);
+                        first = static_cast<uint32_t>(before + at + 1);
                         statement.clear();
                     }
                     statement += c;
@@ -227,13 +210,48 @@ struct Reader {
 }  // namespace
 
 Module parse(std::string const& text) {
-    Reader reader;
-    reader.lines = split(text, '\n');
-    reader.run();
-    if (reader.module.empty()) {
-        throw Stop("no kernel in this PTX: " + std::to_string(reader.lines.size()) + " lines");
+    Module module;
+    std::vector<std::string> externals;
+    std::shared_ptr<Kernel> open;
+    uint32_t number = 0;
+    size_t begun = 0;
+    for (size_t begin = 0; begin < text.size(); ++number) {
+        auto const end = std::min(text.find('\n', begin), text.size());
+        auto const starts = [&](char const* word) { return text.compare(begin, std::strlen(word), word) == 0; };
+        if (open != nullptr) {
+            if (starts("}")) {
+                open->source = text.substr(begun, end - begun);
+                module[open->name] = std::move(open);
+            }
+        } else if (starts(".extern .shared")) {
+            auto const line = text.substr(begin, end - begin);
+            externals.push_back(declaration(line.substr(7, line.find(';') - 7)).name);
+        } else if (starts(".visible .entry") || starts(".entry") || starts(".weak .entry")) {
+            auto const from = text.find(".entry", begin) + 6;
+            open = std::make_shared<Kernel>();
+            open->name = strip(text.substr(from, text.find('(', from) - from));
+            open->first_line = number;
+            open->externals = externals;
+            begun = begin;
+        } else if (starts(".visible .func") || starts(".func") || starts(".weak .func")) {
+            throw Stop("PTX line " + std::to_string(number + 1) + ": a function that is not a kernel");
+        }
+        begin = end + 1;
     }
-    return std::move(reader.module);
+    if (module.empty() || open != nullptr) {
+        throw Stop("not the PTX of kernels: " + std::to_string(number) + " lines, " + std::to_string(module.size()) + " whole kernels");
+    }
+    return module;
+}
+
+void decode(Kernel& kernel) {
+    if (!kernel.source.empty()) {
+        Reader reader;
+        reader.lines = split(kernel.source, '\n');
+        reader.before = kernel.first_line;
+        reader.entry(&kernel);
+        kernel.source.clear();
+    }
 }
 
 }  // namespace gb10

@@ -86,6 +86,9 @@ struct Special {
 
 struct Kernel {
     std::string name;
+    std::string source;  // its text, until it is decoded
+    uint32_t first_line = 0;
+    std::vector<std::string> externals;  // names of the dynamic part of shared memory
     std::vector<Instruction> code;
     std::vector<Step> steps;
     std::vector<uint64_t> executed;  // by warps, since the module was loaded
@@ -100,9 +103,12 @@ struct Kernel {
 
 using Module = std::map<std::string, std::shared_ptr<Kernel>>;
 
-// Every entry of a PTX file. Throws Stop on text that is not PTX as nvcc writes it; an instruction that the executor
-// does not know becomes Op::Unknown, which stops when it is reached.
+// Every entry of a PTX file, by name, not decoded yet. Throws Stop on text without one.
 Module parse(std::string const& text);
+
+// Decodes a kernel if that was not done. Throws Stop on text that is not PTX as nvcc writes it; an instruction that the
+// executor does not know becomes Op::Unknown, which stops when it is reached.
+void decode(Kernel& kernel);
 
 // Gives registers that are never alive together the same place: see registers.cpp.
 void allocate(Kernel& kernel, std::vector<uint8_t> const& widths);
