@@ -19,6 +19,8 @@ from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
 from flash_attn3_sm121.errors import CompileError
 
+TARGET = ".target sm_121"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -89,11 +91,16 @@ class Executable:
 
 
 def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
-    """Compile what the object cache lacks of a family, link it with the stand-in runtime, and lay its PTX beside it."""
+    """Compile what the object cache lacks of a family, link it with the stand-in runtime, and lay its PTX beside it.
+
+    A family may hold code for several GPUs; that for 12.1 is taken.
+    """
     made = library.make(builder, family, output=output)
     files = []
     for report in made.reports:
         for name, text in builder.store.ptx(report).items():
+            if TARGET not in text:
+                continue
             path = output / name
             path.write_text(text, encoding="utf-8")
             files.append(path)

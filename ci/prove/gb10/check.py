@@ -1,0 +1,165 @@
+"""In the executing process: make a case's tensors, call the op, and say how far the results are from the formula."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ci.prove.gb10.cases import Case
+from ci.prove.gb10.child import Gpu
+from ci.prove.gb10.reference import WINDOW, Scores
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PAD = 8  # columns of NaN behind each head, where a tensor's rows allow it
+OTHER_POISON = 0x3C  # small finite numbers, where the first poison is NaN
+
+# What a right result may differ by: absolute, and relative to the right value. bf16 has eight bits, fp16 eleven; sums
+# are fp32. P is rounded before it meets V, so errors of outputs are of the order of an element's last bit.
+LIMITS = {
+    ("bf16", "out"): (4e-3, 6e-3),
+    ("fp16", "out"): (6e-4, 1e-3),
+    ("bf16", "grad"): (1e-2, 1e-2),
+    ("fp16", "grad"): (1.5e-3, 1.5e-3),
+}
+LSE_LIMIT = (5e-6, 1e-6)
+
+
+class Judge:
+    """Collects figures: the largest error by name, as a part of what is allowed. More than 1 is wrong."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.errors: dict[str, float] = {}
+        self.parts: dict[str, float] = {}
+
+    def near(self, name: str, found: Tensor, right: Tensor, *, kind: str) -> None:
+        """`found` is right but for rounding; NaN and a wrong infinity are infinitely far."""
+        absolute, relative = LSE_LIMIT if kind == "lse" else LIMITS[self.dtype, kind]
+        found, right = found.double(), right.double()
+        same = found == right  # infinities
+        error = torch.where(same, 0.0, (found - right).abs()).nan_to_num(math.inf, math.inf)
+        part = error / (absolute + relative * torch.where(right.isfinite(), right.abs(), 0.0))
+        if error.numel():
+            self.errors[name] = max(self.errors.get(name, 0.0), float(error.max()))
+            self.parts[name] = max(self.parts.get(name, 0.0), float(part.max()))
+
+    def same(self, name: str, found: Tensor, right: Tensor) -> None:
+        """`found` is right to the bit."""
+        width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
+        wrong = int((found.contiguous().view(width) != right.contiguous().view(width)).sum())
+        self.errors[name] = max(self.errors.get(name, 0.0), float(wrong))
+        self.parts[name] = max(self.parts.get(name, 0.0), math.inf if wrong else 0.0)
+
+
+class Maker:
+    """Random tensors of a case, the same each time; what lies between heads is NaN."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.random = torch.Generator().manual_seed(case.rows * 1009 + case.keys * 31 + case.dim)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Of the case's dtype, with NaN behind the last dimension."""
+        dtype = TYPES[self.case.dtype]
+        whole = torch.full((*shape[:-1], shape[-1] + PAD), math.nan, dtype=dtype)
+        whole[..., : shape[-1]] = torch.randn(shape, generator=self.random).to(dtype)
+        return whole[..., : shape[-1]]
+
+    def lengths(self, most: int) -> list[int]:
+        """A length for each of the batch: the whole, and shorter ones."""
+        return [most, *(max(1, most * (3 + i % 4) // 7 - i % 2) for i in range(self.case.batch - 1))]
+
+
+def ints(values: Sequence[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int32)
+
+
+def starts(lengths: Sequence[int]) -> Tensor:
+    return ints([sum(lengths[:i]) for i in range(len(lengths) + 1)])
+
+
+def common(case: Case) -> dict[str, Any]:
+    """The arguments that say what stands between Q, K and the softmax."""
+    made: dict[str, Any] = {"softcap": case.softcap}
+    if case.mask == "causal":
+        made["is_causal"] = True
+    elif case.mask == "local":
+        made |= {"window_size_left": WINDOW[0], "window_size_right": WINDOW[1]}
+    return made
+
+
+def scores(case: Case) -> Scores:
+    return Scores(mask=case.mask, softcap=case.softcap, scale=case.dim**-0.5)
+
+
+def run_case(gpu: Gpu, case: Case) -> tuple[Judge, list[Tensor]]:
+    """The figures of a case, and every tensor that the kernels wrote."""
+    from ci.prove.gb10 import check_bwd, check_fwd
+
+    judge = Judge(case.dtype)
+    checks: dict[str, Callable[[Gpu, Case, Judge], list[Tensor]]] = {
+        "fwd": check_fwd.forward,
+        "bwd": check_bwd.backward,
+        "combine": check_fwd.combine,
+        "metadata": check_fwd.metadata,
+    }
+    return judge, checks[case.op](gpu, case, judge)
+
+
+def one(gpu: Gpu, case: Case) -> dict[str, Any]:
+    """A case in its pose, and once more with another poison where something read what nobody wrote."""
+    gpu.findings, gpu.launches = [], []
+    gpu.settings.seed, gpu.settings.lazy, gpu.settings.poison = case.seed, case.lazy, 0xFF
+    gpu.native.poison(0xFF)
+    begun = time.perf_counter()
+    document: dict[str, Any] = {"case": case.name, "error": "", "parts": {}, "errors": {}, "second": None}
+    try:
+        judge, written = run_case(gpu, case)
+        document |= {"parts": judge.parts, "errors": judge.errors}
+        if any(found["kind"] == "unwritten" for found in gpu.findings):
+            kept, launches = gpu.findings, gpu.launches
+            gpu.settings.poison = OTHER_POISON
+            _, again = run_case(gpu, case)
+            gpu.findings, gpu.launches = kept, launches
+            document["second"] = all(equal(a, b) for a, b in zip(written, again, strict=True))
+    except RuntimeError as error:
+        document["error"] = str(error)
+    launched: dict[str, int] = {}
+    for launch in gpu.launches:
+        launched[launch["kernel"]] = launched.get(launch["kernel"], 0) + 1
+    document |= {
+        "findings": gpu.findings,
+        "launched": launched,
+        "instructions": sum(launch["instructions"] for launch in gpu.launches),
+        "execution_s": sum(launch["seconds"] for launch in gpu.launches),
+        "seconds": time.perf_counter() - begun,
+    }
+    return document
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """To the bit, NaN included."""
+    return torch.equal(a.contiguous().flatten().view(torch.int8), b.contiguous().flatten().view(torch.int8))
+
+
+def run(gpu: Gpu, cases: list[dict[str, Any]], log: str) -> dict[str, list[int]]:
+    """Run cases, each result a line of `log` at once; returns how often each instruction of each kernel ran."""
+    torch.set_num_threads(1)
+    names: set[str] = set()
+    with Path(log).open("a", encoding="utf-8") as lines:
+        for document in cases:
+            case = Case.of(document)
+            lines.write(json.dumps({"begun": case.name}) + "\n")
+            lines.flush()
+            result = one(gpu, case)
+            names.update(result["launched"])
+            lines.write(json.dumps(result) + "\n")
+            lines.flush()
+    return {name: [count for _, _, count in gpu.machine.counts(name)] for name in sorted(names)}

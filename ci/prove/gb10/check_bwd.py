@@ -1,0 +1,45 @@
+"""Backward calls against the gradients of the formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ci.prove.gb10.cases import Case
+from ci.prove.gb10.check import Judge, Maker, common, scores, starts
+from ci.prove.gb10.child import Gpu
+
+
+def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
+    """Gradients of one call; the forward's results come from the formula, so that only the backward is judged."""
+    maker = Maker(case)
+    heads, groups = case.heads
+    packed = case.mode == "packed"
+    rows = maker.lengths(case.rows) if packed else [case.rows] * case.batch
+    keys = maker.lengths(case.keys) if packed else [case.keys] * case.batch
+    at_q, at_k = starts(rows), starts(keys)
+    q, dout = (maker.normal(sum(rows), heads, case.dim) for _ in range(2))
+    k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
+    out, lse = maker.normal(sum(rows), heads, case.dim), torch.empty(heads, sum(rows))
+    right = [torch.zeros(x.shape, dtype=torch.float64) for x in (q, k, v)]
+    for b in range(case.batch):
+        mine, theirs = slice(int(at_q[b]), int(at_q[b + 1])), slice(int(at_k[b]), int(at_k[b + 1]))
+        leaves = [x[part].double().requires_grad_() for x, part in ((q, mine), (k, theirs), (v, theirs))]
+        result, own = scores(case).attention(*leaves)
+        out[mine], lse[:, mine] = result.detach().to(out.dtype), own.detach().float()
+        given = torch.autograd.grad(result, leaves, dout[mine].double())
+        for whole, part, value in zip(right, (mine, theirs, theirs), given, strict=True):
+            whole[part] = value
+    tensors: dict[str, Any] = {"dout": dout, "q": q, "k": k, "v": v, "out": out}
+    if packed:
+        tensors |= {"softmax_lse": lse, "cu_seqlens_q": at_q, "cu_seqlens_k": at_k}
+        tensors |= {"max_seqlen_q": max(rows), "max_seqlen_k": max(keys)}
+    else:
+        tensors = {name: x.reshape(case.batch, -1, *x.shape[1:]) for name, x in tensors.items()}
+        tensors["softmax_lse"] = lse.view(heads, case.batch, -1).transpose(0, 1).contiguous()
+    dq, dk, dv, *_ = gpu.call("bwd", **tensors, **common(case))
+    for name, found, value in zip(("dq", "dk", "dv"), (dq, dk, dv), right, strict=True):
+        judge.near(name, found if packed else found.flatten(0, 1), value, kind="grad")
+    return [dq, dk, dv]

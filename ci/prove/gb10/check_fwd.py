@@ -1,0 +1,185 @@
+"""Forward calls of every mode, combine by itself, and the scheduler's metadata, against the formula."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ci.prove.gb10.cases import Case
+from ci.prove.gb10.check import TYPES, Judge, Maker, common, ints, scores, starts
+from ci.prove.gb10.child import Gpu
+from ci.prove.gb10.reference import WINDOW, turned
+
+
+def forward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
+    """One forward call: outputs, LSE, and the caches that it wrote."""
+    maker = Maker(case)
+    if case.mode == "packed":
+        return _packed(gpu, case, judge, maker)
+    if case.mode == "dense":
+        return _dense(gpu, case, judge, maker)
+    return _cached(gpu, case, judge, maker)
+
+
+def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
+    heads, groups = case.heads
+    q = maker.normal(case.batch, case.rows, heads, case.dim)
+    k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+    out, lse, *_ = gpu.call("fwd", q=q, k=k, v=v, num_splits=case.splits, **common(case))
+    for b in range(case.batch):
+        right, right_lse = scores(case).attention(q[b].double(), k[b].double(), v[b].double())
+        judge.near("out", out[b], right, kind="out")
+        judge.near("lse", lse[b], right_lse, kind="lse")
+    return [out, lse]
+
+
+def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
+    heads, groups = case.heads
+    rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)
+    q = maker.normal(sum(rows), heads, case.dim)
+    k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
+    at_q, at_k = starts(rows), starts(keys)
+    out, lse, *_ = gpu.call(
+        "fwd", q=q, k=k, v=v, cu_seqlens_q=at_q, cu_seqlens_k=at_k, max_seqlen_q=max(rows), max_seqlen_k=max(keys),
+        num_splits=case.splits, **common(case),
+    )  # fmt: skip
+    for b in range(case.batch):
+        mine, theirs = slice(int(at_q[b]), int(at_q[b + 1])), slice(int(at_k[b]), int(at_k[b + 1]))
+        right, right_lse = scores(case).attention(q[mine].double(), k[theirs].double(), v[theirs].double())
+        judge.near("out", out[mine], right, kind="out")
+        judge.near("lse", lse[:, mine], right_lse, kind="lse")
+    return [out, lse]
+
+
+class Cache:
+    """K and V of a batch in rows or pages, with NaN where no key is; `rows(b)` gives a sequence's places."""
+
+    def __init__(self, case: Case, maker: Maker, lengths: list[int], capacity: int) -> None:
+        self.table: Tensor | None = None
+        shape = (case.batch, capacity)
+        if "paged" in case.mode:
+            pages = -(-capacity // case.page)
+            count = case.batch * pages + 1  # one page is nobody's
+            order = torch.randperm(count, generator=maker.random)[: case.batch * pages]
+            self.table = order.view(case.batch, pages).int()
+            shape = (count, case.page)
+        self.k, self.v = (maker.normal(*shape, case.heads[1], case.dim) for _ in range(2))
+        self.page, self.capacity = case.page, capacity
+        used = torch.zeros(shape, dtype=torch.bool)
+        for b, length in enumerate(lengths):
+            used[self.places(b, 0, length)] = True
+        self.k[~used], self.v[~used] = math.nan, math.nan
+
+    def places(self, b: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Indices of a sequence's keys in `k` and `v`."""
+        at = torch.arange(begin, end)
+        if self.table is None:
+            return torch.full_like(at, b), at
+        return self.table[b].long()[at // self.page], at % self.page
+
+
+def _rotary(case: Case, maker: Maker, most: int) -> tuple[Tensor, Tensor]:
+    half = max(8, case.dim // 16 * 16 // 2)
+    angles = torch.rand(most, half, generator=maker.random) * 6
+    return angles.cos().to(TYPES[case.dtype]), angles.sin().to(TYPES[case.dtype])
+
+
+def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
+    """K and V from a cache; with new keys, which are turned and written to it first."""
+    heads, groups = case.heads
+    appends, whole = "append" in case.mode, case.mode == "paged whole"
+    new = case.rows if appends else 0
+    held = [case.keys] * case.batch if whole else maker.lengths(case.keys)
+    capacity = case.keys if whole else case.keys + new + 9
+    if whole:
+        capacity = held[0] = -(-case.keys // case.page) * case.page
+        held = [capacity] * case.batch
+    cache = Cache(case, maker, held, capacity)
+    q = maker.normal(case.batch, case.rows, heads, case.dim)
+    given: dict[str, Any] = {} if whole else {"seqused_k": ints(held)}
+    given |= {} if cache.table is None else {"page_table": cache.table}
+    right_k, right_v, turned_q = cache.k.clone(), cache.v.clone(), q
+    if appends:
+        k_new, v_new = (maker.normal(case.batch, new, groups, case.dim) for _ in range(2))
+        given |= {"k_new": k_new, "v_new": v_new}
+        turned_k = k_new
+        if case.rotary:
+            cos, sin = _rotary(case, maker, capacity + max(case.rows, case.page))
+            pairs = case.rotary == "pairs"
+            given |= {"rotary_cos": cos, "rotary_sin": sin, "is_rotary_interleaved": pairs}
+            turned_k, turned_q = k_new.clone(), q.clone()
+            for b, count in enumerate(held):
+                rows = torch.arange(count, count + new)
+                turned_k[b] = turned(k_new[b], cos, sin, rows, pairs=pairs)
+                fixed = case.mask == "full" or _no_window(case, capacity)
+                turned_q[b] = turned(q[b], cos, sin, torch.full_like(rows, count) if fixed else rows, pairs=pairs)
+        for b, count in enumerate(held):
+            places = cache.places(b, count, count + new)
+            right_k[places], right_v[places] = turned_k[b], v_new[b]
+    before = cache.k.clone(), cache.v.clone()
+    out, lse, *_ = gpu.call("fwd", q=q, k=cache.k, v=cache.v, num_splits=case.splits, **given, **common(case))
+    for b, count in enumerate(held):
+        places = cache.places(b, 0, count + new)
+        keys, values = right_k[places].double(), right_v[places].double()
+        right, right_lse = scores(case).attention(turned_q[b].double(), keys, values)
+        judge.near("out", out[b], right, kind="out")
+        judge.near("lse", lse[b], right_lse, kind="lse")
+    for name, found, right, old in (("k cache", cache.k, right_k, before[0]), ("v cache", cache.v, right_v, before[1])):
+        if appends and case.mask == "local":
+            # New keys that no row's window reaches are not written, by upstream's own rule.
+            skipped = (found.view(torch.int16) == old.view(torch.int16)).all(-1).all(-1)
+            right = torch.where(skipped[..., None, None], old, right)
+        judge.same(name, found, right)
+    return [out, lse, cache.k, cache.v]
+
+
+def _no_window(case: Case, capacity: int) -> bool:
+    """Whether a window is as wide as the keys and rows, which upstream takes for none."""
+    return case.mask == "local" and WINDOW[0] >= capacity - 1 and WINDOW[1] >= case.rows - 1
+
+
+def combine(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
+    """Partial outputs put together; splits without a key hold NaN and count nothing."""
+    generator = torch.Generator().manual_seed(case.splits)
+    shape = (case.splits, case.batch, case.rows, case.heads[0])
+    parts = torch.randn(*shape, case.dim, generator=generator)
+    lse = torch.randn(shape, generator=generator)
+    empty = torch.rand(shape, generator=generator) < 0.2
+    empty[:, 0, 0, 0] = True  # a row that no split has
+    lse[empty], parts[empty] = -math.inf, math.nan
+    _, batch, rows, heads = shape
+    lse = torch.empty_strided(shape, (batch * rows * heads, rows * heads, 1, rows)).copy_(lse)
+    out, whole = gpu.call("fwd_combine", out_partial=parts, lse_partial=lse, out_dtype=TYPES[case.dtype])
+    right_lse = lse.double().logsumexp(0)
+    weights = torch.where(empty, 0.0, (lse.double() - right_lse).exp()).nan_to_num(0.0)
+    right = (weights[..., None] * parts.double().nan_to_num(0.0)).sum(0)
+    judge.near("out", out, right, kind="out")
+    judge.near("lse", whole, right_lse, kind="lse")
+    return [out, whole]
+
+
+def metadata(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
+    """The scheduler's metadata, judged by what a forward call makes of it; a large batch only by being finished."""
+    maker = Maker(case)
+    held = maker.lengths(case.keys)
+    heads, groups = case.heads
+    made = gpu.call(
+        "get_scheduler_metadata", batch_size=case.batch, max_seqlen_q=case.rows, max_seqlen_k=case.keys,
+        num_heads=heads, num_heads_k=groups, headdim=case.dim, headdim_v=case.dim, qkv_dtype=TYPES[case.dtype],
+        seqused_k=ints(held), is_causal=case.mask == "causal", num_splits=case.splits,
+    )  # fmt: skip
+    if case.batch <= 40:
+        q = maker.normal(case.batch, case.rows, heads, case.dim)
+        k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+        out, lse, *_ = gpu.call(
+            "fwd", q=q, k=k, v=v, seqused_k=ints(held), num_splits=case.splits, scheduler_metadata=made, **common(case)
+        )
+        for b, count in enumerate(held):
+            right, right_lse = scores(case).attention(q[b].double(), k[b, :count].double(), v[b, :count].double())
+            judge.near("out", out[b], right, kind="out")
+            judge.near("lse", lse[b], right_lse, kind="lse")
+        return [out, lse]
+    return []

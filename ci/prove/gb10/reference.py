@@ -1,0 +1,65 @@
+"""Attention by its formula, in fp64, one sequence at a time: shares no code with a kernel or with the fallbacks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Windows of a case whose mask is "local": keys to the left and to the right of a row's own place.
+WINDOW = (37, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What stands between Q, K and the softmax."""
+
+    mask: str
+    softcap: float
+    scale: float
+
+    def keep(self, rows: int, keys: int) -> Tensor:
+        """Which key each row sees; the last row sees the last key."""
+        import torch
+
+        place = torch.arange(rows)[:, None] + keys - rows
+        key = torch.arange(keys)[None]
+        kept = torch.ones(rows, keys, dtype=torch.bool)
+        if self.mask == "causal":
+            kept = key <= place
+        elif self.mask == "local":
+            # As upstream: a window at least as wide as the keys or rows is none.
+            kept = (key >= place - WINDOW[0]) & (key <= place + WINDOW[1])
+        return kept
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, heads, d), (keys, groups, d) twice, in fp64: the output, and the LSE by head and row."""
+        import torch
+
+        if k.shape[0] == 0:
+            return torch.zeros_like(q), torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
+        if self.softcap:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        kept = self.keep(q.shape[0], k.shape[0])
+        scores = scores.masked_fill(~kept, -math.inf)
+        lse = scores.logsumexp(-1)
+        weights = torch.where(kept, (scores - lse.where(lse.isfinite(), torch.zeros_like(lse))[..., None]).exp(), 0.0)
+        return torch.einsum("hqk,khd->qhd", weights, v), lse
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor, *, pairs: bool) -> Tensor:
+    """Rotary embedding of x (rows, heads, d) at the given places: in fp32, rounded once, as upstream has it."""
+    import torch
+
+    half = cos.shape[1]
+    c, s = (table[places][:, None].float() for table in (cos, sin))
+    first, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
+    left, right = (first[..., 0::2], first[..., 1::2]) if pairs else (first[..., :half], first[..., half:])
+    a, b = left * c - right * s, left * s + right * c
+    both = torch.stack((a, b), dim=-1).flatten(-2) if pairs else torch.cat((a, b), dim=-1)
+    return torch.cat((both.to(x.dtype), rest), dim=-1)
