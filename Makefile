@@ -18,7 +18,7 @@ SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
-.PHONY: help venv wheel plan verify reproducible measure test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel plan verify reproducible measure prove test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches in two folde
 
 measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's files and flags (SAMPLE=)
 	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
+
+prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, ARCHS=, JOBS=)
+	@$(PY) -m ci prove $(HARNESS_FLAGS)
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh"

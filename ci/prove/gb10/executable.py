@@ -43,6 +43,7 @@ class Executable:
     namespace: str
     ptx: tuple[Path, ...]
     executor: Executor
+    kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
 
     def run(
         self,
@@ -113,4 +114,5 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
         namespace=made.stand_in.namespace,
         ptx=tuple(files),
         executor=executor(builder.cache),
+        kernels=tuple(use.kernel for report in made.reports for use in report.usage if use.image == "sm_121"),
     )

@@ -1,0 +1,95 @@
+"""`python -m ci prove`: every kernel for 12.1, executed in software before anybody has to trust it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ci import ROOT
+from ci.commands import common, options
+from ci.console import Narrator
+from ci.prove.gb10 import report
+from ci.prove.gb10.build import FOLDER
+from ci.prove.gb10.cases import Case, cases
+from ci.prove.gb10.executable import Executable, make
+from ci.prove.gb10.pool import Pool
+from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.errors import UsageError, VerifyError
+
+EPILOG = """\
+The PTX that nvcc made on the way to 12.1's machine code is executed on the CPU, launched by the library's own host
+code, posing as a GB10 of 48 SMs, and of 4 and 1, which gives a block many tiles. Every access is checked (bounds,
+alignment, what was written, races, copies that nobody waited for), every result is compared with the formula in fp64.
+It proves nothing about what ptxas makes of the PTX, about timing, or about the approximations of ex2, rcp and lg2.
+Kernels with WGMMA or TMA (Hopper's) are outside it.
+
+What was done is kept in build/prove: an interrupted run goes on where it was.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    options.add_build_arguments(parser)
+    parser.add_argument("--times", type=int, default=3, help="calls for each combination of parameters (default 3)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="cases with these words in their name"
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
+    parser.add_argument("--json", action="store_true", help="the whole document on stdout, not the table")
+    parser.add_argument("--write", type=Path, help="write the document there as well")
+
+
+def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
+    """Cases in whose names every word of `only` stands."""
+    kept = tuple(case for case in found if all(word in case.name.split() for word in only))
+    if not kept:
+        raise UsageError(f"no case with the words {' '.join(only)}", hint=f"a case is called: {found[0].name}")
+    return kept
+
+
+def _identity(executable: Executable) -> str:
+    """What results depend on: the library, its PTX, and the executor with its cases."""
+    total = hashlib.sha256()
+    own = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
+    for path in (executable.library, *executable.ptx, *own):
+        total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def run(args: argparse.Namespace) -> int:
+    narrate = Narrator()
+    session = common.begin(options.from_arguments(args), narrate)
+    family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
+    if family is None or "sm_121" not in family.images:
+        raise UsageError("kernels for 12.1 are what can be executed", hint="add 12.1 to the architectures")
+    inputs = common.gather(session)
+    folder: Path = args.folder / session.plan.profile
+    folder.mkdir(parents=True, exist_ok=True)
+    executable = make(common.builder(session, inputs), family, output=folder)
+    results_folder = folder / _identity(executable)
+    results_folder.mkdir(exist_ok=True)
+    wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
+    pool = Pool(
+        executable=executable,
+        folder=results_folder,
+        jobs=session.request.jobs or session.machine.cores,
+        narrate=narrate,
+    )
+    results, counts = pool.run(wanted)
+    about: dict[str, Any] = {
+        "profile": session.plan.profile,
+        "pin": inputs.tree.lock.short,
+        "edits": inputs.edited.digest,
+        "cuda": ".".join(str(part) for part in inputs.toolchain.version),
+        "only": args.only,
+        "times": args.times,
+    }
+    made = report.document(results, counts, all_kernels=executable.kernels, about=about)
+    if args.write:
+        args.write.write_text(report.to_json(made), encoding="utf-8")
+    sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))
+    whole = report.good(made) if not args.only else not made["failed"]
+    return 0 if whole else VerifyError.exit_code

@@ -1,0 +1,152 @@
+"""What executed cases say: a document for programs, and a table for people. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ci.verify import kernels
+
+SCHEMA = 1
+ATTENTION = ("forward", "backward")
+# Why a helper's kernel need not be reached by calls of this profile.
+REASONS = {
+    "library": "empty on purpose: CUB reads the architecture from it and launches it never",
+    "combine": "for a type, a head dim or a number of splits that this profile's calls do not have",
+    "prepare": "for another size of the batch, of which the host code takes one",
+}
+
+
+def wrong(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a case, in words; empty where nothing is."""
+    found = [result["error"]] if result["error"] else []
+    found += [
+        f"{name} is off by {result['errors'][name]:.3g}" for name, part in result["parts"].items() if not part <= 1
+    ]
+    if result["second"] is False:
+        found.append("results depend on memory that nobody wrote")
+    found += [describe(finding) for finding in result["findings"] if not finding["note"]]
+    return found
+
+
+def describe(finding: Mapping[str, Any]) -> str:
+    """A finding in a line."""
+
+    def party(who: Mapping[str, Any]) -> str:
+        lanes = f" lanes {who['lanes']:#x}" if who["lanes"] else ""
+        return f"line {who['line']} ({who['text'].split()[0]}), block {who['block']} warp {who['warp']}{lanes}"
+
+    other = f"; the other: {party(finding['other'])}" if finding["other"] else ""
+    times = f" ({finding['count']} times)" if finding["count"] > 1 else ""
+    return f"{finding['kind']} in {finding['space']} memory: {finding['what']}, {party(finding['who'])}{other}{times}"
+
+
+def _rows(results: Sequence[Mapping[str, Any]], counts: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for kernel, launches in result["launched"].items():
+            variant = kernels.variant(kernel)
+            row = rows.setdefault(
+                kernel,
+                {
+                    "kernel": kernel, "kind": kernels.kind(kernel), "variant": str(variant) if variant else "", "cases": 0,
+                    "launches": 0, "largest": {}, "wrong": 0, "notes": [], "instructions": len(counts.get(kernel, ())),
+                    "executed": sum(count > 0 for count in counts.get(kernel, ())),
+                },
+            )  # fmt: skip
+            row["cases"] += 1
+            row["launches"] += launches
+            row["wrong"] += bool(wrong(result))
+            for name, error in result["errors"].items():
+                row["largest"][name] = max(row["largest"].get(name, 0.0), error)
+            for finding in result["findings"]:
+                if finding["note"] and finding["kernel"] == kernel and finding["kind"] not in row["notes"]:
+                    row["notes"].append(finding["kind"])
+    return sorted(rows.values(), key=lambda row: (row["kind"], row["variant"], row["kernel"]))
+
+
+def document(
+    results: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, Sequence[int]],
+    *,
+    all_kernels: Sequence[str],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that a run showed.
+
+    Args:
+        all_kernels: every kernel of the library, by mangled name.
+        about: the profile, the sources, the compiler.
+    """
+    rows = _rows(results, counts)
+    reached = {row["kernel"] for row in rows}
+    unreached = [
+        {"kernel": name, "kind": kernels.kind(name), "reason": REASONS.get(kernels.kind(name), "no call reached it")}
+        for name in sorted(set(all_kernels) - reached)
+    ]
+    failed = [{"case": result["case"], "wrong": wrong(result)} for result in results if wrong(result)]
+    findings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for result in results:
+        for found in result["findings"]:
+            other = found["other"]["line"] if found["other"] else None
+            place = (found["kernel"], found["kind"], None if found["note"] else found["who"]["line"], other)
+            kept = findings.setdefault(place, {**found, "case": result["case"], "cases": 0, "count": 0})
+            kept["cases"] += 1
+            kept["count"] += found["count"]
+    twice = [result["second"] for result in results if result["second"] is not None]
+    return {
+        "schema": SCHEMA,
+        **about,
+        "cases": len(results),
+        "failed": failed,
+        "kernels": rows,
+        "unreached": unreached,
+        "findings": list(findings.values()),
+        "second_poison": {"cases": len(twice), "equal": sum(twice)},
+        "instructions": sum(result["instructions"] for result in results),
+        "execution_s": round(sum(result["execution_s"] for result in results), 1),
+    }
+
+
+def good(made: Mapping[str, Any]) -> bool:
+    """No case is wrong, and every attention kernel was executed."""
+    return not made["failed"] and not any(missing["kind"] in (*ATTENTION, "other") for missing in made["unreached"])
+
+
+def to_json(made: Mapping[str, Any]) -> str:
+    return json.dumps(made, indent=1, sort_keys=True) + "\n"
+
+
+def to_text(made: Mapping[str, Any]) -> str:
+    """The table. Coverage is of a kernel's PTX instructions; errors are the largest distance to the formula."""
+    lines = ["kernel | cases | launches | coverage | out | LSE | gradients | wrong", "-" * 78]
+    for row in made["kernels"]:
+        largest = row["largest"]
+        gradients = max((largest[name] for name in ("dq", "dk", "dv") if name in largest), default=None)
+        cells = [row["variant"] or row["kernel"][:60], row["cases"], row["launches"]]
+        cells.append(f"{100 * row['executed'] // max(1, row['instructions'])} %")
+        cells += [
+            f"{value:.1e}" if value is not None else "" for value in (largest.get("out"), largest.get("lse"), gradients)
+        ]
+        lines.append(" | ".join(str(cell) for cell in (f"{row['kind']} {cells[0]}", *cells[1:], row["wrong"] or "")))
+    kinds = {
+        kind: [u for u in made["unreached"] if u["kind"] == kind]
+        for kind in sorted({u["kind"] for u in made["unreached"]})
+    }
+    for kind, missing in kinds.items():
+        lines.append(f"not reached: {len(missing)} {kind}: {missing[0]['reason']}")
+    second = made["second_poison"]
+    lines.append(
+        f"{second['cases']} cases read shared memory that nobody wrote (rows that are masked later); with other contents "
+        f"{second['equal']} of them gave the same results to the bit"
+    )
+    for failure in made["failed"]:
+        lines.append(f"WRONG: {failure['case']}")
+        lines += [f"    {text}" for text in failure["wrong"]]
+    executed = [row for row in made["kernels"] if row["kind"] in ATTENTION]
+    lines.append(
+        f"{len(executed)} attention kernels and {len(made['kernels']) - len(executed)} others executed in {made['cases']} "
+        f"cases, {made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
+    )
+    return "\n".join(lines) + "\n"
