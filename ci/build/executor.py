@@ -11,13 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from ci.build.children import Children
-from ci.console import Narrator, format_seconds
+from ci.console import Narrator, Progress, format_seconds
 from ci.plan.schedule import next_unit
 
 MEMORY_POLL_SECONDS = 2.0
-# How often a person hears of compilers that are still running: in place on a terminal, as a line of its own in a log.
-TERMINAL_TICK_SECONDS = 1.0
-LOG_LINE_SECONDS = 60.0
+TICK_SECONDS = 1.0  # between two looks at how long the running compilers have taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +38,15 @@ class Executor:
     children: Children = field(default_factory=Children)
     longest_first: bool = True  # else in the order given
     poll_seconds: float = MEMORY_POLL_SECONDS
-    tick_seconds: float = TERMINAL_TICK_SECONDS  # how often it is asked whether there is something to show
+    tick_seconds: float = TICK_SECONDS
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs. The first failure stops the others and is raised."""
         waiting = sorted(jobs, key=lambda job: (-job.cpu_s, job.name)) if self.longest_first else list(jobs)
         running: dict[Future[str], Job] = {}
-        progress = _Progress(count=len(jobs), total_s=sum(job.cpu_s for job in jobs), narrate=self.narrate)
-        with ThreadPoolExecutor(max_workers=self.limit, thread_name_prefix="compile") as pool:
+        bar = self.narrate.progress("compile", sum(job.cpu_s for job in jobs), unit="CPU s")
+        progress = _Progress(count=len(jobs), bar=bar)
+        with bar, ThreadPoolExecutor(max_workers=self.limit, thread_name_prefix="compile") as pool:
             try:
                 while waiting or running:
                     index = self._choose(waiting, list(running.values()))
@@ -79,44 +78,28 @@ class Executor:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """Counts, what is running and for how long, and the time left from how long the work so far has really taken."""
+    """A line for each unit that is done, and a bar that names the running ones; its ETA is from the units' cost."""
 
     count: int
-    total_s: float
-    narrate: Narrator
+    bar: Progress
     done: int = 0
-    done_s: float = 0.0
-    begun: float = field(init=False)
     _since: dict[str, float] = field(init=False, default_factory=dict)
-    _shown: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.begun = self._shown = self.narrate.clock()
-
-    @property
-    def pause(self) -> float:
-        return TERMINAL_TICK_SECONDS if self.narrate.terminal else LOG_LINE_SECONDS
 
     def started(self, job: Job) -> None:
-        self._since[job.name] = self.narrate.clock()
+        self._since[job.name] = self.bar.narrate.clock()
 
     def finished(self, job: Job, line: str) -> None:
         self.done += 1
-        self.done_s += job.cpu_s
         del self._since[job.name]
-        self._shown = now = self.narrate.clock()
-        left = eta(self.done_s, self.total_s, elapsed=now - self.begun)
-        self.narrate.note(f"[{self.done}/{self.count}] {line}" + (f", about {left} left" if left else ""))
+        self.bar.advance(job.cpu_s)
+        left = eta(self.bar.done, self.bar.total or 0.0, elapsed=self.bar.narrate.clock() - self.bar.started)
+        self.bar.narrate.note(f"[{self.done}/{self.count}] {line}" + (f", about {left} left" if left else ""))
 
     def show(self, running: Collection[Job]) -> None:
-        """Say what is being compiled, if that was not said just now."""
-        now = self.narrate.clock()
-        if not running or now - self._shown < self.pause:
-            return
-        self._shown = now
-        names = ", ".join(f"{job.name} ({format_seconds(now - self._since[job.name])})" for job in running)
-        left = eta(self.done_s, self.total_s, elapsed=now - self.begun)
-        self.narrate.redraw(f"[{self.done}/{self.count}] compiling {names}" + (f", about {left} left" if left else ""))
+        """Say what is being compiled, and for how long."""
+        now = self.bar.narrate.clock()
+        if running:
+            self.bar.tell(", ".join(f"{job.name} ({format_seconds(now - self._since[job.name])})" for job in running))
 
 
 def eta(done_s: float, total_s: float, *, elapsed: float) -> str:

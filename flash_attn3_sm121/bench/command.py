@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flash_attn3_sm121.console import Block, Narrator, Table, format_bytes, show
 from flash_attn3_sm121.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("results")
     files.add_argument("--json", metavar="FILE", help="the whole run as JSON (- for stdout instead of the table)")
     files.add_argument("--csv", metavar="FILE", help="one line a contender and workload")
-    files.add_argument("--html", metavar="FILE", help="a report in one file, with plots")
+    files.add_argument(
+        "--html", metavar="FILE", help="a report in one file, with plots where matplotlib is (the extra [bench])"
+    )
     files.add_argument("--png", metavar="FILE", help="the plots as a picture (needs matplotlib: the extra [bench])")
     files.add_argument("--markdown", metavar="FILE", help="the table for an issue (- for stdout instead)")
     files.add_argument("--note", action="append", metavar="TEXT", help="a remark kept with the results (repeatable)")
@@ -50,15 +53,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.compare:
-        from flash_attn3_sm121.bench.compare import comparison_text
+        from flash_attn3_sm121.bench.compare import comparison
         from flash_attn3_sm121.bench.result import Report
 
-        print(comparison_text(*(Report.read(Path(name)) for name in args.compare)), end="")
+        show(comparison(*(Report.read(Path(name)) for name in args.compare)))
         return 0
     if args.roofline:
-        from flash_attn3_sm121.bench.roofline import roofline_text
+        from flash_attn3_sm121.bench.roofline import roofline
 
-        print(roofline_text(args.roofline), end="")
+        show(roofline(args.roofline))
         return 0
     if args.overhead:
         _overhead(args)
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     works = pick_workloads(_suite(device, args.quick), args.workload)
     everyone = pick_contenders(_contenders(device), args.backend)
     if args.list:
-        print(_listing(works, everyone), end="")
+        show(_listing(works, everyone))
         return 0
     report = _measure(args, device, works, everyone)
     write(report, args)
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _overhead(args: argparse.Namespace) -> None:
-    from flash_attn3_sm121.bench.overhead import overhead_costs, overhead_json, overhead_text
+    from flash_attn3_sm121.bench.overhead import overhead_costs, overhead_json, overhead_table
 
     costs, why = overhead_costs()
     if args.json == "-":
@@ -89,7 +92,7 @@ def _overhead(args: argparse.Namespace) -> None:
         return
     if args.json:
         _save(Path(args.json), overhead_json(costs).encode())
-    print(overhead_text(costs, why), end="")
+    show(overhead_table(costs, why))
 
 
 def _device(name: str | None) -> torch.device:
@@ -140,15 +143,19 @@ def pick_contenders(everyone: Sequence[Contender], names: Sequence[str] | None) 
     return [contender for contender in everyone if contender.name in {*names, "dense-mask"}]
 
 
-def _listing(works: Sequence[Workload], everyone: Sequence[Contender]) -> str:
-    lines = ["workloads:"]
-    width = max(len(work.name) for work in works)
+def _listing(works: Sequence[Workload], everyone: Sequence[Contender]) -> list[Block]:
+    """What `--workload` and `--backend` may name."""
+    shapes = []
     for work in works:
-        shape = f"{work.heads}/{work.heads_kv} heads, D={work.head_dim}, {work.flops / 1e9:.3g} GFLOP, "
-        lines.append(f"  {work.name:<{width}}  {work.about} ({shape}{work.bytes / 2**20:.3g} MiB)")
-    lines.append("contenders:")
-    lines += [f"  {contender.name:<{width}}  {contender.about}" for contender in everyone]
-    return "\n".join(lines) + "\n"
+        size = f"{work.flops / 1e9:.3g} GFLOP, {format_bytes(work.bytes)}"
+        shape = f"{work.heads}/{work.heads_kv} heads, D={work.head_dim}, {size}"
+        shapes.append((work.name, f"{work.about} ({shape})"))
+    contenders = [(contender.name, contender.about) for contender in everyone]
+    return [
+        Table(head=("workload", "what it is"), rows=shapes),
+        "",
+        Table(head=("contender", "what it is"), rows=contenders),
+    ]
 
 
 def _memory(device: torch.device) -> float:
@@ -167,17 +174,16 @@ def _measure(
     from flash_attn3_sm121.bench.ceiling import measure_ceiling
     from flash_attn3_sm121.bench.machine import commit, machine, today
     from flash_attn3_sm121.bench.measure import Budget
-    from flash_attn3_sm121.bench.progress import Progress
     from flash_attn3_sm121.bench.result import Report
-    from flash_attn3_sm121.bench.session import Rules, run_all
+    from flash_attn3_sm121.bench.session import Rules, measure_all
 
     started = time.monotonic()
     who = machine(device)
-    progress = Progress(len(works))
-    progress.note(f"flash-attn3 bench: {who['device']}, {len(works)} workloads, {len(everyone)} contenders")
+    narrate = Narrator()
+    narrate.note(f"flash-attn3 bench: {who['device']}, {len(works)} workloads, {len(everyone)} contenders")
     dtype = works[0].dtype
     top = measure_ceiling(device, dtype)
-    progress.note(f"ceiling here and now: {dtype} matmul {top.tflops:.3g} TFLOP/s, copy {top.gbps:.3g} GB/s")
+    narrate.note(f"ceiling here and now: {dtype} matmul {top.tflops:.3g} TFLOP/s, copy {top.gbps:.3g} GB/s")
     seconds = args.seconds or (QUICK_SECONDS if args.quick else FULL_SECONDS)
     rules = Rules(
         budget=Budget(seconds=seconds, least=2 if args.quick else 3),
@@ -185,9 +191,8 @@ def _measure(
         compile_everywhere=not args.quick or "flex" in (args.backend or ()),
         device=device,
     )
-    results = run_all(works, everyone, rules, top, progress)
+    results = measure_all(works, everyone, rules, top, narrate)
     spent = time.monotonic() - started
-    progress.note(f"done in {spent:.0f} s")
     return Report(
         date=today(),
         commit=commit(),
@@ -233,11 +238,11 @@ def write(report: Report, args: argparse.Namespace) -> None:
         elif name is not None:
             _save(Path(name), text().encode())
     if args.png:
-        from flash_attn3_sm121.bench.png import picture
+        from flash_attn3_sm121.bench.plots import png
 
-        _save(Path(args.png), picture(report))
+        _save(Path(args.png), png(report))
     if all(name != "-" for name, _ in texts):
-        print(table(report, unserved=args.all), end="")
+        show(table(report, unserved=args.all))
 
 
 def _save(path: Path, data: bytes) -> None:
@@ -247,7 +252,7 @@ def _save(path: Path, data: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    print(f"wrote {path} ({len(data):,} bytes)", file=sys.stderr)
+    print(f"wrote {path} ({format_bytes(len(data))})", file=sys.stderr)
 
 
 def _fail_on_our_mistakes(report: Report) -> None:

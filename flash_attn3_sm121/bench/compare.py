@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from flash_attn3_sm121.bench.contenders import BASELINE
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.session import time_text
+from flash_attn3_sm121.console import Block, Table
+
+HEAD = ("workload", "contender", "A", "B", "A/B", "A/B by own ceiling", "lead on dense-mask A, B", "memory A/B")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,8 @@ def compare(a: Report, b: Report) -> tuple[list[Line], list[str]]:
         for before in left.entries:
             after = right.entry(before.contender)
             if after is None or before.status != after.status:
-                found = "absent" if after is None else after.status
-                remarks.append(f"{left.workload.name} / {before.contender}: {before.status}, then {found}")
+                then = "absent" if after is None else after.status
+                remarks.append(f"{left.workload.name} / {before.contender}: {before.status}, then {then}")
             if after is None or "ok" not in (before.status, after.status) or before.status != after.status:
                 continue
             assert before.median_ms is not None and after.median_ms is not None
@@ -72,24 +75,22 @@ def compare(a: Report, b: Report) -> tuple[list[Line], list[str]]:
     return lines, remarks
 
 
-def comparison_text(a: Report, b: Report) -> str:
+def comparison(a: Report, b: Report) -> list[Block]:
+    """Two runs side by side, for a terminal or a pipe."""
     lines, remarks = compare(a, b)
-    out = [
-        f"A: {a.title}, {a.date}, commit {a.commit} ({a.ceiling_tflops:.3g} TFLOP/s, {a.ceiling_gbps:.3g} GB/s)",
-        f"B: {b.title}, {b.date}, commit {b.commit} ({b.ceiling_tflops:.3g} TFLOP/s, {b.ceiling_gbps:.3g} GB/s)",
-        "",
-    ]
-    rows = [("workload", "contender", "A", "B", "A/B", "A/B by own ceiling", "lead on dense-mask A, B", "memory A/B")]
+    rows = []
     for line in lines:
         gain = "-" if line.share_gain is None else f"{line.share_gain:.2f}x"
         lead = "-" if line.a_lead is None or line.b_lead is None else f"{line.a_lead:.2f}x, {line.b_lead:.2f}x"
         memory = "-" if not line.a_peak or not line.b_peak else f"{line.a_peak / line.b_peak:.2f}x"
-        rows.append(
-            (line.workload, line.contender, time_text(line.a_ms), time_text(line.b_ms), f"{line.faster:.2f}x", gain,
-             lead, memory)
-        )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    out += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        times = (time_text(line.a_ms), time_text(line.b_ms), f"{line.faster:.2f}x")
+        rows.append((line.workload, line.contender, *times, gain, lead, memory))
+    blocks: list[Block] = [
+        f"A: {a.title}, {a.date}, commit {a.commit} ({a.ceiling_tflops:.3g} TFLOP/s, {a.ceiling_gbps:.3g} GB/s)",
+        f"B: {b.title}, {b.date}, commit {b.commit} ({b.ceiling_tflops:.3g} TFLOP/s, {b.ceiling_gbps:.3g} GB/s)",
+        "",
+        Table(head=HEAD, rows=rows, spare=(6, 3, 2)),
+    ]
     if a.machine.get("device") != b.machine.get("device"):
-        out += ["", "The devices differ: read the columns by own ceiling and the leads, not A/B."]
-    return "\n".join([*out, *([""] if remarks else []), *remarks]) + "\n"
+        blocks += ["", "The devices differ: read the columns by own ceiling and the leads, not A/B."]
+    return [*blocks, *([""] if remarks else []), *remarks]

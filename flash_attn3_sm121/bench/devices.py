@@ -9,7 +9,7 @@ from flash_attn3_sm121.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSheet:
-    """What a device can do at best, and what one of its multiprocessors holds."""
+    """What a device can do at best."""
 
     name: str
     capability: str
@@ -17,9 +17,6 @@ class DeviceSheet:
     tflops: float  # bf16, dense, fp32 accumulation
     gbps: float
     l2_mib: float
-    registers: int  # per multiprocessor, 32 bit
-    smem_kib: float  # per multiprocessor
-    warps: int  # per multiprocessor
     source: str
 
 
@@ -31,9 +28,6 @@ SHEETS: dict[str, DeviceSheet] = {
         tflops=92.3,
         gbps=218.0,
         l2_mib=24.0,
-        registers=65536,
-        smem_kib=100.0,
-        warps=48,
         source="bf16 matmul and copy as measured by owners (peaks by data sheet: about 105 TFLOP/s, 273 GB/s)",
     ),
     "rtx5090": DeviceSheet(
@@ -43,9 +37,6 @@ SHEETS: dict[str, DeviceSheet] = {
         tflops=209.5,
         gbps=1792.0,
         l2_mib=96.0,
-        registers=65536,
-        smem_kib=100.0,
-        warps=48,
         source="data sheet",
     ),
     "rtx4090": DeviceSheet(
@@ -55,9 +46,6 @@ SHEETS: dict[str, DeviceSheet] = {
         tflops=165.2,
         gbps=1008.0,
         l2_mib=72.0,
-        registers=65536,
-        smem_kib=100.0,
-        warps=48,
         source="data sheet",
     ),
     "h100": DeviceSheet(
@@ -67,9 +55,6 @@ SHEETS: dict[str, DeviceSheet] = {
         tflops=989.0,
         gbps=3350.0,
         l2_mib=50.0,
-        registers=65536,
-        smem_kib=228.0,
-        warps=64,
         source="data sheet; large matmuls reach about 800 TFLOP/s of it",
     ),
 }

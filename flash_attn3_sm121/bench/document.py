@@ -14,8 +14,9 @@ from pathlib import Path
 
 from flash_attn3_sm121.bench.overhead import Cost, overhead_rows
 from flash_attn3_sm121.bench.result import Report
-from flash_attn3_sm121.bench.roofline import roofline_text
+from flash_attn3_sm121.bench.roofline import roofline
 from flash_attn3_sm121.bench.text import COLUMNS, head_lines, in_order, row
+from flash_attn3_sm121.console import Table, plain
 from flash_attn3_sm121.errors import UsageError
 
 QUICK, FULL, OVERHEAD, HOPPER = "cpu-quick.json", "cpu.json", "overhead-cpu.json", "h200.json"
@@ -60,7 +61,7 @@ def overhead_section(folder: Path) -> str:
 
 
 def roofline_section(folder: Path) -> str:
-    return f"```\n{roofline_text('gb10')}```\n"
+    return f"```\n{plain(roofline('gb10'))}```\n"
 
 
 # What README.md shows of the quick run: a line a workload, our fallback's.
@@ -79,10 +80,9 @@ def quick_section(folder: Path) -> str:
         if result.workload.name in SHOWN and entry is not None:
             lines.append(row(result, entry))
     kept = [COLUMNS.index(name) for name in ("workload", "contender", "median", "peak memory", "against dense-mask")]
-    widths = [max(len(cells[i]) for cells in lines) for i in kept]
-    body = ("  ".join(cells[i].ljust(width) for i, width in zip(kept, widths, strict=True)).rstrip() for cells in lines)
+    body = Table(rows=[[cells[i] for i in kept] for cells in lines])
     head = f"$ {report.command}    # {report.title}, {report.date}, {report.seconds:.0f} s; our lines only"
-    return "\n".join(["```console", head, *body, "```"]) + "\n"
+    return plain(["```console", head, body, "```"])
 
 
 Sections = dict[str, Callable[[Path], str]]

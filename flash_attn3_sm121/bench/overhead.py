@@ -22,6 +22,7 @@ from flash_attn3_sm121.bench import upstream
 from flash_attn3_sm121.bench.machine import commit, machine, today
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.facts import DeviceFacts, Settings
+from flash_attn3_sm121.console import Block, Table
 from flash_attn3_sm121.dispatch.engine import Engine
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -203,12 +204,11 @@ def overhead_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
     return rows
 
 
-def overhead_text(costs: Sequence[Cost], why: str | None) -> str:
-    rows = overhead_rows(costs)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    note = [] if why is None else ["", f"upstream's layer was not measured: {why}"]
-    return "\n".join([*lines, *note]) + "\n"
+def overhead_table(costs: Sequence[Cost], why: str | None) -> list[Block]:
+    """The costs for a terminal or a pipe, and why upstream's column is missing where it is."""
+    head, *rows = overhead_rows(costs)
+    table = Table(head=head, rows=rows)
+    return [table] if why is None else [table, "", f"upstream's layer was not measured: {why}"]
 
 
 def overhead_json(costs: Sequence[Cost]) -> str:

@@ -1,178 +1,235 @@
-"""The plots, drawn as SVG by hand. Bars take their width in percent, so that text beside them keeps its size."""
+"""The plots of a report, drawn once with matplotlib (the extra `bench`): as a PNG, and as SVG for the HTML report."""
 
 from __future__ import annotations
 
-import math
+import io
+import re
 from collections.abc import Iterable
 from html import escape
+from typing import Any
 
 from flash_attn3_sm121.bench.contenders import BASELINE
 from flash_attn3_sm121.bench.result import Entry, Report, WorkloadResult
 from flash_attn3_sm121.bench.session import NAIVE, time_text
-from flash_attn3_sm121.bench.text import OURS, bytes_text
+from flash_attn3_sm121.bench.style import COLOURS, OTHER
+from flash_attn3_sm121.bench.text import OURS, in_order
+from flash_attn3_sm121.console import format_bytes
+from flash_attn3_sm121.errors import UsageError
+
+EXTRA = "pip install 'flash_attn3_sm121[bench]'"
+WIDTH = 10.8  # inches; the HTML page is as wide at 100 pixels an inch
+COLUMNS = 2
+# Each colour but the contenders', and the variable of the page's style sheet that takes its place in the SVG.
+INK, SOFT, TRACK, CARD, BAD = "#1b2028", "#5b6573", "#eef1f5", "#fefefe", "#c0362c"
+VARIABLES = {INK: "--ink", SOFT: "--soft", TRACK: "--track", CARD: "--card", BAD: "--bad"}
+SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "flash-attn3 bench", "font.family": "sans-serif"}
+
+Lead = tuple[WorkloadResult, Entry, float, float | None]
 
 
-def _pct(value: float) -> str:
-    return f"{max(0.0, min(100.0, value)):.2f}%"
-
-
-def _whiskers(low: str, high: str) -> str:
-    return (
-        f'<line class="whisk" x1="{low}" x2="{high}" y1="8" y2="8"/>'
-        f'<line class="whisk" x1="{low}" x2="{low}" y1="4" y2="12"/>'
-        f'<line class="whisk" x1="{high}" x2="{high}" y1="4" y2="12"/>'
-    )
-
-
-def time_row(entry: Entry, longest: float) -> str:
-    """Name, a bar as long as the median with its quartiles as whiskers, and the figures."""
-    assert entry.median_ms is not None and entry.low_ms is not None and entry.high_ms is not None
-    scale = 100 / longest
-    low, high = _pct(entry.low_ms * scale), _pct(entry.high_ms * scale)
-    classes = f"row c-{entry.contender}" + (" ours" if entry.contender in OURS else "")
-    classes += " wrong" if entry.status == "wrong" else ""
-    value = time_text(entry.median_ms)
-    memory = bytes_text(entry.peak_bytes)
-    wrong = entry.status == "wrong"
-    said = '<span class="bad">wrong</span>' if wrong else value
-    beside = f"({value})" if wrong else memory
-    # A bar that is cut off says so with a gap near its end.
-    cut = '<rect class="cut" x="94%" width="5" height="16"/>' if entry.median_ms > longest else ""
-    return (
-        f'<div class="{classes}"><span class="who">{escape(entry.contender)}</span>'
-        f'<svg role="img" aria-label="{escape(entry.contender)}: {value}, peak memory {memory}">'
-        f'<rect class="track" width="100%" height="16" rx="4"/>'
-        f'<rect class="bar" width="{_pct(entry.median_ms * scale)}" height="16" rx="4"/>'
-        f"{cut or _whiskers(low, high)}</svg>"
-        f'<span class="val">{said}<span class="sep"> · </span><span class="mem soft">{beside}</span></span></div>'
-    )
-
-
-def time_chart(result: WorkloadResult, entries: Iterable[Entry]) -> str:
-    """Bars to scale, but for the naive contender: it would squeeze all others, so its bar is cut off."""
-    timed = [entry for entry in entries if entry.median_ms is not None]
-    others = [entry for entry in timed if entry.contender not in NAIVE] or timed
-    longest = max((entry.high_ms or 0.0 for entry in others), default=1.0) * 1.02
-    return "".join(time_row(entry, longest) for entry in timed)
-
-
-def best_of_ours(result: WorkloadResult) -> Entry | None:
-    return next((entry for entry in result.ranked() if entry.contender in OURS), None)
-
-
-def leads(report: Report) -> list[tuple[WorkloadResult, Entry, float, float | None]]:
+def leads(report: Report) -> list[Lead]:
     """(workload, our fastest, times faster than the dense mask, times less memory) wherever both were timed."""
-    found = []
+    rows = []
     for result in report.results:
-        ours, base = best_of_ours(result), result.entry(BASELINE)
+        ours = next((entry for entry in result.ranked() if entry.contender in OURS), None)
+        base = result.entry(BASELINE)
         times = None if ours is None else result.times_faster(ours.contender, BASELINE)
         if ours is None or base is None or times is None:
             continue
         memory = base.peak_bytes / ours.peak_bytes if base.peak_bytes and ours.peak_bytes else None
-        found.append((result, ours, times, memory))
-    return found
+        rows.append((result, ours, times, memory))
+    return rows
 
 
-def lead_scale(leads: Iterable[float]) -> tuple[float, float]:
-    """The ends of the leads' axis: 1x stands inside, and no half of the plot is empty for symmetry's sake."""
-    every = tuple(leads)
+def lead_scale(times: Iterable[float]) -> tuple[float, float]:
+    """The ends of the leads' axis: 1x lies inside, and an axis with leads on one side only is not symmetric."""
+    every = tuple(times)
     return min(0.8, *every) if every else 0.8, max(2.0, *every) if every else 2.0
 
 
-def lead_chart(report: Report) -> str:
-    """One bar a workload from 1x, on a logarithmic scale: to the right is faster than the dense mask."""
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UsageError(f"the plots need matplotlib: {error}", hint=EXTRA) from error
+    return matplotlib
+
+
+def png(report: Report) -> bytes:
+    """The plots under a heading, as a PNG.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    with _matplotlib().rc_context(SETTINGS):
+        sink = io.BytesIO()
+        _figure(report, heading=True).savefig(sink, format="png", dpi=120, facecolor="white")
+    return sink.getvalue()
+
+
+def svg(report: Report) -> str:
+    """The plots as one `<svg>` element, in the colours of the page that it stands in.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    with _matplotlib().rc_context(SETTINGS):
+        sink = io.StringIO()
+        _figure(report, heading=False).savefig(sink, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", sink.getvalue(), flags=re.DOTALL)
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    for name, (light, _) in COLOURS.items():
+        text = text.replace(light, f"var(--c-{name})")
+    label = escape(f"Plots: attention on {report.title}", quote=True)
+    return re.sub(r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"', "", text, count=1).replace(
+        "<svg", f'<svg class="plot" role="img" aria-label="{label}"', 1
+    )
+
+
+def _figure(report: Report, *, heading: bool) -> Any:
+    """Leads on top, a panel a workload below, the roofline last."""
+    from matplotlib.figure import Figure
+
+    results = [result for result in report.results if _timed(result)]
+    counts = [len(_timed(result)) for result in results]
+    bars = [max(counts[at : at + COLUMNS]) for at in range(0, len(counts), COLUMNS)]  # in each row of panels
+    rows = [0.75 + 0.24 * count for count in bars]
+    heights = [0.7 if heading else 0.01, 0.6 + 0.26 * len(leads(report)), max(0.01, sum(rows)), 4.6]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    head, top, middle, bottom = figure.subfigures(4, 1, height_ratios=heights)
+    if heading:
+        _heading(head, report)
+    _leads(top.subplots(), report)
+    if results:
+        panels = middle.subplots(len(rows), COLUMNS, squeeze=False, height_ratios=rows)
+        for at, (axes, result) in enumerate(zip(panels.flat, results, strict=False)):
+            _workload(axes, result)
+            axes.set_ylim(bars[at // COLUMNS] - 0.4, -0.6)
+        for axes in list(panels.flat)[len(results) :]:
+            axes.set_visible(False)
+    _roofline(bottom.subplots(), report)
+    return figure
+
+
+def _timed(result: WorkloadResult) -> list[Entry]:
+    return [entry for entry in in_order(result) if entry.median_ms is not None]
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, OTHER)[0]
+
+
+def _bare(axes: Any, title: str) -> None:
+    """No frame, no ticks, a title on the left."""
+    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=8)
+    axes.set_facecolor("none")
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _heading(figure: Any, report: Report) -> None:
+    shown = ("torch", "cuda", "capability", "threads", "instructions")
+    facts = ", ".join(f"{name} {value}" for name, value in report.machine.items() if name in shown)
+    ceiling = f"{report.dtype} matmul {report.ceiling_tflops:.3g} TFLOP/s, copy {report.ceiling_gbps:.3g} GB/s"
+    figure.text(0.01, 0.6, f"Attention on {report.title}", fontsize=15, fontweight="bold", color=INK)
+    figure.text(0.01, 0.32, f"{facts}; {ceiling}", fontsize=8, color=SOFT)
+    figure.text(0.01, 0.08, f"{report.command}; commit {report.commit}, {report.date}", fontsize=8, color=SOFT)
+
+
+def _leads(axes: Any, report: Report) -> None:
+    """Our fastest against the dense mask, a bar a workload from 1x, on a logarithmic axis."""
     rows = leads(report)
-    if not rows:
-        return '<p class="soft">No workload was timed for both.</p>'
+    _bare(axes, "Our fastest, times the speed of a dense mask (logarithmic; * the mask's answer is wrong)")
     low, high = lead_scale(times for _, _, times, _ in rows)
-
-    def place(times: float) -> float:
-        return 100 * math.log(times / low) / math.log(high / low)
-
-    one = place(1.0)
-    out = []
-    for result, ours, times, _ in rows:
-        left, width = min(one, place(times)), abs(place(times) - one)
-        wrong = (result.entry(BASELINE) or ours).status == "wrong"
-        mark = " *" if wrong else ""
-        tone = "good" if times >= 1.05 else "bad" if times < 0.95 else "soft"
-        out.append(
-            f'<div class="row lead c-{ours.contender}"><span class="who" title="{escape(result.workload.about)}">'
-            f"{escape(result.workload.name)}</span>"
-            f'<svg role="img" aria-label="{escape(result.workload.name)}: {times:.2f} times the speed">'
-            f'<rect class="track" width="100%" height="16" rx="4"/>'
-            f'<rect class="bar" x="{_pct(left)}" width="{_pct(max(width, 0.4))}" height="16" rx="3"/>'
-            f'<line class="axis" x1="{_pct(one)}" x2="{_pct(one)}" y1="-3" y2="19"/></svg>'
-            f'<span class="val {tone}">{times:.2f}x{mark}</span></div>'
-        )
-    if any((result.entry(BASELINE) or ours).status == "wrong" for result, ours, _, _ in rows):
-        out.append('<p class="soft small">* the dense mask gives a wrong answer there; its time is shown anyway.</p>')
-    return "".join(out)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.15, high * 1.25)
+    axes.xaxis.set_visible(False)
+    axes.xaxis.set_minor_locator(_matplotlib().ticker.NullLocator())
+    axes.axvline(1, color=SOFT, lw=1)
+    for at, (result, ours, times, _) in enumerate(rows):
+        axes.barh(at, times - 1, left=1, height=0.62, color=_colour(ours.contender))
+        base = result.entry(BASELINE)
+        mark = " *" if base is not None and base.status == "wrong" else ""
+        side, gap = ("left", 4) if times >= 1 else ("right", -4)
+        axes.annotate(
+            f"{times:.2f}x{mark}", (times, at), (gap, 0), textcoords="offset points", va="center", ha=side, fontsize=8,
+            color=INK,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [result.workload.name for result, *_ in rows])
+    axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+    if not rows:
+        axes.text(1, 0, " no workload was timed for both", fontsize=8, color=SOFT)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    return [10.0**n for n in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+def _workload(axes: Any, result: WorkloadResult) -> None:
+    """Medians with their quartiles, and peak memory. The naive contender's bar may leave the plot."""
+    entries = _timed(result)
+    others = [entry for entry in entries if entry.contender not in NAIVE] or entries
+    longest = max(entry.high_ms or 0.0 for entry in others)
+    _bare(axes, result.workload.name)
+    axes.set_title(f"{result.bound}-bound", fontsize=8, loc="right", color=SOFT)
+    for at, entry in enumerate(entries):
+        _bar(axes, at, entry, longest)
+    axes.set_yticks(range(len(entries)), [entry.contender for entry in entries])
+    for label, entry in zip(axes.get_yticklabels(), entries, strict=True):
+        label.set_fontweight("bold" if entry.contender in OURS else "normal")
+    axes.set_xlim(0, longest * 1.6)
+    axes.set_xticks([])
 
 
-def roofline_chart(report: Report) -> str:
-    """Rate against FLOPs per byte, under this run's own two limits; both axes logarithmic."""
-    width, height, left, bottom, top, right = 900, 420, 64, 44, 14, 20
+def _bar(axes: Any, at: int, entry: Entry, longest: float) -> None:
+    assert entry.median_ms is not None and entry.low_ms is not None and entry.high_ms is not None
+    wrong, colour = entry.status == "wrong", _colour(entry.contender)
+    axes.barh(at, longest, height=0.62, color=TRACK, zorder=0)
+    axes.barh(
+        at,
+        min(entry.median_ms, longest),
+        height=0.62,
+        color="none" if wrong else colour,
+        edgecolor=colour,
+        linestyle="--" if wrong else "-",
+        zorder=1,
+    )
+    if entry.median_ms <= longest:
+        axes.plot([entry.low_ms, min(entry.high_ms, longest)], [at, at], color=INK, lw=1, zorder=2)
+    else:  # a gap near its end says that the bar goes on
+        axes.barh(at, longest * 0.015, left=longest * 0.94, height=0.7, color=CARD, zorder=2)
+    value = time_text(entry.median_ms)
+    words = f"wrong ({value})" if wrong else f"{value}, {format_bytes(entry.peak_bytes)}"
+    axes.text(longest * 1.03, at, words, va="center", fontsize=8, color=BAD if wrong else INK)
+
+
+def _roofline(axes: Any, report: Report) -> None:
+    """Rate against FLOP per byte, under the run's own two limits."""
+    _bare(axes, "Against what the device can do: the line is this run's own matmul and copy")
     points = [
-        (result, entry, result.flops / result.bytes, entry.tflops)
+        (result.flops / result.bytes, entry.tflops, entry.contender)
         for result in report.results
         for entry in result.ranked()
         if entry.tflops
     ]
-    points.sort(key=lambda point: point[1].contender in OURS)  # ours on top
     if not points:
-        return '<p class="soft">Nothing was timed.</p>'
-    ridge = report.ceiling_tflops * 1e12 / (report.ceiling_gbps * 1e9)
-    xs = [p[2] for p in points] + [ridge]
-    x_low, x_high = min(xs) / 2, max(xs) * 2
-    y_low, y_high = min(p[3] for p in points) / 2, report.ceiling_tflops * 2
-
-    def x_at(x: float) -> float:
-        return left + (width - left - right) * math.log(x / x_low) / math.log(x_high / x_low)
-
-    def y_at(y: float) -> float:
-        return height - bottom - (height - bottom - top) * math.log(y / y_low) / math.log(y_high / y_low)
-
-    out = [f'<div class="scroll"><svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="roofline">']
-    for x in _ticks(x_low, x_high):
-        if x_low <= x <= x_high:
-            out.append(
-                f'<line class="grid-line" x1="{x_at(x):.1f}" x2="{x_at(x):.1f}" y1="{top}" y2="{height - bottom}"/>'
-            )
-            out.append(f'<text x="{x_at(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>')
-    for y in _ticks(y_low, y_high):
-        if y_low <= y <= y_high:
-            out.append(
-                f'<line class="grid-line" x1="{left}" x2="{width - right}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>'
-            )
-            out.append(f'<text x="{left - 8}" y="{y_at(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
-    slope_from = max(x_low, y_low * 1e12 / (report.ceiling_gbps * 1e9))
-    out.append(
-        f'<path class="roof" d="M{x_at(slope_from):.1f},{y_at(slope_from * report.ceiling_gbps * 1e-3):.1f} '
-        f'L{x_at(ridge):.1f},{y_at(report.ceiling_tflops):.1f} L{width - right},{y_at(report.ceiling_tflops):.1f}"/>'
-    )
-    for result, entry, x, rate in points:
-        label = f"{result.workload.name}, {entry.contender}: {rate:.3g} TFLOP/s at {x:.3g} FLOP/byte"
-        radius = 6 if entry.contender in OURS else 4.5
-        out.append(
-            f'<circle class="dot c-{entry.contender}" cx="{x_at(x):.1f}" cy="{y_at(rate):.1f}" r="{radius}">'
-            f"<title>{escape(label)}</title></circle>"
-        )
-    middle = (left + width - right) / 2
-    out.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">FLOP per byte that must move</text>')
-    out.append(
-        f'<text transform="translate(14 {height / 2}) rotate(-90)" text-anchor="middle">TFLOP/s</text></svg></div>'
-    )
-    return "".join(out)
-
-
-def legend(names: Iterable[str]) -> str:
-    items = "".join(
-        f'<span class="c-{name}"><i></i>{f"<b>{name}</b> (ours)" if name in OURS else escape(name)}</span>'
-        for name in names
-    )
-    return f'<div class="legend">{items}</div>'
+        axes.text(0.5, 0.5, "nothing was timed", transform=axes.transAxes, ha="center", fontsize=8, color=SOFT)
+        axes.set_axis_off()
+        return
+    ridge = report.ceiling_tflops * 1e3 / report.ceiling_gbps
+    low = min(ridge, *(x for x, _, _ in points)) / 2
+    high = max(ridge, *(x for x, _, _ in points)) * 2
+    axes.loglog([low, ridge, high], [low * report.ceiling_gbps * 1e-3, *[report.ceiling_tflops] * 2], color=INK, lw=1.5)
+    for name in dict.fromkeys(name for _, _, name in points):
+        mine = [(x, y) for x, y, contender in points if contender == name]
+        ours = name in OURS
+        axes.scatter(
+            *zip(*mine, strict=True), s=42 if ours else 24, color=_colour(name), edgecolors=CARD, linewidths=0.8,
+            zorder=3 if ours else 2, label=f"{name} (ours)" if ours else name,
+        )  # fmt: skip
+    axes.set_ylim(min(y for _, y, _ in points) / 2, report.ceiling_tflops * 2)
+    axes.set_xlabel("FLOP per byte that must move", fontsize=8, color=SOFT)
+    axes.set_ylabel("TFLOP/s", fontsize=8, color=SOFT)
+    axes.grid(color=TRACK, lw=0.8)
+    axes.tick_params(which="both", length=0, labelcolor=SOFT)
+    legend = axes.legend(loc="lower right", fontsize=8, ncols=2, labelcolor=INK)
+    legend.get_frame().set(facecolor=CARD, edgecolor=TRACK)

@@ -8,9 +8,7 @@ from flash_attn3_sm121.bench.ceiling import Ceiling
 from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
 from flash_attn3_sm121.bench.session import time_text
 from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
-
-THREADS_A_WARP = 32
-RESERVED_SMEM_KIB = 1.0  # the driver keeps one KiB of each block's shared memory
+from flash_attn3_sm121.console import Block, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +44,18 @@ def predict(work: Workload, device: DeviceSheet, *, tile_rows: int = 128) -> Lin
     )
 
 
-def occupancy(device: DeviceSheet, *, threads: int, registers: int, smem_kib: float) -> tuple[int, str]:
-    """(blocks that fit on a multiprocessor at once, what stops one more)."""
-    warps = -(-threads // THREADS_A_WARP)
-    a_warp = -(-registers * THREADS_A_WARP // 256) * 256  # registers are handed out in lots of 256 a warp
-    limits = {
-        "registers": device.registers // (a_warp * warps),
-        "shared memory": int(device.smem_kib // (smem_kib + RESERVED_SMEM_KIB)),
-        "warps": device.warps // warps,
-    }
-    least = min(limits, key=lambda name: limits[name])
-    return limits[least], least
+HEAD = ("workload", "GFLOP", "MiB moved", "FLOP/byte", "bound", "least time", "rate then", "K+V", "tiles", "waves")
 
 
-def roofline_text(name: str) -> str:
-    """The table of `flash-attn3 bench --roofline NAME`."""
+def roofline(name: str) -> list[Block]:
+    """The table of `flash-attn3 bench --roofline NAME`.
+
+    Raises:
+        UsageError: there are no figures for a device of that name.
+    """
     device = sheet(name)
     ridge = device.tflops * 1e3 / device.gbps
-    rows = [
-        ("workload", "GFLOP", "MiB moved", "FLOP/byte", "bound", "least time", "rate then", "K+V", "tiles", "waves")
-    ]
+    rows = []
     for work in CUDA:
         line = predict(work, device)
         rate = f"{line.tflops:.3g} TFLOP/s" if line.bound == "compute" else f"{line.gbps:.3g} GB/s"
@@ -83,13 +73,14 @@ def roofline_text(name: str) -> str:
                 f"{line.tiles / device.sms:.3g}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return (
+    return [
         f"{device.name}: {device.tflops:g} TFLOP/s bf16, {device.gbps:g} GB/s, {device.sms} SMs, "
-        f"{device.l2_mib:g} MiB L2 ({device.source})\n"
+        f"{device.l2_mib:g} MiB L2 ({device.source})",
         f"compute-bound above {ridge:.0f} FLOP/byte. A prediction on paper: the least time there could be, not a "
-        "measurement.\n\n" + "\n".join(table) + "\n\n"
-        "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call\n"
-        "fills the device only by splitting the keys (num_splits).\n"
-    )
+        "measurement.",
+        "",
+        Table(head=HEAD, rows=rows, spare=(1, 2, 7, 3, 8)),
+        "",
+        "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call",
+        "fills the device only by splitting the keys (num_splits).",
+    ]

@@ -14,9 +14,9 @@ from flash_attn3_sm121.bench.check import Results, Verdict, judge, reference
 from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
 from flash_attn3_sm121.bench.measure import Budget, clock_of, interleave, stats
 from flash_attn3_sm121.bench.memory import peak_bytes
-from flash_attn3_sm121.bench.progress import Progress
 from flash_attn3_sm121.bench.result import Entry, WorkloadResult
 from flash_attn3_sm121.bench.workloads import Workload
+from flash_attn3_sm121.console import Narrator, format_seconds
 
 # Contenders that write out every score, and what of the device's memory they may ask for.
 NAIVE = frozenset({"torch-math"})
@@ -36,7 +36,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ready:
-    """A contender that has answered once and was judged."""
+    """A contender that has answered once, and whether the answer was right."""
 
     run: Runner
     verdict: Verdict
@@ -87,16 +87,20 @@ def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, 
     )
 
 
-def run_workload(
-    work: Workload, everyone: Sequence[Contender], rules: Rules, top: Ceiling, *, say: Callable[[str], None]
+def measure_workload(
+    work: Workload, contenders: Sequence[Contender], rules: Rules, top: Ceiling, *, say: Callable[[str], None]
 ) -> WorkloadResult:
-    """Reference, correctness of each, then memory and interleaved timing of those that gave an answer."""
+    """Compute the reference, check each contender, then take memory and interleaved times of those that answered.
+
+    Args:
+        say: told what is being done at the moment.
+    """
     say("reference")
     case = build(work, rules.device)
     want = reference(case)
     ready: dict[str, Ready] = {}
     entries: dict[str, Entry] = {}
-    for contender in everyone:
+    for contender in contenders:
         say(f"checking {contender.name}")
         tried = _try(contender, case, want, rules)
         if isinstance(tried, Ready):
@@ -122,7 +126,7 @@ def run_workload(
         flops=work.flops,
         bytes=work.bytes,
         bound=top.bound(work.flops, work.bytes),
-        entries=tuple(entries[contender.name] for contender in everyone),
+        entries=tuple(entries[contender.name] for contender in contenders),
     )
 
 
@@ -131,26 +135,26 @@ def summary(result: WorkloadResult) -> str:
     parts = [f"{entry.contender} {time_text(entry.median_ms)}" for entry in result.ranked()]
     parts += [f"{entry.contender} WRONG" for entry in result.entries if entry.status == "wrong"]
     parts += [f"{entry.contender} FAILED" for entry in result.entries if entry.status == "failed"]
-    return ", ".join(parts) or "nobody serves it"
+    return ", ".join(parts) or "no contender serves it"
 
 
 def time_text(ms: float | None) -> str:
-    if ms is None:
-        return "-"
-    if ms < 1:
-        return f"{ms * 1e3:.0f} us"
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:.3g} s"
+    """Milliseconds as people read them; None is `-`."""
+    return format_seconds(None if ms is None else ms * 1e-3)
 
 
-def run_all(
-    works: Sequence[Workload], everyone: Sequence[Contender], rules: Rules, top: Ceiling, progress: Progress
+def measure_all(
+    works: Sequence[Workload], contenders: Sequence[Contender], rules: Rules, top: Ceiling, narrate: Narrator
 ) -> tuple[WorkloadResult, ...]:
-    found = []
-    for work in works:
-        progress.step(f"{work.name}: {work.about}")
-        found.append(run_workload(work, everyone, rules, top, say=progress.detail))
-        progress.done(summary(found[-1]))
-        gc.collect()
-        if rules.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return tuple(found)
+    """Every workload, told on stderr while it is measured."""
+    results = []
+    with narrate.progress("bench", len(works), unit="workloads") as progress:
+        for number, work in enumerate(works, start=1):
+            narrate.note(f"[{number:>2}/{len(works)}] {work.name}: {work.about}")
+            results.append(measure_workload(work, contenders, rules, top, say=progress.tell))
+            narrate.note(f"        {summary(results[-1])}")
+            progress.advance(detail="")
+            gc.collect()
+            if rules.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return tuple(results)

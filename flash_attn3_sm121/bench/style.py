@@ -19,16 +19,11 @@ OTHER = ("#666666", "#aaaaaa")
 
 
 def colour_rules() -> str:
-    """`.c-NAME` sets --c, which bars, dots and legends are drawn in."""
-    light = "".join(f".c-{name}{{--c:{pair[0]}}}" for name, pair in COLOURS.items())
-    dark = "".join(f".c-{name}{{--c:{pair[1]}}}" for name, pair in COLOURS.items())
-    nested = "".join(f':root[data-theme="dark"] .c-{name}{{--c:{pair[1]}}}' for name, pair in COLOURS.items())
-    return f"[class*=c-]{{--c:{OTHER[0]}}}{light}@media(prefers-color-scheme:dark){{{_scoped(dark)}}}{nested}"
-
-
-def _scoped(rules: str) -> str:
-    """Dark by the system's wish, unless the reader chose light."""
-    return rules.replace(".c-", ':root:not([data-theme="light"]) .c-')
+    """A variable for each contender's colour, light and dark."""
+    light, dark = ("".join(f"--c-{name}:{pair[theme]};" for name, pair in COLOURS.items()) for theme in (0, 1))
+    preferred = f':root:not([data-theme="light"]){{{dark}}}'
+    chosen = f':root[data-theme="dark"]{{{dark}}}'
+    return f":root{{{light}}}@media(prefers-color-scheme:dark){{{preferred}}}{chosen}"
 
 
 DARK = """
@@ -61,28 +56,11 @@ button:hover{{ border-color:var(--soft) }} :focus-visible{{ outline:2px solid va
   padding:16px 18px; margin:12px 0 }}
 .tiles{{ display:grid; grid-template-columns:repeat(auto-fit,minmax(210px,1fr)); gap:12px; margin:20px 0 6px }}
 .tiles .card{{ margin:0 }} .big{{ font-size:1.9rem; font-weight:650; line-height:1.15; letter-spacing:-.02em }}
-.grid{{ display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr)); gap:12px;
-  align-items:start }}
-.grid .card{{ margin:0 }}
-.row{{ display:grid; grid-template-columns:7.2em 1fr 10.6em; gap:10px; align-items:center; margin:5px 0;
-  font-size:.86rem; font-variant-numeric:tabular-nums }}
-.row>.who{{ overflow:hidden; text-overflow:ellipsis; white-space:nowrap }}
-.row.ours>.who{{ font-weight:650 }} .row>.val{{ text-align:right; white-space:nowrap }}
-.row.lead{{ grid-template-columns:11em 1fr 6em }}
-.row svg,.lead svg{{ display:block; width:100%; height:16px; overflow:visible }}
-.track{{ fill:var(--track) }} .bar{{ fill:var(--c) }} .wrong .bar{{ fill:none; stroke:var(--c); stroke-dasharray:3 3 }}
-.cut{{ fill:var(--card) }} .whisk{{ stroke:var(--ink); stroke-width:1.5; opacity:.75 }}
-.axis{{ stroke:var(--soft); stroke-width:1 }}
-.tag{{ font-size:.74rem; padding:1px 7px; border-radius:99px; border:1px solid var(--line); color:var(--soft) }}
 .bad{{ color:var(--bad) }} .good{{ color:var(--good) }}
-.cardhead{{ display:flex; justify-content:space-between; gap:10px; align-items:baseline; flex-wrap:wrap }}
-.legend{{ display:flex; flex-wrap:wrap; gap:4px 16px; font-size:.86rem; margin:6px 0 }}
-.legend i,.key{{ display:inline-block; width:.75em; height:.75em; border-radius:3px; background:var(--c);
-  margin-right:.45em; vertical-align:-.02em }}
+.key{{ display:inline-block; width:.75em; height:.75em; border-radius:3px; background:var(--soft); margin-right:.45em;
+  vertical-align:-.02em }}
 .scroll{{ overflow-x:auto; -webkit-overflow-scrolling:touch }}
-.plot{{ min-width:600px; width:100%; height:auto; font-size:12px }}
-.plot text{{ fill:var(--soft) }} .plot .grid-line{{ stroke:var(--line) }} .plot .roof{{ stroke:var(--ink); fill:none;
-  stroke-width:2 }} .plot .dot{{ fill:var(--c); stroke:var(--card); stroke-width:1.5 }}
+.plot{{ display:block; min-width:760px; width:100%; height:auto }}
 table{{ border-collapse:collapse; width:100%; font-size:.84rem; font-variant-numeric:tabular-nums }}
 th,td{{ text-align:left; padding:5px 12px 5px 0; border-bottom:1px solid var(--line); white-space:nowrap;
   vertical-align:top }} th{{ color:var(--soft); font-weight:550 }} td.wide{{ white-space:normal; min-width:14em }}
@@ -91,8 +69,7 @@ details>summary{{ cursor:pointer; font-weight:600 }} pre{{ font:12.5px/1.45 var(
   padding:12px; background:var(--track); border-radius:8px }}
 code{{ font-family:var(--mono); font-size:.9em; overflow-wrap:anywhere }}
 @media(max-width:560px){{ main{{ padding:18px 14px 40px }} h1{{ font-size:1.35rem }}
-  .row{{ grid-template-columns:6.2em 1fr 6.4em; gap:8px }} .row .mem{{ display:block; color:var(--soft) }}
-  .row .sep{{ display:none }} .row.lead{{ grid-template-columns:8.4em 1fr 4.6em }} .card{{ padding:13px 14px }} }}
+  .card{{ padding:13px 14px }} }}
 @media print{{ button{{ display:none }} .card{{ break-inside:avoid; box-shadow:none }} }}
 """
 

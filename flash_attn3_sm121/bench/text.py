@@ -8,17 +8,10 @@ import io
 from flash_attn3_sm121.bench.contenders import BASELINE
 from flash_attn3_sm121.bench.result import Entry, Report, WorkloadResult
 from flash_attn3_sm121.bench.session import time_text
+from flash_attn3_sm121.console import Block, Cell, Styled, Table, format_bytes
 
 OURS = ("native", "sdpa", "flex")
 COLUMNS = ("workload", "contender", "median", "spread", "peak memory", "rate", "of ceiling", "against dense-mask")
-
-
-def bytes_text(count: int | None) -> str:
-    if count is None:
-        return "-"
-    if count < 2**20:
-        return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**20:.3g} MiB" if count < 2**30 else f"{count / 2**30:.3g} GiB"
 
 
 def rate_text(entry: Entry, bound: str) -> str:
@@ -45,16 +38,15 @@ def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
         return (name, entry.contender, entry.status, "", "", "", "", entry.why)
     spread = f"{time_text(entry.low_ms)} .. {time_text(entry.high_ms)}"
     if entry.status == "wrong":
-        wrong = f"WRONG: {entry.why}"
-        return (name, entry.contender, f"({time_text(entry.median_ms)})", spread, bytes_text(entry.peak_bytes), "", "",
-                wrong)  # fmt: skip
+        median, peak = f"({time_text(entry.median_ms)})", format_bytes(entry.peak_bytes)
+        return (name, entry.contender, median, spread, peak, "", "", f"WRONG: {entry.why}")
     share = "-" if entry.of_ceiling is None else f"{entry.of_ceiling:.0%}"
     return (
         name,
         entry.contender,
         time_text(entry.median_ms),
         spread,
-        bytes_text(entry.peak_bytes),
+        format_bytes(entry.peak_bytes),
         rate_text(entry, result.bound),
         share,
         ratio_text(result, entry),
@@ -78,24 +70,26 @@ def head_lines(report: Report) -> list[str]:
     ]
 
 
-def table(report: Report, *, unserved: bool = False) -> str:
-    """For a terminal. `unserved` also lists who refused and why."""
-    lines = [*head_lines(report), ""]
-    rows: list[tuple[str, ...]] = [COLUMNS]
+def table(report: Report, *, unserved: bool = False) -> list[Block]:
+    """The results for a terminal or a pipe. `unserved` also lists who refused and why."""
+    rows: list[list[Cell]] = []
     for result in report.results:
         previous = ""
         for entry in in_order(result):
             if entry.median_ms is None and entry.status != "failed" and not unserved:
                 continue
-            cells = row(result, entry)
-            rows.append(("" if cells[0] == previous else cells[0], *cells[1:]))
-            previous = cells[0]
-    widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS) - 1)]
-    for cells in rows:
-        lines.append(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)), cells[-1]]).rstrip()
-        )
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)]) + "\n"
+            name, *cells = row(result, entry)
+            rows.append(["" if name == previous else name, *cells])
+            if entry.status in ("wrong", "failed"):
+                rows[-1][-1] = Styled(cells[-1], "red")
+            previous = name
+    spare = [COLUMNS.index(name) for name in ("spread", "of ceiling", "rate")]
+    return [
+        *head_lines(report),
+        "",
+        Table(head=COLUMNS, rows=rows, spare=spare),
+        *(f"note: {note}" for note in report.notes),
+    ]
 
 
 def markdown(report: Report) -> str:

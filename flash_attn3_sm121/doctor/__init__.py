@@ -1,1 +1,1 @@
-"""`flash-attn3 doctor`: gather facts of this machine, judge them, and say the one command that mends each fault."""
+"""`flash-attn3 doctor`: what is wrong with this machine, and the command that fixes it."""

@@ -1,4 +1,4 @@
-"""`flash-attn3 doctor`: what this machine has, what each client gets, and the one command that mends each fault."""
+"""The command line of `flash-attn3 doctor`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import sys
 from dataclasses import asdict
 
+from flash_attn3_sm121.console import Narrator, show
+from flash_attn3_sm121.doctor.diagnose import diagnose
 from flash_attn3_sm121.doctor.gather import machine
-from flash_attn3_sm121.doctor.judge import judge
-from flash_attn3_sm121.doctor.render import render
+from flash_attn3_sm121.doctor.render import report
 
-EPILOG = """It works without torch, without a GPU and with a broken library: those are what it is for.
-Exit code 0: nothing is wrong. 1: at least one fault, each with the command that mends it."""
+EPILOG = """It works without torch, without a GPU and with a broken library.
+Exit code 0: nothing is wrong. 1: there is at least one fault; each names the command that fixes it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if sys.stderr.isatty():
-        print("looking at the driver, torch, libraries and clients ...", file=sys.stderr)
+    Narrator().note("looking at the driver, torch, libraries and clients ...")
     facts = machine()
-    findings = judge(facts)
+    findings = diagnose(facts)
     if args.json:
         json.dump({"machine": asdict(facts), "findings": [asdict(f) for f in findings]}, sys.stdout, indent=1)
         print()
     else:
-        sys.stdout.write(render(facts, findings, colour=sys.stdout.isatty()))
+        show(report(facts, findings))
     return 1 if any(finding.level == "fault" for finding in findings) else 0

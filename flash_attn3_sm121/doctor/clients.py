@@ -26,13 +26,13 @@ def _module(name: str) -> Client:
             gets="ModuleNotFoundError",
             ours=False,
             problem="not importable here",
-            mend=INSTALL,
+            fix=INSTALL,
         )
     ours = "flash_attn3_sm121" in Path(spec.origin).parts
     if ours:
         return Client(name=title, gets=spec.origin, ours=True)
-    mend = f"{sys.executable} -m pip uninstall -y flash_attn_3"
-    return Client(name=title, gets=spec.origin, ours=False, problem="finds another package's module", mend=mend)
+    fix = f"{sys.executable} -m pip uninstall -y flash_attn_3"
+    return Client(name=title, gets=spec.origin, ours=False, problem="finds another package's module", fix=fix)
 
 
 def _installed(name: str) -> str | None:
@@ -53,8 +53,8 @@ def _transformers() -> Client | None:
     if answer["detects"]:
         return Client(name=title, gets='attn_implementation="flash_attention_3" works', ours=True)
     why = "it asks for a CUDA device first" if not answer["cuda"] else "it does not see the flash_attn_3 distribution"
-    mend = None if not answer["cuda"] else INSTALL
-    return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, mend=mend)
+    fix = None if not answer["cuda"] else INSTALL
+    return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, fix=fix)
 
 
 def _torch_hook() -> Client:

@@ -64,7 +64,7 @@ class Client:
     gets: str
     ours: bool
     problem: str | None = None
-    mend: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

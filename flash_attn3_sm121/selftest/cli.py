@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from flash_attn3_sm121.console import Narrator, format_seconds
 from flash_attn3_sm121.errors import UsageError, VerifyError
 from flash_attn3_sm121.selftest.cases import Case, cases
 
@@ -100,26 +101,20 @@ def run(args: argparse.Namespace) -> int:
 
     device, started, results = _device(args.device), time.monotonic(), []
     names = args.dtype or ["bf16", "fp16"]
-    live = sys.stderr.isatty()
-    with flash_attn3_sm121.use_backend(args.backend):
-        for number, (name, case) in enumerate([(n, c) for n in names for c in chosen], start=1):
-            found = check(case, device, name)
-            results += found
-            if live:
-                print(
-                    f"\r\033[K{number}/{len(names) * len(chosen)} {name} {case.name}",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
+    work = [(name, case) for name in names for case in chosen]
+    narrate = Narrator()
+    progress = narrate.progress("selftest", len(work), unit="cases")
+    with flash_attn3_sm121.use_backend(args.backend), progress:
+        for name, case in work:
+            progress.tell(f"{name} {case.name}")
+            compared = check(case, device, name)
+            results += compared
+            progress.advance()
+            for bad in (result for result in compared if not result.good):
+                narrate.note(
+                    f"WRONG {bad.dtype} {bad.case}: {bad.what} is off by {bad.error:.3g}, allowed {bad.allowed:.3g}",
+                    style="red",
                 )
-            for bad in (result for result in found if not result.good):
-                print(
-                    f"{chr(13) if live else ''}WRONG {bad.dtype} {bad.case}: {bad.what} is off by {bad.error:.3g}, "
-                    f"allowed {bad.allowed:.3g}",
-                    file=sys.stderr,
-                )
-    if live:
-        print("\r\033[K", end="", file=sys.stderr)
     return _summary(results, args, device, time.monotonic() - started)
 
 
@@ -137,7 +132,7 @@ def _summary(results: list[Result], args: argparse.Namespace, device: torch.devi
             worst = max(mine, key=lambda result: result.error / result.allowed)
             share = f"{worst.error:.2g} of {worst.allowed:.2g} allowed"
             print(f"{name}: {len(mine)} results, worst {share} ({worst.case}, {worst.what})")
-        print(f"{len(results) - len(bad)} of {len(results)} agree with fp64 on {device} in {seconds:.1f} s")
+        print(f"{len(results) - len(bad)} of {len(results)} agree with fp64 on {device} in {format_seconds(seconds)}")
     if bad:
         raise VerifyError(
             f"{len(bad)} of {len(results)} results are wrong on {device}", hint="flash-attn3 doctor  # and report this"

@@ -1,8 +1,7 @@
-"""Rounds, statistics, memory and progress, without timing anything real."""
+"""Rounds, statistics and memory, without timing anything real."""
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from flash_attn3_sm121.bench.ceiling import Ceiling, measure_ceiling
 from flash_attn3_sm121.bench.measure import Budget, inner_count, interleave, paired_ratio, stats
 from flash_attn3_sm121.bench.memory import peak_bytes, peak_from_trace
-from flash_attn3_sm121.bench.progress import Progress, clock_text
 
 CPU = torch.device("cpu")
 
@@ -111,28 +109,3 @@ def test_the_ceiling_is_measured_and_bounds() -> None:
     fixed = Ceiling(dtype="bf16", tflops=1.0, gbps=100.0)
     assert fixed.bound(1e12, 10**9) == "compute" and fixed.ideal_ms(1e12, 10**9) == pytest.approx(1000)
     assert fixed.bound(1e9, 10**9) == "memory" and fixed.ideal_ms(1e9, 10**9) == pytest.approx(10)
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
-    stream, time = io.StringIO(), [0.0]
-    progress = Progress(3, stream=stream, now=lambda: time[0])
-    progress.step("one")
-    progress.detail("not shown")
-    time[0] = 10.0
-    progress.done("1 ms")
-    progress.step("two")
-    assert stream.getvalue() == "[ 1/3] one\n        1 ms\n[ 2/3] two  (ETA 0:20)\n"
-    assert clock_text(125) == "2:05"
-
-
-def test_progress_rewrites_its_line_on_a_terminal() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    progress = Progress(1, stream=stream, now=lambda: 0.0)
-    progress.step("one")
-    progress.detail("checking sdpa")
-    progress.done("1 ms")
-    assert "\r\x1b[K[ 1/1] one: checking sdpa" in stream.getvalue() and stream.getvalue().endswith("1 ms\n")

@@ -10,6 +10,7 @@ import torch
 
 from flash_attn3_sm121.api import attend, interface
 from flash_attn3_sm121.bench import overhead, upstream
+from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import SourceError
 
 # A stand-in with the shape of the real thing: an import of the kernels, and functions that call `flash_attn_3_cuda`.
@@ -91,5 +92,5 @@ def test_text_without_upstream_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.delenv("FA3_SOURCE", raising=False)
     monkeypatch.setenv("FA3_CACHE", str(tmp_path))
     costs, why = overhead.overhead_costs()
-    text = overhead.overhead_text(costs, why)
+    text = plain(overhead.overhead_table(costs, why))
     assert "upstream's layer was not measured" in text and "flash_attn_with_kvcache, append" in text

@@ -1,4 +1,4 @@
-"""A run as JSON, text, CSV, Markdown, HTML and PNG, and two runs side by side."""
+"""A run as JSON, text, CSV, Markdown, HTML and plots, and two runs side by side."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import csv
 import dataclasses
 import io
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.bench.compare import compare, comparison_text
+from flash_attn3_sm121.bench.compare import compare, comparison
 from flash_attn3_sm121.bench.html import page
-from flash_attn3_sm121.bench.plots import lead_scale, leads
+from flash_attn3_sm121.bench.plots import lead_scale, leads, png, svg
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.text import markdown, table, to_csv
+from flash_attn3_sm121.cli import main
+from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import UsageError
 from tests.bench.samples import report
 from tests.browser import find, launch
@@ -47,11 +50,11 @@ def test_a_wrong_answer_has_no_rank_but_is_compared_with() -> None:
 
 
 def test_table() -> None:
-    text = table(report())
+    text = plain(table(report()))
     assert "10.00x, 30x less memory" in text
     assert "WRONG: out: error 3 of its size" in text and "(1 ms)" in text
     assert "RuntimeError: <boom>" in text and "left out" not in text
-    assert "left out" in table(report(), unserved=True)
+    assert "left out" in plain(table(report(), unserved=True))
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
@@ -75,7 +78,7 @@ def test_compare() -> None:
     assert by_name["won", "sdpa"].faster == pytest.approx(2) and by_name["won", "sdpa"].share_gain == pytest.approx(2)
     assert ("ragged", "dense-mask") not in by_name and remarks == []
     other = dataclasses.replace(after, results=after.results[:1], machine={"device": "Another"})
-    text = comparison_text(before, other)
+    text = plain(comparison(before, other))
     assert "ragged: only in the first" in text and "The devices differ" in text
 
 
@@ -96,22 +99,42 @@ def test_the_page_stands_alone_and_escapes() -> None:
     text = page(report())
     parser = Outside()
     parser.feed(text)
-    assert parser.fetched == [] and "@import" not in text and "url(" not in text
+    assert parser.fetched == [] and "@import" not in text and "url(" not in text.replace("url(#", "")
     assert "Imaginary &lt;GPU&gt;" in text and "<GPU>" not in text and "<boom>" not in text
     assert "10.0x" in text and "2 of 2" in text
 
 
 def test_the_page_of_a_run_without_a_single_time() -> None:
     empty = dataclasses.replace(report(), results=report().results[2:])
-    assert "Nothing was timed" in page(empty) and "No workload was timed for both" in page(empty)
+    assert "nothing was timed" in page(empty) and "no workload was timed for both" in page(empty)
 
 
-def test_png() -> None:
-    pytest.importorskip("matplotlib")
-    from flash_attn3_sm121.bench.png import picture
+def test_the_plots_are_drawn_once_for_both_forms() -> None:
+    """The SVG holds the figures as text, in the page's colours; the PNG holds bars of both contenders."""
+    text = svg(report())
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+    assert {"10.00x", "0.33x *", "2 ms, 1 MiB", "wrong (1 ms)", "won", "compute-bound", "sdpa (ours)"} <= set(words)
+    assert "nobody" not in words, "a workload that was not timed has no panel"
+    assert "var(--c-sdpa)" in text and "#0072b2" not in text and "var(--ink)" in text, "the page's theme colours it"
+    image = pytest.importorskip("matplotlib.image").imread(io.BytesIO(png(report())))
+    assert image.shape[1] == 1296 and image.shape[0] > 600
+    sdpa, dense = (tuple(int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)) for colour in ("#0072b2", "#d55e00"))
+    longest = [
+        max(int((abs(row[:, :3] - colour).max(axis=1) < 0.01).sum()) for row in image) for colour in (sdpa, dense)
+    ]
+    assert longest[0] > 100 and longest[1] > 100
 
-    data = picture(report())
-    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 10_000
+
+def test_without_matplotlib_the_page_has_its_tables_and_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = page(report())
+    assert "<svg" not in text and "flash_attn3_sm121[bench]" in text and "10.00x, 30x less memory" in text
+    saved = tmp_path / "run.json"
+    saved.write_text(report().to_json(), encoding="utf-8")
+    assert main(["bench", "--from-json", str(saved), "--png", str(tmp_path / "r.png")]) == 2
+    assert "flash_attn3_sm121[bench]" in capsys.readouterr().err and not (tmp_path / "r.png").exists()
 
 
 @pytest.mark.browser
@@ -125,19 +148,15 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             shown.open(file.as_uri())
             assert shown.evaluate("document.title") == "Attention on Imaginary <GPU>"
             assert shown.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
-            bars = "[...document.querySelectorAll('#won .bar')].map(bar => bar.getBoundingClientRect().width)"
-            sdpa, dense, naive = shown.evaluate(bars)
-            assert 0 < sdpa < dense / 5 and naive > dense  # to scale, the naive one cut off at full width
+            plot = "document.querySelector('svg.plot').getBoundingClientRect()"
+            assert shown.evaluate(f"{plot}.width") >= 700 and shown.evaluate(f"{plot}.height") > 500
+            ink = "getComputedStyle([...document.querySelectorAll('svg text')].find(t => t.textContent == 'won')).fill"
+            light_or_dark = shown.evaluate(ink)
             background = "getComputedStyle(document.body).backgroundColor"
             before = shown.evaluate(background)
             shown.click("#theme")
             assert shown.evaluate(background) != before
-            overlaps = """[...document.querySelectorAll('.row')].filter(row => {
-              const [who, svg, val] = row.children;
-              const box = element => element.getBoundingClientRect();
-              return box(who).right > box(svg).left + 1 || box(svg).right > box(val).left + 1 ||
-                val.scrollWidth > val.clientWidth + 1; }).length"""
-            assert shown.evaluate(overlaps) == 0
+            assert shown.evaluate(ink) != light_or_dark, "the plot follows the theme"
             assert shown.problems == []
 
 

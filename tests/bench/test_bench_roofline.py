@@ -6,8 +6,9 @@ import pytest
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.bench.devices import SHEETS, sheet
-from flash_attn3_sm121.bench.roofline import occupancy, predict, roofline_text
+from flash_attn3_sm121.bench.roofline import predict, roofline
 from flash_attn3_sm121.bench.workloads import CUDA
+from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import UsageError
 from tests.bench.samples import dense
 
@@ -29,21 +30,13 @@ def test_tiles_fold_the_group_for_caches() -> None:
     assert predict(dense(q_len=300, k_len=300, heads=2), GB10).tiles == 6
 
 
-def test_occupancy_by_hand() -> None:
-    # 128 threads of 255 registers: 256 * 32 * 4 = 32768 registers a block, two blocks of 65536.
-    assert occupancy(GB10, threads=128, registers=255, smem_kib=16) == (2, "registers")
-    assert occupancy(GB10, threads=128, registers=168, smem_kib=48) == (2, "shared memory")
-    assert occupancy(GB10, threads=1024, registers=32, smem_kib=1) == (1, "warps")
-
-
-def test_the_sheets_agree_with_the_arch_table() -> None:
+def test_the_sheets_name_capabilities_of_the_arch_table() -> None:
     for device in SHEETS.values():
-        row = CAPABILITIES[device.capability]
-        assert row.smem_limit <= device.smem_kib * 1024
+        assert device.capability in CAPABILITIES
 
 
 def test_text_says_that_it_is_a_prediction() -> None:
-    text = roofline_text("GB10")
+    text = plain(roofline("GB10"))
     assert "not a measurement" in " ".join(text.split()) and "decode-ragged" in text and "423 FLOP/byte" in text
     with pytest.raises(UsageError, match="no figures for 'tpu'"):
         sheet("tpu")

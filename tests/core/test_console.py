@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from ci.cache.folders import cache_root, locked, making
-from ci.console import Narrator, format_bytes, format_seconds
+from ci.console import Narrator
 from ci.index.config import default_index
+from flash_attn3_sm121.console import Styled, Table, format_bytes, format_seconds, show
 
 
 class Terminal(io.StringIO):
@@ -18,8 +20,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def run(stream: io.StringIO, seconds: float) -> str:
-    """Four advances, so many seconds apart."""
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def compile_four(stream: io.StringIO, seconds: float) -> str:
+    """What is printed by four units, so many seconds apart."""
     now = [0.0]
     narrate = Narrator(stream=stream, clock=lambda: now[0])
     with narrate.progress("compile", 4, unit="units") as progress:
@@ -29,16 +38,43 @@ def run(stream: io.StringIO, seconds: float) -> str:
     return stream.getvalue()
 
 
-def test_a_terminal_line_is_redrawn_and_ends_as_a_plain_line() -> None:
-    text = run(Terminal(), 10)
-    assert "\rcompile: 1 units of 4 units (25 %), ETA 30 s, fwd_128" in text
-    assert text.endswith("\rcompile: 4 units in 40 s\n")
+def without_escapes(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_a_terminal_shows_a_bar_that_ends_as_a_plain_line() -> None:
+    shown = compile_four(Terminal(), 10)
+    text = without_escapes(shown)
+    assert "1 of 4 units (25 %), ETA 30 s, fwd_128" in text
+    assert text.endswith("compile: 4 units in 40 s\n")
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]", text))
+
+
+def test_no_color_takes_the_colours_and_leaves_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    coloured = re.compile(r"\x1b\[[0-9;]*m")
+    assert coloured.search(compile_four(Terminal(), 10))
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = compile_four(Terminal(), 10)
+    assert "ETA 30 s" in without_escapes(plain) and not coloured.search(plain)
 
 
 def test_a_log_gets_plain_lines_and_not_too_many() -> None:
-    assert "\r" not in run(io.StringIO(), 20)
-    assert len(run(io.StringIO(), 20).splitlines()) == 5
-    assert run(io.StringIO(), 1).splitlines() == ["compile: 4 units in 4.0 s"]
+    lines = compile_four(io.StringIO(), 20).splitlines()
+    assert lines[0] == "compile: 1 of 4 units (25 %), ETA 1:00 min, fwd_128"
+    assert len(lines) == 5 and lines[-1] == "compile: 4 units in 1:20 min"
+    assert compile_four(io.StringIO(), 1).splitlines() == ["compile: 4 units in 4 s"]
+
+
+@pytest.mark.parametrize("why", ["dumb", "no rich"])
+def test_plain_lines_where_a_terminal_cannot_draw_or_rich_is_missing(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
+    else:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    assert compile_four(Terminal(), 20) == compile_four(io.StringIO(), 20)
+    stream = Terminal()
+    show(["a", WIDE], stream)
+    assert stream.getvalue() == f"a\n{WIDE}"
 
 
 def test_a_failure_is_not_reported_as_done() -> None:
@@ -55,15 +91,51 @@ def test_commands_are_printed_as_one_could_type_them() -> None:
     assert done.stdout == "a b\n"
 
 
-def test_quantities_read_well() -> None:
-    assert [format_bytes(n) for n in (999, 14.3e6, 2.5e9)] == ["1 kB", "14.3 MB", "2.50 GB"]
-    assert [format_seconds(n) for n in (0.24, 9.96, 59.7, 61, 3660)] == [
-        "0.2 s",
-        "10.0 s",
-        "1:00 min",
-        "1:01 min",
-        "1:01 h",
-    ]
+def test_a_note_is_not_wrapped_and_square_brackets_are_no_markup() -> None:
+    stream, words = Terminal(), "[bold]pip install 'x[hub]'[/bold] " * 10
+    Narrator(stream=stream).note(words)
+    assert stream.getvalue().strip() == words.strip()
+
+
+WIDE = Table(
+    head=("name", "kernels", "spread", "why"),
+    rows=[
+        ("forward", "7", "1 ms .. 2 ms and more of it", Styled("as fast as it was before, and much smaller", "green")),
+        ("backward", "12", "-", "short"),
+    ],
+    right=frozenset({1}),
+    spare=(2,),
+)
+
+
+def test_a_table_is_aligned_in_a_pipe_and_fits_a_terminal() -> None:
+    stream = io.StringIO()
+    show([WIDE], stream)
+    assert stream.getvalue().splitlines()[2] == "backward       12  -                            short"
+    terminal = Terminal()
+    show([WIDE], terminal)
+    lines = without_escapes(terminal.getvalue()).splitlines()
+    assert all(len(line) <= 80 for line in lines) and "\x1b[32m" in terminal.getvalue()
+    assert "spread" in lines[0], "it fits with the last column wrapped"
+    assert WIDE.fitting(40) == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(999, "999 B"), (1000, "0.977 KiB"), (14.3 * 2**20, "14.3 MiB"), (2.5 * 2**30, "2.5 GiB"), (3 * 2**40, "3072 GiB"),
+     (None, "-")],
+)  # fmt: skip
+def test_sizes_read_well(value: float | None, words: str) -> None:
+    assert format_bytes(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0 s"), (8.123e-4, "812 us"), (0.24, "240 ms"), (0.9999, "1 s"), (9.96, "9.96 s"), (59.97, "1:00 min"),
+     (61, "1:01 min"), (3660, "1:01 h"), (None, "-")],
+)  # fmt: skip
+def test_durations_read_well(value: float | None, words: str) -> None:
+    assert format_seconds(value) == words
 
 
 def test_where_the_cache_is() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 from collections.abc import Callable
 
 import pytest
 
-from flash_attn3_sm121.doctor.judge import judge
+from flash_attn3_sm121.console import plain, show
+from flash_attn3_sm121.doctor.diagnose import diagnose
 from flash_attn3_sm121.doctor.machine import Call, Client, Distribution, Gpu, Library, Machine, Torch
-from flash_attn3_sm121.doctor.render import render
+from flash_attn3_sm121.doctor.render import report
 
 SITE = "/venv/lib/python3.12/site-packages"
 OURS = Distribution(name="flash_attn3_sm121", version="3.0.0.post1+g3effce8.121.nanochat", location=SITE, ours=True)
@@ -121,23 +124,33 @@ HARMLESS = {"healthy-gb10", "gpu-without-a-family", "laptop"}
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_diagnosis(name: str, golden: Callable[[str, str], None]) -> None:
     machine = SITUATIONS[name]
-    findings = judge(machine)
-    golden(f"{name}.txt", render(machine, findings))
+    findings = diagnose(machine)
+    golden(f"{name}.txt", plain(report(machine, findings)))
     faults = [finding for finding in findings if finding.level == "fault"]
     assert bool(faults) is (name not in HARMLESS)
     for fault in faults:
-        assert fault.mend, f"a fault without a mend: {fault.title}"
+        assert fault.fix, f"a fault without a fix: {fault.title}"
 
 
-def test_colour_changes_nothing_but_colour() -> None:
-    findings = judge(HEALTHY)
-    coloured = render(HEALTHY, findings, colour=True)
-    for code in ("\033[32m", "\033[33m", "\033[31;1m", "\033[0m"):
-        coloured = coloured.replace(code, "")
-    assert coloured == render(HEALTHY, findings)
+def test_a_terminal_gets_the_same_words_in_colour_within_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    machine, screen = SITUATIONS["upstream-in-the-way"], Terminal()
+    blocks = report(machine, diagnose(machine))
+    show(blocks, screen)
+    assert "\x1b[1;31mFAULT" in screen.getvalue()
+    words = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert "".join(words.split()) == "".join(plain(blocks).split())
+    diagnosis = words[: words.index("Who would serve")]
+    assert all(len(line.rstrip()) <= 80 for line in diagnosis.splitlines())
 
 
 def test_a_proxy_library_is_not_called_a_wheel_without_machine_code() -> None:
     machine = dataclasses.replace(HEALTHY, libraries=(dataclasses.replace(LIBRARY, proxy=True, images=("sm_90",)),))
-    (fault,) = [found for found in judge(machine) if found.title == "no sm8x library in this install"]
+    (fault,) = [finding for finding in diagnose(machine) if finding.title == "no sm8x library in this install"]
     assert fault.level == "fault" and "found: a proxy build, for tests only" in str(fault.detail)

@@ -132,7 +132,7 @@ def test_a_python_without_torch_is_diagnosed(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     faults = [finding for finding in json.loads(done.stdout)["findings"] if finding["level"] == "fault"]
     assert any(fault["title"] == "torch is not installed" for fault in faults)
-    assert all(fault["mend"] for fault in faults)
+    assert all(fault["fix"] for fault in faults)
 
 
 @pytest.mark.slow

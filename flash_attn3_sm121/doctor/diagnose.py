@@ -1,4 +1,4 @@
-"""What is right and wrong with a machine: a pure function from facts to findings, each fault with its mend."""
+"""The diagnosis: a pure function from a machine's facts to findings. Every fault names the command that fixes it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ REBUILD = "make wheel && pip install --force-reinstall --no-deps wheels/flash_at
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the diagnosis. A fault always has a mend: the one command to type."""
+    """One line of the diagnosis. A fault always has a `fix`: the one command to type."""
 
     level: Level
     title: str
     detail: str = ""
-    mend: str | None = None
+    fix: str | None = None
 
 
-def judge(machine: Machine) -> tuple[Finding, ...]:
-    """All findings, faults first as they were found within each topic."""
+def diagnose(machine: Machine) -> tuple[Finding, ...]:
+    """All findings about a machine: installation, torch, devices, libraries, clients, canary."""
     return (
         *_install(machine),
         *_torch(machine),
@@ -44,15 +44,15 @@ def _install(machine: Machine) -> Iterator[Finding]:
             level="note",
             title="flash_attn3_sm121 runs from a folder, it is not installed",
             detail="clients that look for the flash_attn_3 distribution find it only after an install",
-            mend="pip install .",
+            fix="pip install .",
         )
     elif len(ours) > 1:
-        places = ", ".join(f"{found.version} in {found.location}" for found in ours)
+        places = ", ".join(f"{copy.version} in {copy.location}" for copy in ours)
         yield Finding(
             level="fault",
             title=f"flash_attn3_sm121 is installed {len(ours)} times",
             detail=f"{places}; the first one on sys.path wins",
-            mend=f"{machine.executable} -m pip uninstall -y flash_attn3_sm121  # then install the one you want",
+            fix=f"{machine.executable} -m pip uninstall -y flash_attn3_sm121  # then install the one you want",
         )
     else:
         yield Finding(level="ok", title=f"flash_attn3_sm121 {ours[0].version}", detail=ours[0].location)
@@ -62,7 +62,7 @@ def _install(machine: Machine) -> Iterator[Finding]:
                 level="fault",
                 title=f"another flash_attn_3 ({other.version}) is installed and hides our flash_attn_interface",
                 detail=f"{other.location}; on GPUs it was not built for it fails, or returns garbage",
-                mend=f"{machine.executable} -m pip uninstall -y flash_attn_3",
+                fix=f"{machine.executable} -m pip uninstall -y flash_attn_3",
             )
 
 
@@ -74,7 +74,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="torch is not installed" if missing else "torch does not import",
             detail="" if missing else torch.error,
-            mend=f"{machine.executable} -m pip install {'' if missing else '--force-reinstall '}'torch>=2.9'",
+            fix=f"{machine.executable} -m pip install {'' if missing else '--force-reinstall '}'torch>=2.9'",
         )
         return
     major, minor = (int(part) for part in torch.version.split(".")[:2])
@@ -83,7 +83,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title=f"torch {torch.version} is too old",
             detail="expected 2.9 or newer",
-            mend=f"{machine.executable} -m pip install --upgrade 'torch>=2.9'",
+            fix=f"{machine.executable} -m pip install --upgrade 'torch>=2.9'",
         )
     else:
         flavour = f"CUDA {torch.cuda}" if torch.cuda else ("ROCm" if torch.hip else "CPU only")
@@ -93,7 +93,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="this torch is built without CUDA, and the machine has a GPU",
             detail=f"{machine.gpus[0].name}: every call runs on the CPU fallback",
-            mend=f"{machine.executable} -m pip install --force-reinstall torch --index-url <the CUDA index that "
+            fix=f"{machine.executable} -m pip install --force-reinstall torch --index-url <the CUDA index that "
             "pytorch's install page names for your driver>",
         )
     if torch.cuda_error is not None:
@@ -101,7 +101,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="torch cannot use CUDA",
             detail=torch.cuda_error,
-            mend="nvidia-smi  # a driver that is missing or too old shows here",
+            fix="nvidia-smi  # a driver that is missing or too old shows here",
         )
 
 
@@ -122,7 +122,7 @@ def _devices(machine: Machine) -> Iterator[Finding]:
 
 
 def _torch_covers(machine: Machine, gpu: Gpu, name: str) -> Iterator[Finding]:
-    """Whether torch's own kernels run on a GPU; ours do not depend on it, everything else in a model does."""
+    """Whether torch was built for a GPU. Our kernels do not depend on it; every other layer of a model does."""
     if not machine.torch.cuda or not machine.torch.arch_list:
         return
     images = [Image.parse(text) for text in machine.torch.arch_list if text.startswith(("sm_", "compute_"))]
@@ -131,13 +131,13 @@ def _torch_covers(machine: Machine, gpu: Gpu, name: str) -> Iterator[Finding]:
             level="fault",
             title=f"this torch has no kernels for capability {name}",
             detail=f"it was built for {', '.join(machine.torch.arch_list)}: the model itself fails, with or without us",
-            mend=f"{machine.executable} -m pip install --upgrade torch  # a build whose arch list reaches {name}",
+            fix=f"{machine.executable} -m pip install --upgrade torch  # a build whose arch list reaches {name}",
         )
 
 
 def _libraries(machine: Machine) -> Iterator[Finding]:
     for error in machine.facts_errors:
-        yield Finding(level="fault", title="a library's facts cannot be read", detail=error, mend=REBUILD)
+        yield Finding(level="fault", title="a library's facts cannot be read", detail=error, fix=REBUILD)
     for library in machine.libraries:
         yield from _library(library)
         yield from _driver_serves(library, machine)
@@ -147,29 +147,29 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
         row = capability(*gpu.capability)
         if row is None or row.family.value not in present:
             continue
-        library = next(found for found in machine.libraries if found.family == row.family.value and not found.proxy)
+        library = next(lib for lib in machine.libraries if lib.family == row.family.value and not lib.proxy)
         code = [Image.parse(text) for text in (*library.images, *library.ptx)]
         if not any(image.runs_on(*gpu.capability) for image in code):
             yield Finding(
                 level="fault",
                 title=f"the {library.family} library holds no machine code for {gpu.name}",
                 detail=f"expected code for {row.name}, found {', '.join((*library.images, *library.ptx))}",
-                mend=f'make wheel ARCHS="{row.name}" && pip install --force-reinstall --no-deps wheels/*.whl',
+                fix=f'make wheel ARCHS="{row.name}" && pip install --force-reinstall --no-deps wheels/*.whl',
             )
     for family in sorted(wanted - present):
         names = " ".join(row.name for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None)
         nothing = "a proxy build, for tests only" if machine.libraries else "none (a wheel without machine code)"
-        found = ", ".join(sorted(present)) or nothing
+        held = ", ".join(sorted(present)) or nothing
         yield Finding(
             level="fault",
             title=f"no {family} library in this install",
-            detail=f"found: {found}; the fallback serves every call",
-            mend=f'make wheel ARCHS="{names}" && pip install --force-reinstall --no-deps wheels/*.whl',
+            detail=f"found: {held}; the fallback serves every call",
+            fix=f'make wheel ARCHS="{names}" && pip install --force-reinstall --no-deps wheels/*.whl',
         )
 
 
 def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
-    """A library brings its own CUDA runtime, and that wants a driver of its generation, whatever torch's wants."""
+    """A library has its own CUDA runtime linked in, which needs a driver as new as itself, whatever torch needs."""
     if machine.driver is None:
         return
     oldest = OLDEST_DRIVER.get(int(library.cuda.split(".")[0]), 0)
@@ -178,7 +178,7 @@ def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
             level="fault",
             title=f"driver {machine.driver} is too old for the {library.family} library",
             detail=f"its CUDA {library.cuda} runtime wants driver {oldest} or newer; the fallback serves every call",
-            mend="update the NVIDIA driver, or rebuild: python -m ci wheel --cuda-home <a CUDA 12.9 toolkit>",
+            fix="update the NVIDIA driver, or rebuild: python -m ci wheel --cuda-home <a CUDA 12.9 toolkit>",
         )
 
 
@@ -189,14 +189,14 @@ def _library(library: Library) -> Iterator[Finding]:
             level="fault",
             title=f"the {library.family} library does not load",
             detail=library.error,
-            mend=REBUILD,
+            fix=REBUILD,
         )
     elif not library.intact:
         yield Finding(
             level="fault",
             title=f"the {library.family} library is not the file that was built",
             detail="its sha256 differs from the one in its facts",
-            mend=REBUILD,
+            fix=REBUILD,
         )
     else:
         mark = " (PROXY: a test build, not for use)" if library.proxy else ""
@@ -209,10 +209,10 @@ def _clients(machine: Machine) -> Iterator[Finding]:
     for client in machine.clients:
         if client.problem is not None:
             yield Finding(
-                level="fault" if client.mend else "note",
+                level="fault" if client.fix else "note",
                 title=f"{client.name}: {client.problem}",
                 detail=f"gets {client.gets}",
-                mend=client.mend,
+                fix=client.fix,
             )
         else:
             yield Finding(level="ok" if client.ours else "note", title=client.name, detail=client.gets)
@@ -226,7 +226,7 @@ def _canary(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="the native kernels do not agree with the fallback on this device",
             detail=f"{machine.canary}; native is off, the fallback serves (please report this)",
-            mend="FLASH_ATTN3_BACKEND=sdpa <your command>",
+            fix="FLASH_ATTN3_BACKEND=sdpa <your command>",
         )
     else:
         yield Finding(level="ok" if machine.canary == "passed" else "note", title=f"canary {machine.canary}")
