@@ -61,11 +61,6 @@ lint-ci: $(CI_VENV)/.stamp  ## workflows against GitHub's schema and zizmor, cib
 	$(CI_BIN)/zizmor --offline --strict-collection --no-progress --quiet .github/workflows
 	$(CI_BIN)/cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers
 
-# The steps of .github/workflows/wheels.yml, smoke profile; aarch64 wheels are cross-compiled and tried under emulation.
-ci-local: venv  ## run the workflow's own steps here: build, assemble, verify, install, emulate, index
-	$(PY) -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=$(or $(ARCHS),12.1) \
-	  --cross build --cross assemble
-
 # Building needs no torch and no CUDA toolkit: a small environment of its own, made once.
 BUILD_VENV ?= .venv-build
 BUILD_PY := $(BUILD_VENV)/bin/python
@@ -74,6 +69,75 @@ $(BUILD_VENV)/.stamp: requirements-build.txt
 	@test -x $(BUILD_PY) || $(PYTHON) -m venv $(BUILD_VENV)
 	$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+# What the jobs of .github/workflows/wheels.yml run, in their order. A run's inputs reach these recipes as environment
+# variables that only the shell expands, never make: text that somebody typed into a form does not become code.
+CI_PROFILE = "$${PROFILE:-smoke}"
+CI_ARTIFACTS = "$${ARTIFACTS:-build/artifacts}"
+CI_DIST = "$${DIST:-dist}"
+CI_INDEX = "$${INDEX:-build/index}"
+USER_VENV ?= .venv-user
+KERNELS ?= 0.17.2
+
+.PHONY: ci-plan ci-launcher ci-fetch ci-build ci-launcher-stats ci-assemble ci-verify ci-install ci-native ci-emulate \
+  ci-index ci-manylinux
+
+ci-local:  ## the jobs of wheels.yml here, smoke profile: build, assemble, verify, install, emulate, index
+	@.ci/local
+
+ci-plan: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m ci matrix --profile $(CI_PROFILE) --archs "$$ARCHS"
+	if [ -n "$$GITHUB_OUTPUT" ]; then \
+	  $(BUILD_PY) -m ci matrix --profile $(CI_PROFILE) --archs "$$ARCHS" --github >> "$$GITHUB_OUTPUT"; fi
+
+ci-launcher: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r requirements-launcher.txt
+
+ci-fetch: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m ci fetch $${PLATFORM:+--platform "$$PLATFORM"}
+
+ci-build: $(BUILD_VENV)/.stamp
+	PATH="$(abspath $(BUILD_VENV))/bin:$$PATH" $(BUILD_PY) -m ci build --profile $(CI_PROFILE) \
+	  $${ARCHS:+--archs "$$ARCHS"} $${FAMILY:+--family "$$FAMILY"} $${PLATFORM:+--platform "$$PLATFORM"} \
+	  $${SHARD:+--shard "$$SHARD"} $${JOBS:+--jobs "$$JOBS"} $${LAUNCHER:+--launcher "$$LAUNCHER"} --output $(CI_ARTIFACTS)
+
+ci-launcher-stats:
+	$(BUILD_VENV)/bin/sccache --show-stats
+	$(BUILD_VENV)/bin/sccache --stop-server
+
+ci-assemble: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m ci assemble $(CI_ARTIFACTS)/* --output $(CI_DIST) --no-publish
+
+ci-verify: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m ci verify --quiet $(CI_DIST)/*.whl
+
+# An environment like a user's own: the wheel from a file, torch and kernels from the index.
+ci-install:
+	$(PYTHON) -m venv --clear $(USER_VENV)
+	$(USER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "torch==$(TORCH)" "kernels==$(KERNELS)" $(CI_DIST)/*.whl
+
+# The selftest runs in another folder, where Python finds the installed package and not this checkout.
+ci-native: $(BUILD_VENV)/.stamp
+	$(BUILD_PY) -m ci emulate --native --python $(USER_VENV)/bin/python
+	cd $(CI_DIST) && "$(abspath $(USER_VENV))/bin/flash-attn3" selftest --device cpu --dtype fp32
+
+ci-emulate: $(BUILD_VENV)/.stamp
+	set -e; for wheel in $(CI_DIST)/*.whl; do .ci/as-root $(BUILD_PY) -m ci emulate "$$wheel"; done
+
+# get_kernel serves a platform's last wheel: the fat one, where there is one. The kernel repositories share their files
+# by hard links, which an archive keeps and an upload would multiply: pages get the pip index, an archive the whole hub.
+ci-index: $(VENV)/.stamp-dev
+	rm -rf $(CI_INDEX)
+	shopt -s nullglob; $(PY) -m flash_attn3_sm121 hub publish --hub $(CI_INDEX)/hub \
+	  $(CI_DIST)/wheel-sm*/*.whl $(CI_DIST)/wheel-fat-*/*.whl
+	$(PY) -m flash_attn3_sm121 hub export --hub $(CI_INDEX)/hub $(CI_INDEX)/site
+	mkdir $(CI_INDEX)/pages
+	cp -r $(CI_INDEX)/site/simple $(CI_INDEX)/site/files $(CI_INDEX)/pages/
+	tar -cf $(CI_INDEX)/hub-site.tar -C $(CI_INDEX)/site .
+
+ci-manylinux: $(CI_VENV)/.stamp
+	$(CI_BIN)/cibuildwheel --platform linux --archs native --output-dir $(CI_DIST)
 
 plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
@@ -115,4 +179,4 @@ fresh: $(BUILD_VENV)/.stamp  ## the two commands of README.md on a bare Debian, 
 	@$(BUILD_PY) -m ci fresh $(FRESH)
 
 clean:  ## products of this folder (the content cache stays)
-	rm -rf build $(VENV) $(CI_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) $(CI_VENV) $(USER_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -25,7 +25,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "matrix": ("ci.commands.matrix", "the jobs of a workflow run: family x platform x shard, wheels, tests"),
-    "local": ("ci.local.cli", "run a workflow's own steps on this machine"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
     "prove": ("ci.prove.gb10.cli", "execute 12.1's kernels in software: races, bounds, numbers, without a GPU"),
     "gpu-test": ("ci.prove.gpu.cli", "what a wheel does on this machine's device: numbers, crashes, speed"),

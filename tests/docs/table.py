@@ -66,7 +66,7 @@ TABLE: dict[str, Deal] = {
     "make lint": Elsewhere(at=CI, says="make lint PYTHON=python"),
     "make lint-ci": Elsewhere(at=CI, says="make lint-ci PYTHON=python"),
     "make ci-local": NotRun(
-        why="both platforms' smoke wheels in copies of the tree, a quarter of an hour; tests/workflows has its runner"
+        why="both platforms' smoke wheels, a quarter of an hour; tests/workflows/test_ci_local.py runs its script"
     ),
     "python -m flash_attn3_sm121.dispatch.support --write README.md": Run(
         says="^$", before=("cp README.md before.md",), then=("cmp README.md before.md",)
@@ -138,9 +138,6 @@ TABLE: dict[str, Deal] = {
     "python -m ci": NotRun(why="names the program"),
     ".ci/run": Elsewhere(at=CI, says="run: .ci/run"),
     "pip wheel": Elsewhere(at="tests/wheel/test_wheel.py::test_pip_installs_the_pure_package", says='"wheel"'),
-    "python -m ci local .github/workflows/wheels.yml --list": Run(says=r"plan\nbuild\nassemble"),
-    "python -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=12.1 --job plan --job build "
-    "--keep /tmp/run": NotRun(why="compiles in copies of the tree; the runner is tested in tests/workflows"),
     "pre-commit install": NotRun(why="changes the clone's hooks; its hooks are run by make lint, in the same versions"),
     "python -m ci matrix --profile full": Run(says="runner hours"),
     "python -m ci build --profile full --archs 12.1 --family sm8x --platform aarch64 --shard 1/3 "
@@ -148,9 +145,7 @@ TABLE: dict[str, Deal] = {
     "python -m ci assemble build/artifacts/* --output wheels --no-publish && python -m ci verify wheels/*.whl": Run(
         says="pass", before=("rm wheels/*.whl", SMOKE_PARTS), marks=NVCC, own_cache=False
     ),
-    "pip install WHEEL kernels && python -m ci emulate --native": Elsewhere(
-        at=WHEELS, says="python -m ci emulate --native"
-    ),
+    "make ci-install ci-native": Elsewhere(at=WHEELS, says="make ci-native"),
     "python -m ci emulate WHEEL": Elsewhere(
         at="tests/prove/test_aarch64.py::test_the_wheel_installs_and_works_on_aarch64", says='"emulate"'
     ),
@@ -169,7 +164,7 @@ TABLE: dict[str, Deal] = {
     "make wheel ARCHS=12.1 PROXY=9.0": Elsewhere(
         at="tests/prove/test_families.py::test_a_proxy_wheel_is_made_and_not_published", says='"--proxy", "9.0"'
     ),
-    "python -m ci build --launcher sccache": Elsewhere(at=WHEELS, says='${LAUNCHER:+--launcher "$LAUNCHER"}'),
+    "python -m ci build --launcher sccache": Elsewhere(at="Makefile", says='$${LAUNCHER:+--launcher "$$LAUNCHER"}'),
     # docs/hub.md
     "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl": Run(says=r"my-lab/attention +revision"),
     "flash-attn3 hub list": Run(says=r"varunneal/flash-attention-3 +fa3", before=(PUBLISH,)),

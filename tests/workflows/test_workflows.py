@@ -7,28 +7,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from ci.cache.folders import cache_root, locked, making
-from ci.local.workflow import read_workflow
 from flash_attn3_sm121.arch import CAPABILITIES
+from tests.workflows.files import FILES, ROOT, steps_of
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 WRITING = {  # who may write what; everything else only reads the repository
     ("release.yml", "attest"): {"id-token", "attestations"},
     ("release.yml", "pages"): {"pages", "id-token"},
     ("release.yml", "assets"): {"contents"},
 }
 by_name = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-
-
-def _steps(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    jobs = read_workflow(path, {}).jobs
-    return [(name, step) for name, job in jobs.items() for step in job.get("steps", ())]
 
 
 @by_name
@@ -60,7 +52,7 @@ def test_permissions_are_the_least(path: Path) -> None:
 @by_name
 def test_no_expression_in_shell_text(path: Path) -> None:
     """Values reach scripts as environment variables only: text that someone else writes is never code."""
-    for job, step in _steps(path):
+    for job, step in steps_of(path):
         assert "${{" not in str(step.get("run", "")), job
         if str(step.get("uses", "")).startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False

@@ -25,7 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "wheel", type=Path, nargs="?", help="an aarch64 wheel of ours; without it the root is only prepared"
     )
     parser.add_argument(
-        "--native", action="store_true", help="no emulation: probe what is installed for this Python, on this machine"
+        "--native", action="store_true", help="no emulation: probe the wheel that is installed on this machine"
+    )
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="for --native: a Python that has it (default: this)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         if args.wheel is not None:
             raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
         # The script's own folder is on its path, not this checkout: it sees the installed package.
-        report = json.loads(run_command([sys.executable, str(Path(probe.__file__))]))
+        report = json.loads(run_command([str(args.python), str(Path(probe.__file__))]))
         return finish(report, machine=platform.machine(), as_json=args.json)
     root = prepare(cache_root(), narrate=narrate)
     if args.wheel is None:
