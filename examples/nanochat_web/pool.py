@@ -1,8 +1,4 @@
-"""Which models are in memory, and whose turn it is. Decides in one place (`_pump`), whenever anything has changed.
-
-A request takes a ticket. Tickets are served in order; one that needs a model which does not fit yet holds back those
-behind it, or a much used model would keep all others out for ever.
-"""
+"""The models in memory and the line of chats that wait for them. turns.py decides; this carries it out (`_pump`)."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from .checkout import Checkout
 from .checkpoints import Checkpoint
 from .obituary import Obituary
 from .process import Worker
+from .turns import Held, Wait, decide
 
 SWEEP = 2.0
 
@@ -50,6 +47,7 @@ class Ticket:
         self.worker: Worker | None = None  # granted: a lease on it is held
         self.death: Obituary | None = None
         self.settled = asyncio.Event()
+        self.wait: Wait | None = None  # as of the last decision
 
 
 class Pool:
@@ -60,6 +58,7 @@ class Pool:
         self.workers: dict[str, Worker] = {}
         self.leaving: set[Worker] = set()
         self.tickets: list[Ticket] = []
+        self.set_aside: Mapping[str, str] = {}
         self.served = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -98,13 +97,19 @@ class Pool:
             ticket.worker = None
 
     def status(self, ticket: Ticket) -> dict[str, Any]:
-        """What a waiting page is told."""
+        """What a waiting page is told: what the chat waits for, and how many are served before it."""
         worker = self.workers.get(ticket.checkpoint.key)
-        ahead = self.tickets.index(ticket) if ticket in self.tickets else 0
+        wait = ticket.wait
+        ahead = 0 if wait is None else wait.ahead
         if worker is not None and worker.ready is None:
             seconds = int(time.monotonic() - worker.since)
             return {"status": "loading", "stage": worker.stage, "seconds": seconds, "ahead": ahead}
-        return {"status": "queued", "ahead": ahead}
+        told = {"status": "queued", "for": "place", "model": ticket.checkpoint.tag, "ahead": ahead}
+        if wait is None or wait.reason != "room":
+            return told
+        leaving = self.workers.get(wait.on) if wait.on is not None else None
+        on = None if leaving is None else {"model": leaving.checkpoint.tag, "chats": leaving.leases}
+        return {**told, "for": "room", "on": on}
 
     def _pump(self) -> None:
         if self._closing:
@@ -113,20 +118,33 @@ class Pool:
             if worker.death is not None:
                 del self.workers[key]
                 self._fail(key, worker.death)
-        for ticket in list(self.tickets):
-            key = ticket.checkpoint.key
-            serving = self.workers.get(key)
-            if serving is None:
-                victims = self._room()
-                if victims is None:
-                    break
-                serving = self._launch(ticket.checkpoint, victims)
-            if serving.ready is not None and serving.leases < self.limits.slots:
-                self.tickets.remove(ticket)
-                serving.leases += 1
-                self.served += 1
-                ticket.worker = serving
-                ticket.settled.set()
+        line = list(self.tickets)
+        decision = decide(
+            [ticket.checkpoint.key for ticket in line],
+            {
+                key: Held(ready=worker.ready is not None, chats=worker.leases, used=worker.used)
+                for key, worker in self.workers.items()
+            },
+            self.set_aside,
+            models=self.limits.models,
+            slots=self.limits.slots,
+        )
+        self.set_aside = decision.set_aside
+        for position, ticket in enumerate(line):
+            ticket.wait = decision.waits.get(position)
+        for position in decision.start:
+            self._grant(line[position])
+        by_key = {ticket.checkpoint.key: ticket.checkpoint for ticket in line}
+        for key, victim in decision.load.items():
+            self._launch(by_key[key], None if victim is None else self.workers[victim])
+
+    def _grant(self, ticket: Ticket) -> None:
+        worker = self.workers[ticket.checkpoint.key]
+        self.tickets.remove(ticket)
+        worker.leases += 1
+        self.served += 1
+        ticket.worker = worker
+        ticket.settled.set()
 
     def _fail(self, key: str, death: Obituary) -> None:
         for ticket in [ticket for ticket in self.tickets if ticket.checkpoint.key == key]:
@@ -134,25 +152,14 @@ class Pool:
             ticket.death = death
             ticket.settled.set()
 
-    def _room(self) -> list[Worker] | None:
-        """Whom to unload for one more model; None while everybody is needed."""
-        over = len(self.workers) + 1 - self.limits.models
-        if over <= 0:
-            return []
-        wanted = {ticket.checkpoint.key for ticket in self.tickets}
-        idle = [worker for key, worker in self.workers.items() if worker.leases == 0 and key not in wanted]
-        idle.sort(key=lambda worker: worker.used)
-        return idle[:over] if len(idle) >= over else None
-
     # -- the processes
 
-    def _launch(self, checkpoint: Checkpoint, victims: list[Worker]) -> Worker:
+    def _launch(self, checkpoint: Checkpoint, victim: Worker | None) -> None:
         worker = Worker(checkpoint, silence=self.limits.silence, loading=self.limits.loading, changed=self._pump)
-        for victim in victims:
+        if victim is not None:
             self._unload(victim, f"Unloaded to make room for {checkpoint.name}")
         self.workers[checkpoint.key] = worker
         self._spawn(self._start(worker))
-        return worker
 
     async def _start(self, worker: Worker) -> None:
         # The memory of those that leave is needed first.

@@ -60,26 +60,26 @@ def test_silence_is_ended_with_a_message(world: World) -> None:
         assert server.pids() == {}
 
 
-def test_one_place_in_memory_is_given_to_whom_waits_and_the_line_is_fair(world: World) -> None:
+def test_one_place_in_memory_goes_to_whoever_waits_longest(world: World) -> None:
+    """Student 1 streams from one model, 2 asks for another, 3 for the first: this stopped a whole class once."""
     limits = ("--max-models", "1", "--slots", "1", "--queue", "2", "--idle", "1")
     with running(world, *limits) as server:
         world.gate("first", 1)
         first = server.chat("gate first", model=SFT)
         first.until(lambda event: event.get("token") == "0")
         world.gate("second", 1)
-        second = server.chat("gate second", model=SMALL)  # wants another model: all behind it wait
-        assert second.until(lambda event: "status" in event) == {"status": "queued", "ahead": 0}
+        second = server.chat("gate second", model=SMALL)
+        room = {"status": "queued", "for": "room", "model": "d4", "ahead": 0, "on": {"model": "d12", "chats": 1}}
+        assert second.until(lambda event: "status" in event) == room
         third = server.chat("echo third", model=SFT)
-        assert third.until(lambda event: "status" in event) == {"status": "queued", "ahead": 1}
+        told = third.until(lambda event: "status" in event)
+        assert told == {"status": "queued", "for": "room", "model": "d12", "ahead": 1, "on": None}
         status, headers, data = server.ask(
             "/chat/completions", {"messages": [{"role": "user", "content": "echo x"}], "model": SFT}
         )
         told = json.loads(data)
         assert status == 503 and headers["retry-after"] == "5" and told["ahead"] == 2
         assert "2 messages are waiting ahead of yours" in told["detail"]
-        # One that gives up while it waits leaves the line.
-        third.close()
-        server.wait_for(lambda: server.json("/stats")["waiting"] == 1)
         old = server.pids()[SFT]
         world.gate("first", 99)
         assert first.rest()[-1]["done"]
@@ -87,7 +87,37 @@ def test_one_place_in_memory_is_given_to_whom_waits_and_the_line_is_fair(world: 
         assert set(server.pids()) == {SMALL} and not alive(old)
         world.gate("second", 99)
         assert second.rest()[-1]["done"] and second.text == "0123456789"
+        assert third.rest()[-1]["done"] and third.text == "third"
         server.wait_for(lambda: server.pids() == {})  # --idle 1
+
+
+def test_three_models_in_two_places(world: World) -> None:
+    with running(world, "--max-models", "2", "--slots", "2", "--idle", "900") as server:
+        world.gate("busy", 1)
+        busy = [server.chat("gate busy", model=model) for model in (SFT, SFT, SMALL, SMALL)]
+        for stream in busy:
+            stream.until(lambda event: event.get("token") == "0")
+        third = server.chat("third~", model=BASE)
+        assert third.until(lambda event: "status" in event)["for"] == "room"
+        fourth = server.chat("echo fourth", model=SFT)
+        fifth = server.chat("echo fifth", model=SMALL)
+        world.gate("busy", 99)
+        for stream in (*busy, third, fourth, fifth):
+            assert stream.rest()[-1]["done"]
+
+
+def test_one_that_gives_up_while_it_waits_leaves_the_line(world: World) -> None:
+    with running(world, "--slots", "1") as server:
+        world.gate("first", 1)
+        first = server.chat("gate first", model=SFT)
+        first.until(lambda event: event.get("token") == "0")
+        second = server.chat("echo x", model=SFT)
+        told = second.until(lambda event: "status" in event)
+        assert told == {"status": "queued", "for": "place", "model": "d12", "ahead": 0}
+        second.close()
+        server.wait_for(lambda: server.json("/stats")["waiting"] == 0)
+        world.gate("first", 99)
+        assert first.rest()[-1]["done"]
 
 
 def test_two_models_are_there_at_once_where_they_may(world: World) -> None:
