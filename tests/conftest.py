@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.wheels import smoke_wheel as smoke_wheel
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +34,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, for one file of tests: it may not live beside a test that calls `asyncio.run`."""
+    pytest.importorskip("playwright")
+    from tests import browser as chromium
+
+    if chromium.find() is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with chromium.launched() as started:
+        yield started

@@ -4,8 +4,8 @@ The line is first come, first served, with one exception: a chat whose model is 
 of it that needs room for another model. So that the one ahead is not kept out for ever, one model is set aside for it:
 that model takes no new chat, and goes as soon as its last one has ended.
 
-Nobody waits for ever. The first in line has nobody ahead of it; its model is in memory and has a place once a chat ends,
-or one model is set aside for it, and every chat ends.
+Nobody waits for ever. The first in line has nobody ahead of it: its model is in memory and has a place once a chat
+ends, or one model is set aside for it, and every chat ends.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from flash_attn3_sm121.cli import main
 from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import UsageError
 from tests.bench.samples import report
-from tests.browser import find, launch
+from tests.browser import Browser, new_page, seen
 
 
 def test_json_round_trip() -> None:
@@ -138,26 +138,25 @@ def test_without_matplotlib_the_page_has_its_tables_and_names_the_extra(
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(find() is None, reason="no Chromium here (apt-get install chromium)")
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
+def test_the_page_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page(report()), encoding="utf-8")
-    with launch() as browser:
-        for width, dark in ((1200, False), (390, True)):
-            shown = browser.page(width=width, height=844, dark=dark)
-            shown.open(file.as_uri())
-            assert shown.evaluate("document.title") == "Attention on Imaginary <GPU>"
-            assert shown.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
-            plot = "document.querySelector('svg.plot').getBoundingClientRect()"
-            assert shown.evaluate(f"{plot}.width") >= 700 and shown.evaluate(f"{plot}.height") > 500
-            ink = "getComputedStyle([...document.querySelectorAll('svg text')].find(t => t.textContent == 'won')).fill"
-            light_or_dark = shown.evaluate(ink)
-            background = "getComputedStyle(document.body).backgroundColor"
-            before = shown.evaluate(background)
-            shown.click("#theme")
-            assert shown.evaluate(background) != before
-            assert shown.evaluate(ink) != light_or_dark, "the plot follows the theme"
-            assert shown.problems == []
+    for width, dark in ((1200, False), (390, True)):
+        shown = new_page(browser, width=width, height=844, dark=dark)
+        shown.goto(file.as_uri())
+        assert shown.evaluate("document.title") == "Attention on Imaginary <GPU>"
+        assert shown.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+        plot = "document.querySelector('svg.plot').getBoundingClientRect()"
+        assert shown.evaluate(f"{plot}.width") >= 700 and shown.evaluate(f"{plot}.height") > 500
+        ink = "getComputedStyle([...document.querySelectorAll('svg text')].find(t => t.textContent == 'won')).fill"
+        light_or_dark = shown.evaluate(ink)
+        background = "getComputedStyle(document.body).backgroundColor"
+        before = shown.evaluate(background)
+        shown.click("#theme")
+        assert shown.evaluate(background) != before
+        assert shown.evaluate(ink) != light_or_dark, "the plot follows the theme"
+        assert seen(shown).problems == []
+        shown.context.close()
 
 
 def test_the_axis_of_leads_holds_one_and_wastes_nothing() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import browser as chromium
-from tests.browser import Browser, Page
+from tests.browser import Browser, Page, seen
 from tests.nanochat_web.harness import Server, World, running
 from tests.nanochat_web.pages import SCREENS, opened_page
 
@@ -35,17 +34,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium.launch() as started:
-        yield started
-
-
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     """A page of its own; at the end nothing was red in its console, and nobody else was asked for anything."""
     opened = opened_page(browser, server, **SCREENS["light"])
     yield opened
-    assert opened.problems == []
-    assert {url.split("/")[2] for url in opened.requests if url.startswith("http")} == {f"127.0.0.1:{server.port}"}
+    assert seen(opened).problems == []
+    assert {url.split("/")[2] for url in seen(opened).requests if url.startswith("http")} == {
+        f"127.0.0.1:{server.port}"
+    }
     opened.close()

@@ -6,16 +6,11 @@ import json
 
 import pytest
 
-from tests import browser as chromium
-from tests.browser import Browser, Page
-from tests.hub_server.test_page import CONTRAST, NAMELESS
+from tests.browser import CONTRAST, NAMELESS, Browser, Page, seen, until
 from tests.nanochat_web.harness import Server
-from tests.nanochat_web.pages import SCREENS, answered, opened_page, press, shot, write
+from tests.nanochat_web.pages import SCREENS, answered, opened_page, shot, write
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(chromium.find() is None, reason="Chromium is not installed: apt-get install chromium"),
-]
+pytestmark = pytest.mark.browser
 HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>
 
 [click](javascript:window.hacked=3) [data](data:text/html,<script>window.hacked=4</script>) [odd]( JaVaScRiPt:alert(1))
@@ -140,7 +135,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
 
     check("empty")
     page.click("#model")
-    page.wait_for("document.querySelector('#models').open")
+    until(page, "document.querySelector('#models').open")
     check("models")
     page.click("#models-close")
     write(page, "echo A **long** word: " + "x" * 90 + " and `code`.")
@@ -152,12 +147,12 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
     if page.evaluate("getComputedStyle(document.querySelector('#menu')).display") != "none":
         assert page.evaluate("document.querySelector('#side').inert")
         page.click("#menu")
-        page.wait_for("document.querySelector('#side').getBoundingClientRect().left === 0")
+        until(page, "document.querySelector('#side').getBoundingClientRect().left === 0")
         check("drawer")
-        press(page, "Escape", 27)
-        page.wait_for("document.querySelector('#side').inert")
+        page.keyboard.press("Escape")
+        until(page, "document.querySelector('#side').inert")
     page.evaluate("location.hash = '#/evaluate'")
-    page.wait_for("!!document.querySelector('.task')")
+    until(page, "!!document.querySelector('.task')")
     check("evaluate")
-    assert page.problems == []
-    page.close()
+    assert seen(page).problems == []
+    page.context.close()

@@ -6,22 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests import browser as chromium
-from tests.browser import Browser, Page
+from tests.browser import Browser, Page, new_page, seen, until
 from tests.nanochat_web.harness import Server, World, running
-from tests.nanochat_web.pages import SCREENS, answered, opened_page, press, shot, write
+from tests.nanochat_web.pages import SCREENS, answered, opened_page, shot, write
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(chromium.find() is None, reason="Chromium is not installed: apt-get install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 def test_choosing_a_model(page: Page) -> None:
     assert "d12 · Fine-tuned" in page.evaluate("document.querySelector('#model').innerText")
     assert "step 2,000 · loss 1.649" in page.evaluate("document.querySelector('#model').innerText")
     page.click("#model")
-    page.wait_for("document.querySelector('#models').open")
+    until(page, "document.querySelector('#models').open")
     cards = page.evaluate("[...document.querySelectorAll('.model-card')].map(card => card.innerText)")
     assert len(cards) == 4
     assert all(word in cards[0] for word in ("d12", "2,000", "validation loss", "1.649", "123 kB", "just now"))
@@ -29,7 +25,7 @@ def test_choosing_a_model(page: Page) -> None:
     assert "meta_000400.json is not JSON" in broken
     assert page.evaluate("document.querySelector('.broken').tagName") == "DIV"
     page.click("[data-model='base/d12/5500']")
-    page.wait_for("!document.querySelector('#models').open")
+    until(page, "!document.querySelector('#models').open")
     assert "Base" in page.evaluate("document.querySelector('#model').innerText")
     assert page.evaluate("document.activeElement.id") == "message"
     assert "The capital of France is" in page.evaluate("document.querySelector('.prompts').innerText")
@@ -40,15 +36,15 @@ def test_choosing_a_model(page: Page) -> None:
 def test_tokens_appear_one_by_one_and_stop_stops(page: Page, server: Server) -> None:
     server.world.gate("page", 0)
     write(page, "gate page")
-    page.wait_for("document.querySelector('.waiting')?.innerText.includes('Reading your message')")
+    until(page, "document.querySelector('.waiting')?.innerText.includes('Reading your message')")
     top = page.evaluate("document.querySelector('.assistant').getBoundingClientRect().top")
     for count in range(1, 5):
         server.world.gate("page", count)
-        page.wait_for(f"document.querySelector('.assistant .body').innerText.trim() === '{'0123456789'[:count]}'")
+        until(page, f"document.querySelector('.assistant .body').innerText.trim() === '{'0123456789'[:count]}'")
         assert page.evaluate("document.querySelector('#send').textContent") == "Stop"
         # What is above does not move while the text grows.
         assert page.evaluate("document.querySelector('.assistant').getBoundingClientRect().top") == top
-    press(page, "Escape", 27)
+    page.keyboard.press("Escape")
     assert answered(page) == "0123"
     assert page.evaluate("document.querySelector('.assistant .note').innerText") == "Stopped."
     assert page.evaluate("document.querySelector('#send').textContent") == "Send"
@@ -70,21 +66,21 @@ def test_the_line_that_says_who_serves_unfolds_and_stays(browser: Browser, share
     page.click("#serving summary")
     assert "nanochat.gpt.flash_attn in nanochat is the module of flash_attn3_sm121" in page.evaluate(line)
     shot(page, "serving")
-    page.open(shared.url)
-    page.wait_for(f"{line}.includes('FlashAttention-3 is served')")
-    assert page.problems == []
-    page.close()
+    page.goto(shared.url)
+    until(page, f"{line}.includes('FlashAttention-3 is served')")
+    assert seen(page).problems == []
+    page.context.close()
 
 
 def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server: Server) -> None:
     write(page, "echo the **first** one")
     assert answered(page) == "the first one"
-    page.open(server.url)
-    page.wait_for("document.querySelectorAll('.message').length === 2")
+    page.goto(server.url)
+    until(page, "document.querySelectorAll('.message').length === 2")
     assert answered(page) == "the first one"
     assert page.evaluate("document.querySelector('.assistant strong').innerText") == "first"
     page.click("#new")
-    page.wait_for("!!document.querySelector('.empty')")
+    until(page, "!!document.querySelector('.empty')")
     write(page, "echo another")
     answered(page)
     titles = "[...document.querySelectorAll('#conversations .open')].map(one => one.innerText)"
@@ -94,31 +90,31 @@ def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server
     assert page.evaluate("document.title") == "echo the **first** one · nanochat"
     # The little menu folds up by itself; then renamed, with the keyboard; then deleted.
     page.click("#conversations li:nth-child(2) summary")
-    page.wait_for("document.querySelectorAll('.more[open]').length === 1")
-    press(page, "Escape", 27)
+    until(page, "document.querySelectorAll('.more[open]').length === 1")
+    page.keyboard.press("Escape")
     assert page.evaluate("document.querySelectorAll('.more[open]').length") == 0
     page.click("#conversations li:nth-child(1) summary")
-    page.wait_for("document.querySelectorAll('.more[open]').length === 1")
+    until(page, "document.querySelectorAll('.more[open]').length === 1")
     page.click(".assistant .who")
     assert page.evaluate("document.querySelectorAll('.more[open]').length") == 0
     page.click("#conversations li:nth-child(2) summary")
     page.click("#conversations li:nth-child(2) .more-panel button")
-    page.type("My own name")
-    press(page, "Enter", 13)
+    page.keyboard.insert_text("My own name")
+    page.keyboard.press("Enter")
     assert page.evaluate(titles) == ["echo another", "My own name"]
     page.click("#conversations li:nth-child(2) summary")
     page.click("#conversations li:nth-child(2) .danger")
-    page.wait_for("!!document.querySelector('.empty')")
-    page.open(server.url)
-    page.wait_for("document.querySelectorAll('#conversations .open').length === 1")
+    until(page, "!!document.querySelector('.empty')")
+    page.goto(server.url)
+    until(page, "document.querySelectorAll('#conversations .open').length === 1")
 
 
 def test_a_page_that_is_closed_in_the_middle_says_so_afterwards(page: Page, server: Server) -> None:
     server.world.gate("reload", 2)
     write(page, "gate reload")
-    page.wait_for("document.querySelector('.assistant .body')?.innerText.trim() === '01'")
-    page.open(server.url)
-    page.wait_for("document.querySelector('.assistant .note')?.innerText.includes('Cut off')")
+    until(page, "document.querySelector('.assistant .body')?.innerText.trim() === '01'")
+    page.goto(server.url)
+    until(page, "document.querySelector('.assistant .note')?.innerText.includes('Cut off')")
     assert page.evaluate("document.querySelector('.assistant .body').innerText.trim()") == "01"
     server.world.gate("reload", 99)
     server.wait_for(lambda: server.chats() == 0)
@@ -127,19 +123,19 @@ def test_a_page_that_is_closed_in_the_middle_says_so_afterwards(page: Page, serv
 def test_two_conversations_at_once_in_one_page(page: Page, server: Server) -> None:
     server.world.gate("left", 1)
     write(page, "gate left")
-    page.wait_for("document.querySelector('.assistant .body')?.innerText.trim() === '0'")
+    until(page, "document.querySelector('.assistant .body')?.innerText.trim() === '0'")
     page.click("#new")
-    page.wait_for("!!document.querySelector('.empty')")
+    until(page, "!!document.querySelector('.empty')")
     assert page.evaluate("!!document.querySelector('#conversations .dot')")
     server.world.gate("left", 99)
-    page.wait_for("!document.querySelector('#conversations .dot')")
+    until(page, "!document.querySelector('#conversations .dot')")
     page.click("#conversations .open")
     assert answered(page) == "0123456789"
 
 
 def test_a_dead_model_is_told_with_its_last_words_and_may_be_tried_again(page: Page, server: Server) -> None:
     write(page, "die")
-    page.wait_for("!!document.querySelector('.trouble')")
+    until(page, "!!document.querySelector('.trouble')")
     told = page.evaluate("document.querySelector('.trouble').innerText")
     assert "ended with exit code 7 while answering" in told and "flash-attn3 doctor" in told
     assert page.evaluate("document.querySelector('.trouble code').innerText") == "flash-attn3 doctor"
@@ -148,7 +144,7 @@ def test_a_dead_model_is_told_with_its_last_words_and_may_be_tried_again(page: P
     assert page.evaluate("document.querySelector('.trouble').getAttribute('role')") == "alert"
     shot(page, "error")
     page.click(".again")
-    page.wait_for("document.querySelectorAll('.message').length === 2 && !!document.querySelector('.trouble')")
+    until(page, "document.querySelectorAll('.message').length === 2 && !!document.querySelector('.trouble')")
     write(page, "echo alive")
     assert answered(page, 2) == "alive"
 
@@ -159,23 +155,23 @@ def test_the_reader_is_not_dragged_along(page: Page, server: Server) -> None:
         answered(page, number)
     server.world.gate("drag", 1)
     write(page, "gate drag")
-    page.wait_for("[...document.querySelectorAll('.assistant .body')].at(-1).innerText.trim() === '0'")
+    until(page, "[...document.querySelectorAll('.assistant .body')].at(-1).innerText.trim() === '0'")
     at_end = "(box => box.scrollHeight - box.scrollTop - box.clientHeight < 2)(document.querySelector('#scroll'))"
     assert page.evaluate(at_end)
     page.evaluate("document.querySelector('#scroll').scrollTop = 100")
-    page.wait_for("!document.querySelector('#latest').hidden")
+    until(page, "!document.querySelector('#latest').hidden")
     server.world.gate("drag", 99)
-    page.wait_for("!document.querySelector('.streaming')")
+    until(page, "!document.querySelector('.streaming')")
     assert page.evaluate("document.querySelector('#scroll').scrollTop") == 100
     page.click("#latest")
-    page.wait_for(at_end)
+    until(page, at_end)
 
 
 def test_shift_enter_begins_a_line_and_settings_travel(page: Page) -> None:
     page.click("#message")
-    page.type("echo one")
-    press(page, "Enter", 13, shift=True)
-    page.type("two")
+    page.keyboard.insert_text("echo one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.insert_text("two")
     assert page.evaluate("document.querySelector('#message').value") == "echo one\ntwo"
     page.click("#settings summary")
     for field, value in (("#temperature", "0"), ("#max-tokens", "6")):
@@ -184,7 +180,7 @@ def test_shift_enter_begins_a_line_and_settings_travel(page: Page) -> None:
             f"(document.querySelector('{field}'))"
         )
     assert page.evaluate("document.querySelector('#temperature-shown').value") == "0.0"
-    press(page, "Escape", 27)
+    page.keyboard.press("Escape")
     page.click("#send")
     assert answered(page) == "one\ntw"
     assert "longest answer" in page.evaluate("document.querySelector('.assistant .note').innerText")
@@ -194,7 +190,7 @@ def test_shift_enter_begins_a_line_and_settings_travel(page: Page) -> None:
 def test_an_evaluation_on_the_page(page: Page, server: Server) -> None:
     server.world.gate("GSM8K", 0)
     page.click("#to-evaluate")
-    page.wait_for("document.querySelectorAll('.task').length === 6")
+    until(page, "document.querySelectorAll('.task').length === 6")
     assert page.evaluate("[...document.querySelectorAll('.task input:disabled')].map(one => one.value)") == [
         "ARC-Challenge",
         "HumanEval",
@@ -202,41 +198,41 @@ def test_an_evaluation_on_the_page(page: Page, server: Server) -> None:
     ]
     page.click("input[value=GSM8K]")
     page.click("#limit")
-    page.type("4")
+    page.keyboard.insert_text("4")
     page.click("#start")
     card = "document.querySelector('.run')?.innerText"
-    page.wait_for(f"{card}?.includes('Running')")
+    until(page, f"{card}?.includes('Running')")
     server.world.gate("GSM8K", 2)
-    page.wait_for(f"{card}.includes('2 of 4 · 1 right so far')")
+    until(page, f"{card}.includes('2 of 4 · 1 right so far')")
     assert page.evaluate("document.querySelector('.run progress').position") == 0.5
     shot(page, "running")
     server.world.gate("GSM8K", 4)
-    page.wait_for(f"{card}.includes('50.00 % · 2 of 4 right')")
+    until(page, f"{card}.includes('50.00 % · 2 of 4 right')")
     page.click(".run summary")
-    page.wait_for("document.querySelector('.run pre').innerText.includes('Final: 2/4')")
+    until(page, "document.querySelector('.run pre').innerText.includes('Final: 2/4')")
     shot(page, "done")
-    page.open(server.url)
-    page.wait_for("!!document.querySelector('.empty')")
+    page.goto(server.url)
+    until(page, "!!document.querySelector('.empty')")
     page.click("#to-evaluate")
-    page.wait_for(f"{card}?.includes('50.00 %')")
+    until(page, f"{card}?.includes('50.00 %')")
     page.click(".run button[data-name=Delete]")
-    page.wait_for("!document.querySelector('.run') && document.querySelector('#runs').innerText.includes('None yet')")
+    until(page, "!document.querySelector('.run') && document.querySelector('#runs').innerText.includes('None yet')")
 
 
 def test_a_server_that_is_gone_and_one_with_an_access_word(browser: Browser, world: World) -> None:
     with running(world, env={"NANOCHAT_WEB_TOKEN": "sesame"}) as server:
-        page = browser.page()
-        page.open(server.url.partition("#")[0])
-        page.wait_for("document.querySelector('.notice')?.innerText.includes('access word')")
-        page.open("about:blank")  # where only the part behind the # differs, nothing would be loaded
-        page.open(server.url)
-        page.wait_for("!!document.querySelector('.empty')")
+        page = new_page(browser)
+        page.goto(server.url.partition("#")[0])
+        until(page, "document.querySelector('.notice')?.innerText.includes('access word')")
+        page.goto("about:blank")  # where only the part behind the # differs, nothing would be loaded
+        page.goto(server.url)
+        until(page, "!!document.querySelector('.empty')")
         assert page.evaluate("location.hash") == ""
         write(page, "echo in")
         assert answered(page) == "in"
     write(page, "echo out")
-    page.wait_for("document.querySelector('.trouble')?.innerText.includes('cannot be reached')")
-    page.close()
+    until(page, "document.querySelector('.trouble')?.innerText.includes('cannot be reached')")
+    page.context.close()
 
 
 def test_no_models_yet(browser: Browser, tmp_path: Path) -> None:
@@ -245,5 +241,5 @@ def test_no_models_yet(browser: Browser, tmp_path: Path) -> None:
         page = opened_page(browser, server, **SCREENS["light"])
         told = page.evaluate("document.querySelector('.notice').innerText")
         assert "No models yet" in told and str(world.base / "chatsft_checkpoints") in told
-        assert page.problems == []
-        page.close()
+        assert seen(page).problems == []
+        page.context.close()

@@ -1,4 +1,4 @@
-"""The line of waiting chats: nobody waits for ever, whatever comes, goes, dies and is unloaded; and what a page is told."""
+"""The line of waiting chats: nobody waits for ever, whatever comes, goes and dies; and what a page is told."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ class Machine:
             key: Held(ready=one.ready_at <= self.now, chats=len(one.ends), used=one.used)
             for key, one in self.memory.items()
         }
-        return decide(
-            [chat.model for chat in self.line], memory, self.set_aside, models=self.models, slots=self.slots
-        )
+        return decide([chat.model for chat in self.line], memory, self.set_aside, models=self.models, slots=self.slots)
 
     def act(self) -> None:
         for _ in range(2):  # a change brings another decision; the second must find nothing undone that it can do
