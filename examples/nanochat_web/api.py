@@ -17,7 +17,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from . import chat
-from .chat import ChatBody, Exchange
+from .answers import Answer, Answers
+from .catalog import Catalog
+from .chat import ChatBody
 from .checkout import Checkout
 from .checkpoints import Checkpoint
 from .evaluations import Evaluations, Refused
@@ -79,13 +81,14 @@ class State:
     """What the routes share."""
 
     checkout: Checkout
+    catalog: Catalog
     pool: Pool
     evaluations: Evaluations
-    exchanges: dict[str, Exchange]
+    answers: Answers
 
     def checkpoint(self, key: str | None) -> Checkpoint:
         """By its key; the one to talk to first where none is named."""
-        found = self.checkout.checkpoints()
+        found = self.catalog.checkpoints()
         if not found:
             raise HTTPException(404, f"no checkpoint was found below {self.checkout.base}: train a model first")
         if key is None:
@@ -106,14 +109,11 @@ class State:
             raise HTTPException(404, f"there is no evaluation {name!r} (any more)")
         return run
 
-    async def stream(self, exchange: Exchange) -> AsyncGenerator[dict[str, Any], None]:
-        self.exchanges[exchange.name] = exchange
-        try:
-            async with contextlib.aclosing(exchange.events()) as events:
-                async for event in events:
-                    yield event
-        finally:
-            del self.exchanges[exchange.name]
+    def answer(self, name: str) -> Answer:
+        answer = self.answers.by_name.get(name)
+        if answer is None:
+            raise HTTPException(404, "the server does not have this answer (any more)")
+        return answer
 
 
 def run_json(run: Run) -> dict[str, Any]:
@@ -121,13 +121,15 @@ def run_json(run: Run) -> dict[str, Any]:
     return {**{name: getattr(run, name) for name in fields}, "progress": run.progress.to_json()}
 
 
-def build(checkout: Checkout, limits: Limits, store: Store, *, device: str | None = None) -> FastAPI:
+def build(catalog: Catalog, limits: Limits, store: Store, *, device: str | None = None) -> FastAPI:
     """The application, and `app.state.pool` for those who end it. The store must be held."""
+    checkout = catalog.checkout
     state = State(
         checkout=checkout,
+        catalog=catalog,
         pool=Pool(checkout, limits, device=device),
         evaluations=Evaluations(checkout, store, device=device),
-        exchanges={},
+        answers=Answers(),
     )
 
     @contextlib.asynccontextmanager
@@ -140,6 +142,7 @@ def build(checkout: Checkout, limits: Limits, store: Store, *, device: str | Non
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await state.pool.close()
+            await state.answers.close()
 
     # Its own documentation pages load scripts from a CDN.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -171,6 +174,8 @@ def _chat(app: FastAPI, state: State) -> None:
         wrong = chat.judge(body)
         if wrong is not None:
             raise HTTPException(400, wrong)
+        if body.id in state.answers.by_name:
+            raise HTTPException(409, f"there is an answer {body.id!r} already")
         checkpoint = await asyncio.to_thread(state.checkpoint, body.model)
         try:
             ticket = pool.queue_up(checkpoint)
@@ -178,18 +183,25 @@ def _chat(app: FastAPI, state: State) -> None:
             return JSONResponse(
                 {"detail": str(busy), "ahead": busy.ahead}, 503, headers={"retry-after": str(RETRY_AFTER)}
             )
-        return Events(state.stream(Exchange(pool, ticket, chat.order(body))))
+        answer = Answer(pool, ticket, chat.order(body), name=body.id, keep=body.keep)
+        state.answers.start(answer)
+        return Events(answer.read())
+
+    @app.get("/chat/answers/{name}")
+    async def answer(name: str) -> Response:
+        return Events(state.answer(name).read())
 
     @app.post("/stop")
     async def stop(body: StopBody) -> dict[str, bool]:
-        exchange = state.exchanges.get(body.id)
-        if exchange is not None:
-            exchange.stop()
-        return {"stopped": exchange is not None}
+        answer = state.answers.by_name.get(body.id)
+        if answer is None or answer.over is not None:
+            return {"stopped": False}
+        answer.stop()
+        return {"stopped": True}
 
     @app.get("/models")
     async def models() -> dict[str, Any]:
-        found = await asyncio.to_thread(state.checkout.checkpoints)
+        found = await asyncio.to_thread(state.catalog.checkpoints)
         loaded = {worker.checkpoint.key: worker for worker in pool.workers.values()}
         listed = []
         for checkpoint in found:
@@ -200,7 +212,9 @@ def _chat(app: FastAPI, state: State) -> None:
                     **checkpoint.to_json(),
                     "state": None if worker is None else "ready" if ready else "loading",
                     "parameters": ready["parameters"] if ready else None,
-                    "serving": line(ready["attention"], ready["device"]).to_json() if ready else None,
+                    "serving": line(ready["attention"], ready["device"], ready["decoding"]).to_json()
+                    if ready
+                    else None,
                 }
             )
         usable = [checkpoint.key for checkpoint in found if checkpoint.problem is None]
@@ -219,7 +233,7 @@ def _chat(app: FastAPI, state: State) -> None:
 
     @app.get("/stats")
     async def stats() -> dict[str, Any]:
-        return {**pool.describe(), "streams": len(state.exchanges)}
+        return {**pool.describe(), "streams": state.answers.under_way()}
 
 
 def _evaluations(app: FastAPI, state: State) -> None:

@@ -14,7 +14,8 @@ from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig
 from flash_attn3_sm121.hub.run import environment
 
-from .checkpoints import Checkpoint, Layout, discover, looked_at
+from .checkpoints import Checkpoint, discover, looked_at
+from .nanochat_code import Code, read_code
 
 WORKER = Path(__file__).absolute().with_name("worker.py")
 CLONE = "git clone https://github.com/karpathy/nanochat && cd nanochat && uv sync --extra gpu"
@@ -49,14 +50,21 @@ class Checkout:
     python: Path
     base: Path
     experiments: Path
-    layout: Layout
+    code: Code
     facts: PythonFacts
 
-    def checkpoints(self) -> tuple[Checkpoint, ...]:
-        return discover(self.base, self.experiments, self.layout)
+    def found(self) -> tuple[Checkpoint, ...]:
+        """Every checkpoint on disk. catalog.py says which can be loaded."""
+        return discover(self.base, self.experiments, self.code.layout)
 
     def looked_at(self) -> tuple[Path, ...]:
-        return looked_at(self.base, self.experiments, self.layout)
+        return looked_at(self.base, self.experiments, self.code.layout)
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Path:
+        """The folder of the tokenizer that nanochat takes for this checkpoint."""
+        if checkpoint.experiment is None:
+            return self.base / "tokenizer"
+        return self.experiments / checkpoint.experiment / "tokenizer"
 
     def environment(self, checkpoint: Checkpoint, environ: Mapping[str, str]) -> dict[str, str]:
         """What `flash-attn3 run` gives a command, and what nanochat needs to find this checkpoint."""
@@ -67,13 +75,14 @@ class Checkout:
             env.update(NANOCHAT_EXPERIMENT=checkpoint.experiment, NANOCHAT_EXPERIMENTS_DIR=str(self.experiments))
         return env
 
-    def worker_command(self, checkpoint: Checkpoint, device: str | None) -> tuple[str, ...]:
+    def worker_command(self, checkpoint: Checkpoint, device: str | None, decode: str = "batch") -> tuple[str, ...]:
         return (
             str(self.python),
             str(WORKER),
             *("--source", checkpoint.source.name, "--tag", checkpoint.tag, "--step", str(checkpoint.step)),
             *("--style", checkpoint.source.style),
             *(("--device", device) if device else ()),
+            *(("--decode", decode) if decode != "batch" else ()),
         )
 
 
@@ -106,9 +115,9 @@ def python_facts(python: Path) -> PythonFacts:
     )
 
 
-def _base(environ: Mapping[str, str]) -> Path:
-    given = environ.get("NANOCHAT_BASE_DIR")
-    return Path(given) if given else Path(environ.get("HOME") or Path.home()) / ".cache" / "nanochat"
+def _folder(given: str | None, default: Path) -> Path:
+    """Absolute, and `~` followed: the model processes run in another folder than this one."""
+    return Path(given).expanduser().absolute() if given else default
 
 
 def open_checkout(root: Path, python: Path | None, environ: Mapping[str, str] = os.environ) -> Checkout:
@@ -121,11 +130,12 @@ def open_checkout(root: Path, python: Path | None, environ: Mapping[str, str] = 
         raise UsageError(
             f"--nanochat {root} is no nanochat checkout: expected {engine}", hint="give the folder that git cloned"
         )
-    classic = (root / "nanochat" / "checkpoint_manager.py").is_file()
-    if not classic and not (root / "harness" / "checkpoint.py").is_file():
+    code = read_code(root)
+    if code is None:
         raise UsageError(
-            f"--nanochat {root}: found neither nanochat/checkpoint_manager.py nor harness/checkpoint.py, "
-            "one of which loads models in every nanochat that this page knows"
+            f"--nanochat {root} keeps its checkpoints in a way that this page does not know: neither a table of "
+            "*_checkpoints in nanochat/checkpoint_manager.py nor get_experiment_dir in nanochat/common.py",
+            hint=f"git -C {shlex.quote(str(root))} checkout master   (a branch may be ahead of this page)",
         )
     # Not resolved: a virtual environment's python is a link, and only by its own path does it find its packages.
     chosen = (python.expanduser() if python else root / ".venv" / "bin" / "python").absolute()
@@ -142,13 +152,13 @@ def open_checkout(root: Path, python: Path | None, environ: Mapping[str, str] = 
             f"{chosen} has no torch, so nanochat cannot run there",
             hint=f"cd {shlex.quote(str(root))} && uv sync --extra gpu   (or name another one: --python FILE)",
         )
-    base = _base(environ)
-    experiments = environ.get("NANOCHAT_EXPERIMENTS_DIR")
+    home = Path(environ.get("HOME") or Path.home())
+    base = _folder(environ.get("NANOCHAT_BASE_DIR"), home / ".cache" / "nanochat")
     return Checkout(
         root=root,
         python=chosen,
         base=base,
-        experiments=Path(experiments) if experiments else base / "experiments",
-        layout="classic" if classic else "experiments",
+        experiments=_folder(environ.get("NANOCHAT_EXPERIMENTS_DIR"), base / "experiments"),
+        code=code,
         facts=facts,
     )

@@ -1,6 +1,6 @@
-"""The checkpoints of nanochat, found the way nanochat stores them. Only names and meta files are read.
+"""The checkpoints of nanochat, found the way nanochat stores them. Only names and meta files are read here.
 
-Two layouts exist. Through 2026's spring: <base>/<source>_checkpoints/<tag>/model_<step>.pt. After that:
+Two layouts exist: <base>/<source>_checkpoints/<tag>/model_<step>.pt, and on a branch of July 2026
 <base>/experiments/<name>/<tag>/<source>/model_<step>.pt. Both may be there at once; a checkout reads only its own.
 """
 
@@ -10,11 +10,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Layout = Literal["classic", "experiments"]
+from .nanochat_code import Layout
+
 Style = Literal["chat", "text"]
 
 
@@ -61,7 +62,6 @@ SOURCES: tuple[Source, ...] = (
         about="continues a text, and was never taught to answer",
     ),
 )
-EXPERIMENT_SOURCES = ("chat", "base")
 # Keys of the meta file that hold a validation result, best first, with what they are called on the page.
 METRICS = (("val_loss", "validation loss"), ("val_bpb", "validation bits per byte"))
 _MODEL_FILE = re.compile(r"model_(\d+)\.pt")
@@ -69,8 +69,19 @@ _DEPTH = re.compile(r"d(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why a checkpoint cannot be loaded: the cause, and the next step to take."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One step of one model. `problem` says why it cannot be loaded, where that is plain to see."""
+    """One step of one model. `problem` says why it cannot be loaded; `config` is of its meta file."""
 
     source: Source
     tag: str
@@ -82,7 +93,9 @@ class Checkpoint:
     layers: int | None = None
     width: int | None = None
     context: int | None = None
-    problem: str | None = None
+    problem: Problem | None = None
+    file: Path = Path()
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -111,7 +124,7 @@ class Checkpoint:
             "layers": self.layers,
             "width": self.width,
             "context": self.context,
-            "problem": self.problem,
+            "problem": None if self.problem is None else {"what": self.problem.what, "remedy": self.problem.remedy},
         }
 
 
@@ -148,25 +161,28 @@ def shelves(base: Path, experiments: Path, layout: Layout) -> Iterator[Shelf]:
     for experiment in _folders(experiments):
         for tag in _folders(experiment):
             for source in SOURCES:
-                if source.name in EXPERIMENT_SOURCES and (tag / source.name).is_dir():
+                if (tag / source.name).is_dir():
                     folder = tag / source.name
                     yield Shelf(folder=folder, source=source, tag=_shown(tag), experiment=_shown(experiment))
 
 
-def _read_meta(path: Path) -> dict[str, Any] | str:
+COPY_AGAIN = "Copy it again from where it was trained, or train it again; `df -h` says whether the disk is full."
+
+
+def _read_meta(path: Path) -> dict[str, Any] | Problem:
     """The meta file's object, or what is wrong with it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"{path.name} is missing beside it: nanochat writes both, was the copy complete?"
+        return Problem(what=f"{path.name} is missing beside it", remedy=f"nanochat writes both files. {COPY_AGAIN}")
     except (OSError, UnicodeDecodeError) as error:
-        return f"{path.name} cannot be read: {error}"
+        return Problem(what=f"{path.name} cannot be read: {error}", remedy=COPY_AGAIN)
     except json.JSONDecodeError as error:
-        return f"{path.name} is not JSON (line {error.lineno}): was the disk full when it was written?"
+        return Problem(what=f"{path.name} is not JSON (line {error.lineno})", remedy=COPY_AGAIN)
     if not isinstance(data, dict):
-        return f"{path.name} holds a {type(data).__name__}, expected an object"
+        return Problem(what=f"{path.name} holds a {type(data).__name__}, expected an object", remedy=COPY_AGAIN)
     if not isinstance(data.get("model_config"), dict):
-        return f"{path.name} has no model_config: nanochat cannot build the model"
+        return Problem(what=f"{path.name} has no model_config, from which nanochat builds the model", remedy=COPY_AGAIN)
     return data
 
 
@@ -181,12 +197,10 @@ def _whole(value: object) -> int | None:
 def _checkpoint(shelf: Shelf, file: Path, step: int) -> Checkpoint:
     stat = file.stat()
     meta = _read_meta(file.with_name(f"meta_{step:06d}.json"))
-    problem = meta if isinstance(meta, str) else None
-    facts: dict[str, Any] = {} if isinstance(meta, str) else meta
-    if stat.st_size == 0:
-        problem = f"{file.name} is empty: was the disk full when it was written?"
+    problem = meta if isinstance(meta, Problem) else None
+    facts: dict[str, Any] = {} if isinstance(meta, Problem) else meta
     if not {shelf.tag, shelf.experiment or shelf.tag} <= set(file.parts):
-        problem = "the name of its folder is not UTF-8: rename it"
+        problem = Problem(what="the name of its folder is not UTF-8", remedy="Rename the folder.")
     found = ((title, _number(facts.get(name))) for name, title in METRICS)
     config = facts.get("model_config", {})
     return Checkpoint(
@@ -201,6 +215,8 @@ def _checkpoint(shelf: Shelf, file: Path, step: int) -> Checkpoint:
         width=_whole(config.get("n_embd")),
         context=_whole(config.get("sequence_len")),
         problem=problem,
+        file=file,
+        config=config,
     )
 
 

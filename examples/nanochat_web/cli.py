@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -14,7 +15,8 @@ from typing import Any
 
 from flash_attn3_sm121.errors import FlashAttn3Error, ServeError, UsageError
 
-from .checkout import Checkout, as_typed, open_checkout
+from .catalog import Catalog
+from .checkout import as_typed, open_checkout
 from .guard import LOOPBACK, Access, Guard
 from .pool import Limits
 from .runs import Store, default_state
@@ -108,6 +110,12 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument(
         "--loading", type=seconds, default=limits.loading, metavar="S", help="... or does not get ready (%(default)s)"
     )
+    load.add_argument(
+        "--decode",
+        choices=("batch", "one-by-one"),
+        default=limits.decode,
+        help="several chats of a model as one batch, or in turn, to compare (default: %(default)s)",
+    )
     return made
 
 
@@ -139,7 +147,12 @@ def listening(host: str, port: int) -> socket.socket:
         sock.bind(address)
         sock.listen(128)
     except OSError as error:
-        raise ServeError(f"cannot listen on {host} port {port}: {error}", hint="--port 0 takes any free one") from error
+        hint = (
+            "--port 0 takes any free one"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "--host takes an address of this machine: 127.0.0.1, or one that `ip address` lists"
+        )
+        raise ServeError(f"cannot listen on {host} port {port}: {error}", hint=hint) from error
     return sock
 
 
@@ -147,9 +160,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def introduce(checkout: Checkout) -> None:
+def introduce(catalog: Catalog) -> None:
     """What was found, or where it was looked for."""
-    found = checkout.checkpoints()
+    checkout, found = catalog.checkout, catalog.checkpoints()
     usable = [checkpoint for checkpoint in found if checkpoint.problem is None]
     say(f"nanochat    {checkout.root} ({checkout.facts})")
     if not checkout.facts.kernels:
@@ -168,7 +181,7 @@ def introduce(checkout: Checkout) -> None:
 
 def serve(args: argparse.Namespace) -> int:
     rule = access(args)
-    checkout = open_checkout(args.nanochat, args.python)
+    catalog = Catalog(open_checkout(args.nanochat, args.python))
     try:
         import uvicorn
 
@@ -189,10 +202,11 @@ def serve(args: argparse.Namespace) -> int:
         idle=args.idle,
         silence=args.silence,
         loading=args.loading,
+        decode=args.decode,
     )
     with listening(args.host, args.port) as sock, store.held():
-        introduce(checkout)
-        app = api.build(checkout, limits, store, device=args.device)
+        introduce(catalog)
+        app = api.build(catalog, limits, store, device=args.device)
         for text in app.state.broken:
             say(f"results     left out, cannot be read: {text}")
         say(f"results     {store.folder}")

@@ -22,8 +22,21 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "nanochat's Python lacks a package. In the checkout: `uv sync --extra gpu`; then send the message again.",
     ),
     (
-        "No tokenizer at",
-        "nanochat found no tokenizer for this model: its tokenizer folder lies in $NANOCHAT_BASE_DIR as well.",
+        "tokenizer.pkl",
+        "nanochat found no tokenizer: copy the folder `tokenizer` from where the model was trained into "
+        "$NANOCHAT_BASE_DIR.",
+    ),
+    (
+        "get_vocab_size",
+        "The tokenizer has another vocabulary than the model: put back the one that the model was trained with.",
+    ),
+    (
+        "key(s) in state_dict",
+        "Another version of nanochat made this checkpoint: check out the version that trained it, or train it again.",
+    ),
+    (
+        "PytorchStreamReader",
+        "The checkpoint file is damaged: copy it again from where it was trained, or train it again.",
     ),
     (
         "the kernels package is not installed here",

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .checkout import Checkout
 from .checkpoints import Checkpoint
@@ -23,12 +23,12 @@ class Limits:
     """What the machine is asked to bear. Seconds where a name ends in none."""
 
     models: int = 2
-    slots: int = 4
-    queue: int = 16
+    slots: int = 32
+    queue: int = 64
     idle: float = 900.0
     silence: float = 120.0
     loading: float = 600.0
-    reader: float = 120.0
+    decode: Literal["batch", "one-by-one"] = "batch"
 
 
 class Busy(Exception):
@@ -166,7 +166,7 @@ class Pool:
         await asyncio.gather(*(other.gone() for other in self.leaving))
         if worker.death is None:
             await worker.start(
-                self.checkout.worker_command(worker.checkpoint, self.device),
+                self.checkout.worker_command(worker.checkpoint, self.device, self.limits.decode),
                 cwd=self.checkout.root,
                 env=self.checkout.environment(worker.checkpoint, os.environ),
             )
@@ -187,21 +187,22 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def sweep(self) -> None:
-        """Runs beside everything: unloads what is idle, drops readers that take nothing."""
+        """Runs beside everything and unloads what nobody uses."""
         while True:
-            await asyncio.sleep(min(SWEEP, self.limits.idle, self.limits.reader))
+            await asyncio.sleep(min(SWEEP, self.limits.idle))
             now = time.monotonic()
             for worker in list(self.workers.values()):
                 if worker.ready is not None and worker.leases == 0 and now - worker.used > self.limits.idle:
                     self._unload(worker, "Unloaded: nobody had used it for a while")
-                for job in list(worker.jobs.values()):
-                    if not job.events.empty() and now - job.taken > self.limits.reader:
-                        job.stop()
 
     async def close(self) -> None:
         """End every process, and wait for that."""
         self._closing = True
         workers = [*self.workers.values(), *self.leaving]
+        for ticket in self.tickets:
+            ticket.death = Obituary(what="The server was stopped", hint="Start it again in its terminal.", log=())
+            ticket.settled.set()
+        self.tickets.clear()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*(worker.unload("The server was stopped") for worker in workers))

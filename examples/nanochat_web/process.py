@@ -16,7 +16,6 @@ from typing import Any
 from .checkpoints import Checkpoint
 from .obituary import Obituary, judge
 
-CREDIT = 64  # tokens that may be on their way to a reader who has not taken them
 MAX_EVENT = 1 << 20
 STDERR_LINES = 200
 GRACE = 5.0
@@ -25,36 +24,28 @@ Event = dict[str, Any]
 
 
 class Job:
-    """One reply: events in order, as many as the reader's credit allows."""
+    """One reply: its events in order. There are at most as many as tokens were asked for."""
 
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker, self.name = worker, name
         self.events: asyncio.Queue[Event | Obituary] = asyncio.Queue()
-        self.owed = 0
         self.over = False
-        self.taken = time.monotonic()  # when the reader last took something
 
     async def read(self) -> AsyncGenerator[Event | Obituary, None]:
         """Ends after `done`, `failed` or an obituary. A process that says nothing for too long is ended for it."""
         while True:
-            if self.events.empty():
+            if not self.events.empty():
+                event = self.events.get_nowait()
+            else:
                 try:
                     event = await asyncio.wait_for(self.events.get(), self.worker.silence)
                 except asyncio.TimeoutError:
                     text = f"The model said nothing for {self.worker.silence:g} s, so its process was ended"
                     await self.worker.kill(text)
                     event = await self.events.get()
-            else:
-                event = self.events.get_nowait()
-            self.taken = time.monotonic()
             yield event
             if isinstance(event, Obituary) or event["event"] in ("done", "failed"):
                 return
-            if event["event"] == "token":
-                self.owed += 1
-                if self.owed >= CREDIT // 2:
-                    self.worker.tell(op="credit", id=self.name, count=self.owed)
-                    self.owed = 0
 
     def stop(self) -> None:
         """Ask for the end. The process confirms with `done`, which frees the place."""
@@ -205,7 +196,7 @@ class Worker:
         """A new chat. The caller has a lease; `over` gives it back."""
         job = self.jobs[name] = Job(self, name)
         self.used = time.monotonic()
-        self.tell(op="generate", id=name, credit=CREDIT, **order)
+        self.tell(op="generate", id=name, **order)
         if self.death is not None:
             self._close(job)
             job.events.put_nowait(self.death)

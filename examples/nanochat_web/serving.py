@@ -34,19 +34,21 @@ def _where(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _details(facts: Mapping[str, Any], device: str) -> tuple[str, ...]:
+def _details(facts: Mapping[str, Any], device: str, decoding: str) -> tuple[str, ...]:
     holders = facts.get("holders") or []
     lines = [f"{name} in nanochat is the module of flash_attn3_sm121" for name in holders]
     if facts.get("path"):
         lines.append(f"flash_attn3_sm121 {facts.get('package')} from {facts['path']}")
     lines.append(f"the model is on {device}")
+    if decoding:
+        lines.append(decoding)
     lines += [f"not {backend}: {reason}" for backend, reason in facts.get("refusals") or []]
     return tuple(lines)
 
 
-def line(facts: Mapping[str, Any], device: str) -> Line:
-    """`facts` is the `attention` of the model process, `device` where its model is."""
-    details = _details(facts, device)
+def line(facts: Mapping[str, Any], device: str, decoding: str = "") -> Line:
+    """`facts` is the `attention` of the model process, `device` where its model is, `decoding` how it decodes."""
+    details = _details(facts, device, decoding)
     if facts.get("error"):
         return Line(
             text="Which backend serves attention is not known: flash_attn3_sm121 could not be asked.",

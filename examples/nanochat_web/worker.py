@@ -1,36 +1,40 @@
 """Loads one model with the user's nanochat and answers over pipes; nanochat's own Python needs nothing more for it.
 
 In, one JSON object a line on stdin:
-    {"op": "generate", "id", "messages", "temperature", "top_k", "max_tokens", "seed", "credit"}
-    {"op": "credit", "id", "count"}      so many more tokens may come: a slow reader stops its own chat, nothing else
+    {"op": "generate", "id", "messages", "extend", "temperature", "top_k", "max_tokens", "seed"}
     {"op": "stop", "id"}
 Out, one event a line on what was stdout (nanochat prints there too: it gets stderr instead):
     of the model:  "stage" (text), "ready" (facts), "attention" (facts again, after the first reply), "fatal" (text)
     of one reply:  "start" (id), "token" (id, text), "done" (id, reason, the last text), "failed" (id, text)
 
-Several chats are answered at once by stepping their generators in turn: one copy of the weights, and a reply never
-waits for the end of another. All steps are on the main thread, because nanochat's calculator sets SIGALRM there.
+Several chats are decoded as one batch (rows.py), so that thirty take hardly longer than one on a GPU. Where that is not
+possible, their generators are stepped in turn: a reply never waits for the end of another in either way. All steps are
+on the main thread, because nanochat's calculator sets SIGALRM there.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import json
 import os
 import queue
 import sys
 import threading
 import time
-import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-OURS = "flash_attn3_sm121"
-END_TOKENS = ("<|assistant_end|>",)
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this package; the checkout takes its place in main()
+from nanochat_web.model import Model, attention  # noqa: E402
+from nanochat_web.rows import Rows  # noqa: E402
+
+# How far a batch may be from each chat alone, by the number of bits that the dtype keeps. A wrong position or a wrong
+# neighbour is off by about 1.
+TOLERANCE = {"float32": 0.01}
+TOLERANCE_OTHERS = 0.15
 
 
 class Channel:
@@ -66,86 +70,29 @@ class Text:
         return text
 
 
-class Job:
-    """One reply in the making."""
-
-    def __init__(self, name: str, steps: Iterator[Any], text: Text, credit: int, limit: int) -> None:
-        self.name, self.steps, self.text, self.credit, self.limit = name, steps, text, credit, limit
-        self.count = 0
-        self.started = time.monotonic()
+Steps = Iterable[tuple[str, "int | None | Exception"]]
 
 
-class Model:
-    """nanochat's model, tokenizer and engine behind what this program needs of them."""
+class Decoder(Protocol):
+    """Makes tokens for several chats: Rows, or OneByOne."""
 
-    def __init__(self, args: argparse.Namespace, channel: Channel) -> None:
-        channel.send("stage", text="importing torch")
-        import torch
+    def add(self, name: str, prompt: list[int], limit: int, order: dict[str, Any]) -> None: ...
 
-        channel.send("stage", text="importing nanochat")
-        common = importlib.import_module("nanochat.common")
-        classic = importlib.util.find_spec("nanochat.checkpoint_manager") is not None
-        runtime = common if classic else importlib.import_module("harness.runtime")
-        loader = importlib.import_module("nanochat.checkpoint_manager" if classic else "harness.checkpoint")
-        engine = importlib.import_module("nanochat.engine")
-        device_type = args.device or runtime.autodetect_device_type()
-        self.device = runtime.compute_init(device_type)[4]
-        channel.send("stage", text=f"loading {args.tag}, step {args.step}, onto {device_type}")
-        phase = {"phase": "eval"} if classic else {}
-        self.model, self.tokenizer, self.meta = loader.load_model(
-            args.source, self.device, model_tag=args.tag, step=args.step, **phase
-        )
-        self.engine = engine.Engine(self.model, self.tokenizer)
-        self.style = args.style
-        # Newer nanochat computes in a dtype of its own choice; before, the caller had to ask for bf16 on a GPU.
-        self.autocast = device_type == "cuda" and not hasattr(common, "COMPUTE_DTYPE")
-        self.compute_dtype = getattr(
-            common, "COMPUTE_DTYPE", torch.bfloat16 if device_type == "cuda" else torch.float32
-        )
-        self.bos = self.tokenizer.get_bos_token_id()
-        self.ends = {self.bos, *(self.tokenizer.encode_special(name) for name in END_TOKENS)}
-        self.context = int(self.model.config.sequence_len)
+    def remove(self, name: str) -> None: ...
 
-    def precision(self) -> Any:
-        import torch
+    def step(self) -> Steps: ...
 
-        return torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext()
 
-    def turns(self, messages: list[dict[str, str]]) -> list[list[int]]:
-        """The tokens of each message. A base model has never seen a chat: it gets plain text to go on with."""
-        encode, special = self.tokenizer.encode, self.tokenizer.encode_special
-        if self.style == "text":
-            joint = encode("\n\n")
-            pieces = [list(encode(message["content"])) for message in messages]
-            return [piece if i == 0 else [*joint, *piece] for i, piece in enumerate(pieces)]
-        return [
-            [special(f"<|{m['role']}_start|>"), *encode(m["content"]), special(f"<|{m['role']}_end|>")]
-            for m in messages
-        ]
+class OneByOne:
+    """nanochat's own generator for each chat, stepped in turn."""
 
-    def prompt(self, messages: list[dict[str, str]], wanted: int) -> tuple[list[int], int]:
-        """The prompt that fits into the model's context, and how many old messages had to go for that."""
-        turns = self.turns(messages)
-        opening = [] if self.style == "text" else [self.tokenizer.encode_special("<|assistant_start|>")]
-        room = self.context - min(wanted, self.context // 4) - len(opening) - 1
-        dropped = 0
-        while sum(map(len, turns)) > room and len(turns) > 1:
-            # Whole exchanges, so that what is left begins with a question again.
-            many = 2 if self.style == "chat" and len(turns) > 2 else 1
-            turns, dropped = turns[many:], dropped + many
-        if sum(map(len, turns)) > room:
-            raise ValueError(
-                f"your message is {sum(map(len, turns))} tokens long and this model reads {self.context}, "
-                f"with {self.context - room} of them kept for the answer: shorten it"
-            )
-        return [self.bos, *(token for turn in turns for token in turn), *opening], dropped
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.generators: dict[str, Iterator[Any]] = {}
 
-    def job(self, order: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
-        wanted = int(order["max_tokens"])
-        tokens, dropped = self.prompt(order["messages"], wanted)
-        limit = min(wanted, max(1, self.context - len(tokens)))
-        steps = self.engine.generate(
-            tokens,
+    def add(self, name: str, prompt: list[int], limit: int, order: dict[str, Any]) -> None:
+        steps = self.model.engine.generate(
+            prompt,
             num_samples=1,
             max_tokens=limit,
             temperature=float(order["temperature"]),
@@ -153,97 +100,72 @@ class Model:
             top_k=int(order["top_k"]) or None,
             seed=int(order["seed"]),
         )
-        job = Job(order["id"], iter(steps), Text(self.tokenizer), int(order["credit"]), limit)
-        return job, {"prompt_tokens": len(tokens), "dropped": dropped, "limit": limit}
+        self.generators[name] = iter(steps)
 
-    def facts(self) -> dict[str, Any]:
-        import torch
+    def remove(self, name: str) -> None:
+        close = getattr(self.generators.pop(name), "close", None)
+        if close is not None:
+            close()
 
-        return {
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
-            "torch": torch.__version__,
-            "python": ".".join(str(part) for part in sys.version_info[:3]),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "context": self.context,
-        }
-
-
-def holders() -> list[str]:
-    """Where nanochat keeps a module of ours: what get_kernel really handed out."""
-    found = []
-    for name, module in list(sys.modules.items()):
-        if name == "nanochat" or name.startswith("nanochat."):
-            for attribute, value in list(vars(module).items()):
-                if isinstance(value, types.ModuleType) and value.__name__.split(".")[0].startswith(OURS):
-                    found.append(f"{name}.{attribute}")
-    return sorted(found)
+    def step(self) -> Steps:
+        for name, steps in list(self.generators.items()):
+            try:
+                with self.model.precision():
+                    column = next(steps, None)
+            except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+                if "CUDA error" in str(error):
+                    raise
+                yield name, error
+                continue
+            # (tokens of this step, masks); newer engines yield the tokens alone
+            yield name, None if column is None else int(column[0][0] if isinstance(column, tuple) else column[0])
 
 
-def explained(package: Any, loaded: Model) -> Any:
-    """What `explain` says to one step of decoding in this model's shapes."""
-    import torch
+def decoder(model: Model, wanted: str) -> tuple[Decoder, str]:
+    """How chats are decoded, and that in words.
 
-    config = loaded.model.config
-    dim, dtype = config.n_embd // config.n_head, loaded.compute_dtype
-
-    def empty(heads: int, length: int) -> Any:
-        return torch.zeros(1, length, heads, dim, dtype=dtype, device=loaded.device)
-
-    windows = getattr(loaded.model, "window_sizes", None)
-    extra = {"window_size": tuple(windows[0])} if windows else {}
-    keys = empty(config.n_kv_head, 1)
-    return package.explain(
-        empty(config.n_head, 1),
-        *(empty(config.n_kv_head, 16) for _ in range(2)),
-        k_new=keys,
-        v_new=keys,
-        cache_seqlens=torch.ones(1, dtype=torch.int32, device=loaded.device),
-        causal=True,
-        **extra,
-    )
-
-
-def attention(loaded: Model) -> dict[str, Any]:
-    """What serves nanochat's attention and why, gathered; the server makes the sentence."""
-    facts: dict[str, Any] = {"holders": holders(), "package": None, "error": None}
+    A batch is taken where it comes out as each chat alone does, which is tried on this very model: a nanochat whose
+    own attention serves it (on a CPU, newer ones) takes one length for all rows.
+    """
+    if wanted == "one-by-one":
+        return OneByOne(model), "chats are decoded one by one, as asked for"
     try:
-        package = importlib.import_module(OURS)
-    except ImportError as error:
-        return {**facts, "error": f"{OURS} cannot be imported in {sys.executable}: {error}"}
-    facts.update(package=package.__version__, path=str(Path(str(package.__file__)).parent))
-    try:
-        told = explained(package, loaded)
-    except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
-        return {**facts, "error": f"explain: {type(error).__name__}: {error}"}  # no reason not to chat
-    choice = told.forward
-    return {
-        **facts,
-        "backend": choice.backend,
-        "forced": choice.forced,
-        "family": choice.family,
-        "code": choice.code,
-        "refusals": [[refusal.backend, refusal.reason] for refusal in choice.refusals],
-        "where": told.device.name or told.device.type,
-        "capability": told.device.capability,
-        "text": str(told),
-    }
+        rows = Rows.of(model)
+        found = rows.difference()
+    except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        return OneByOne(model), f"chats are decoded one by one: {error}"
+    allowed = TOLERANCE.get(str(rows.storage.dtype).removeprefix("torch."), TOLERANCE_OTHERS)
+    if not found <= allowed:
+        return OneByOne(model), (
+            f"chats are decoded one by one: in a batch, chats of unlike lengths came out {found:.2g} of the logits' "
+            f"range away from each alone, at most {allowed:g} is taken"
+        )
+    return Rows.of(model), f"several chats are decoded as one batch (tried: {found:.2g} away from each alone)"
+
+
+@dataclass
+class Job:
+    """One reply in the making."""
+
+    text: Text
+    started: float
+    count: int = 0
 
 
 class Loop:
-    """Takes orders and steps every chat that may go on, in turn."""
+    """Takes orders and steps all chats."""
 
-    def __init__(self, model: Model, channel: Channel, orders: queue.Queue[dict[str, Any]]) -> None:
-        self.model, self.channel, self.orders = model, channel, orders
+    def __init__(self, model: Model, channel: Channel, orders: queue.Queue[dict[str, Any]], made_by: Decoder) -> None:
+        self.model, self.channel, self.orders, self.decoder = model, channel, orders, made_by
         self.jobs: dict[str, Job] = {}
         self.told = False
 
     def run(self) -> None:
         while True:
-            runnable = [job for job in self.jobs.values() if job.credit > 0]
-            self.take(wait=not runnable)
-            for job in runnable:
-                if job.name in self.jobs:
-                    self.step(job)
+            self.take(wait=not self.jobs)
+            if self.jobs:
+                for name, token in self.decoder.step():
+                    self.report(name, token)
 
     def take(self, *, wait: bool) -> None:
         with contextlib.suppress(queue.Empty):
@@ -253,51 +175,41 @@ class Loop:
 
     def obey(self, order: dict[str, Any]) -> None:
         name = order["id"]
-        if order["op"] == "generate":
-            try:
-                self.jobs[name], facts = self.model.job(order)
-            except (ValueError, AssertionError, RuntimeError) as error:
-                self.channel.send("failed", id=name, text=str(error) or type(error).__name__)
-            else:
-                self.channel.send("start", id=name, **facts)
-        elif name in self.jobs:  # it may have ended by itself in the meantime
-            if order["op"] == "credit":
-                self.jobs[name].credit += int(order["count"])
-            elif order["op"] == "stop":
-                self.end(self.jobs[name], "stop")
-
-    def step(self, job: Job) -> None:
+        if order["op"] == "stop":
+            if name in self.jobs:  # it may have ended by itself in the meantime
+                self.end(name, "stop")
+            return
         try:
-            with self.model.precision():
-                column = next(job.steps, None)
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-            del self.jobs[job.name]
-            self.channel.send("failed", id=job.name, text=f"{type(error).__name__}: {error}")
-            if "CUDA error" in str(error):
-                raise  # the context of the GPU is gone with it: nothing this process does can work any more
+            wanted = int(order["max_tokens"])
+            prompt, dropped = self.model.prompt(order["messages"], wanted, extend=bool(order.get("extend")))
+            limit = min(wanted, max(1, self.model.context - len(prompt)))
+            self.decoder.add(name, prompt, limit, order)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            self.channel.send("failed", id=name, text=str(error) or type(error).__name__)
             return
-        if column is None:
-            self.end(job, "length")
-            return
-        # (tokens of this step, masks); newer engines yield the tokens alone
-        token = column[0][0] if isinstance(column, tuple) else column[0]
-        if token in self.model.ends:
-            self.end(job, "end")
-            return
-        job.count += 1
-        job.credit -= 1
-        # Sent even when there is no whole character yet: it shows that this process is at work.
-        self.channel.send("token", id=job.name, text=job.text.add(token))
+        self.jobs[name] = Job(text=Text(self.model.tokenizer), started=time.monotonic())
+        self.channel.send("start", id=name, prompt_tokens=len(prompt), dropped=dropped, limit=limit)
 
-    def end(self, job: Job, reason: str) -> None:
-        del self.jobs[job.name]
-        close = getattr(job.steps, "close", None)
-        if close is not None:
-            close()
-        seconds = time.monotonic() - job.started
-        self.channel.send(
-            "done", id=job.name, reason=reason, text=job.text.rest(), tokens=job.count, seconds=round(seconds, 3)
-        )
+    def report(self, name: str, token: int | None | Exception) -> None:
+        if isinstance(token, Exception):
+            del self.jobs[name]
+            self.decoder.remove(name)
+            self.channel.send("failed", id=name, text=f"{type(token).__name__}: {token}")
+        elif token is None:
+            self.end(name, "length")
+        elif token in self.model.ends:
+            self.end(name, "end")
+        else:
+            job = self.jobs[name]
+            job.count += 1
+            # Sent even when there is no whole character yet: it shows that this process is at work.
+            self.channel.send("token", id=name, text=job.text.add(token))
+
+    def end(self, name: str, reason: str) -> None:
+        job = self.jobs.pop(name)
+        self.decoder.remove(name)
+        seconds = round(time.monotonic() - job.started, 3)
+        self.channel.send("done", id=name, reason=reason, text=job.text.rest(), tokens=job.count, seconds=seconds)
         if not self.told:  # what the first real calls taught: a failed check of the kernels turns them off
             self.told = True
             self.channel.send("attention", **attention(self.model))
@@ -316,17 +228,20 @@ def main() -> int:
     parser.add_argument("--step", required=True, type=int)
     parser.add_argument("--style", choices=("chat", "text"), default="chat")
     parser.add_argument("--device", help="cuda, cpu or mps (default: as nanochat finds)")
+    parser.add_argument("--decode", choices=("batch", "one-by-one"), default="batch")
     args = parser.parse_args()
-    sys.path[0] = os.getcwd()  # noqa: PTH109 - the checkout, as `python -m` would have it; not this file's folder
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - the checkout, as `python -m` would have it
     channel = Channel()
     orders: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
     try:
         started = time.monotonic()
-        model = Model(args, channel)
+        model = Model(args, lambda text: channel.send("stage", text=text))
+        channel.send("stage", text="trying how chats can be decoded")
+        made_by, how = decoder(model, args.decode)
         seconds = round(time.monotonic() - started, 1)
-        channel.send("ready", seconds=seconds, **model.facts(), attention=attention(model))
-        Loop(model, channel, orders).run()
+        channel.send("ready", seconds=seconds, **model.facts(), decoding=how, attention=attention(model))
+        Loop(model, channel, orders, made_by).run()
     except Exception as error:  # whatever it is, the page must be told; it is raised again for the log
         channel.send("fatal", text=f"{type(error).__name__}: {error}")
         raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +24,22 @@ ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "examples" / "nanochat_web" / "serve.py"
 STANDIN = Path(__file__).with_name("standin")
 LIGHT = Path(__file__).with_name("light")
-CONFIG = {"sequence_len": 256, "vocab_size": 261, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
+VOCABULARY = 265  # bytes and special tokens
+CONFIG = {"sequence_len": 256, "vocab_size": VOCABULARY, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
+TENSORS = ("embed.weight", "to_kv.weight", "head.weight")
 PATIENCE = 60.0
 Event = dict[str, Any]
+
+
+def save(path: Path, size: int = 1000, names: tuple[str, ...] = TENSORS) -> None:
+    """A file of the form that `torch.save` writes, of a given size, with tensors of these names."""
+    padding = 0
+    for _ in range(2):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names), protocol=2))
+            archive.writestr("archive/data/0", b"x" * padding)
+        padding = size - path.stat().st_size
+    assert padding == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +67,20 @@ class World:
         for source in (STANDIN, LIGHT) if light else (STANDIN,):
             shutil.copytree(source, world.nanochat, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         (root / "gates").mkdir()
-        world.base.mkdir()
+        world.tokenizer(VOCABULARY)
         return world
+
+    def tokenizer(self, entries: int) -> None:
+        """Train the stand-in's tokenizer: a file that holds how many entries it has."""
+        folder = self.base / "tokenizer"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.pkl").write_text(str(entries), encoding="ascii")
 
     def put(self, folder: str, tag: str, step: int, size: int = 1000, **meta: Any) -> Path:
         """A checkpoint of the stand-in; the folder it is in."""
         where = self.base / folder / tag
         where.mkdir(parents=True, exist_ok=True)
-        (where / f"model_{step:06d}.pt").write_bytes(b"x" * size)
+        save(where / f"model_{step:06d}.pt", size)
         text = json.dumps({"step": step, "model_config": CONFIG, **meta})
         (where / f"meta_{step:06d}.json").write_text(text, encoding="utf-8")
         return where

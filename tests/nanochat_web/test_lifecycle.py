@@ -1,10 +1,11 @@
-"""Model processes that die, say nothing, do not fit, are not needed; too many readers; the end of the server."""
+"""Model processes that die, say nothing, do not fit, are not needed; the line; the end of the server."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -33,9 +34,6 @@ def test_a_process_that_dies_says_how_and_the_next_message_starts_another(world:
 
 def test_a_process_that_cannot_load_says_why_and_is_not_started_for_ever(world: World) -> None:
     world.put("chatsft_checkpoints", "d5", 1, standin="die")
-    world.put("chatsft_checkpoints", "d6", 1).joinpath("meta_000001.json").write_text(
-        json.dumps({"model_config": {"no_such_field": 1}}), encoding="utf-8"
-    )
     with running(world) as server:
         both = [server.chat("echo x", model="sft/d5/1") for _ in range(2)]
         for stream in both:
@@ -43,8 +41,6 @@ def test_a_process_that_cannot_load_says_why_and_is_not_started_for_ever(world: 
             assert "exit code 9 while loading d5, step 1" in last["error"]
             assert "not built for this GPU" in last["hint"] and "no kernel image" in last["log"][-1]
         assert server.pids() == {}
-        last = server.chat("echo x", model="sft/d6/1").rest()[-1]
-        assert "TypeError" in last["error"] and "no_such_field" in last["error"]
 
 
 def test_silence_is_ended_with_a_message(world: World) -> None:
@@ -179,5 +175,6 @@ def test_listening_to_a_network_is_said_in_plain_words(world: World) -> None:
 def test_new_checkpoints_appear_by_themselves(shared: Server) -> None:
     before = {model["id"] for model in shared.json("/models")["models"]}
     shared.world.put("mid_checkpoints", "d99", 7, val_bpb=0.5)
-    after = {model["id"] for model in shared.json("/models")["models"]}
-    assert after - before == {"mid/d99/7"}
+    asked = time.monotonic()
+    new = shared.wait_for(lambda: {model["id"] for model in shared.json("/models")["models"]} - before)
+    assert new == {"mid/d99/7"} and time.monotonic() - asked < 4

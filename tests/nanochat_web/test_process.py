@@ -1,4 +1,4 @@
-"""One model process by itself: credit holds a chat back, and only that one."""
+"""One model process by itself: replies made in turn, a reader who is lost, noise on its pipes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 
 from examples.nanochat_web.checkout import Checkout, open_checkout
 from examples.nanochat_web.obituary import Obituary
-from examples.nanochat_web.pool import Limits, Pool
-from examples.nanochat_web.process import CREDIT, Job, Worker
+from examples.nanochat_web.process import Job, Worker
 from tests.nanochat_web.harness import CONFIG, World
 
 
@@ -31,7 +30,7 @@ def order(text: str, seed: int = 1) -> dict[str, Any]:
 
 
 async def started(checkout: Checkout) -> Worker:
-    checkpoint = next(one for one in checkout.checkpoints() if one.tag == "d99")
+    checkpoint = next(one for one in checkout.found() if one.tag == "d99")
     ready = asyncio.Event()
     worker = Worker(checkpoint, silence=30, loading=30, changed=ready.set)
     command = checkout.worker_command(checkpoint, None)
@@ -50,24 +49,22 @@ async def text_of(job: Job) -> str:
     return text
 
 
-def test_a_reader_who_takes_nothing_holds_only_his_own_chat(checkout: Checkout) -> None:
+def test_a_reader_who_takes_nothing_holds_nobody_back(checkout: Checkout) -> None:
     async def go() -> None:
         worker = await started(checkout)
         worker.leases = 2
         slow = worker.submit("slow", order("echo " + "s" * 500))
         quick = worker.submit("quick", order("echo " + "q" * 900))
         assert await text_of(quick) == "q" * 900
-        # Nobody has read the first: what it sent is its credit and the event of its beginning, and it waits.
-        assert slow.events.qsize() == CREDIT + 1 and not slow.over
+        assert slow.over and worker.leases == 0 and worker.jobs == {}
         assert await text_of(slow) == "s" * 500
-        assert worker.leases == 0 and worker.jobs == {}
         await worker.unload("the end of the test")
         assert worker.death is not None and "the end of the test" in worker.death.what
 
     asyncio.run(go())
 
 
-def test_two_replies_are_made_in_turn(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_replies_are_made_in_turn(world: World, checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     order_of: list[str] = []
     take = Worker._take
     monkeypatch.setattr(
@@ -76,33 +73,18 @@ def test_two_replies_are_made_in_turn(checkout: Checkout, monkeypatch: pytest.Mo
 
     async def go() -> None:
         worker = await started(checkout)
-        worker.leases = 2
+        worker.leases = 3
+        world.gate("start", 0)
+        first = worker.submit("first", order("gate start"))  # holds the process up until both others are there
         a = worker.submit("a", order("echo " + "a" * 300))
-        while a.events.qsize() <= CREDIT:  # it is under way, and stands still for want of credit
-            await asyncio.sleep(0.01)
         before = len(order_of)
         b = worker.submit("b", order("echo " + "b" * 300))
+        world.gate("start", 99)
+        await text_of(first)
         assert await asyncio.gather(text_of(a), text_of(b)) == ["a" * 300, "b" * 300]
         switches = sum(x != y for x, y in zip(order_of[before:], order_of[before + 1 :], strict=False))
         assert switches > 100  # one after the other would be a handful
         await worker.unload("done")
-
-    asyncio.run(go())
-
-
-def test_a_chat_whose_reader_is_lost_gives_its_place_back(checkout: Checkout) -> None:
-    async def go() -> None:
-        pool = Pool(checkout, Limits(reader=0.5))
-        sweeping = asyncio.ensure_future(pool.sweep())
-        ticket = pool.queue_up(next(one for one in checkout.checkpoints() if one.tag == "d99"))
-        await asyncio.wait_for(ticket.settled.wait(), 30)
-        assert ticket.worker is not None
-        job = ticket.worker.submit("lost", order("echo " + "x" * 500))
-        while not job.over:  # nobody reads it
-            await asyncio.sleep(0.02)
-        assert ticket.worker.leases == 0 and job.events.qsize() <= CREDIT + 2
-        sweeping.cancel()
-        await pool.close()
 
     asyncio.run(go())
 

@@ -9,23 +9,31 @@ from pathlib import Path
 import pytest
 
 from tests.kernels_envs import python_of
-from tests.nanochat_web.harness import CONFIG, World, running
+from tests.nanochat_web.harness import CONFIG, World, running, save
 
 NEWER = Path(__file__).with_name("newer")
 
 
-def test_the_newer_layout_is_found_loaded_and_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("branch", [False, True], ids=["harness", "experiment_refactor"])
+def test_the_newer_layout_is_found_loaded_and_answers(tmp_path: Path, branch: bool) -> None:
     world = World.make(tmp_path / "world", light=True)
-    (world.nanochat / "nanochat" / "checkpoint_manager.py").unlink()
+    manager = world.nanochat / "nanochat" / "checkpoint_manager.py"
+    manager.unlink()
     shutil.copytree(NEWER, world.nanochat, dirs_exist_ok=True)
+    if branch:  # the same layout with the modules where they were before
+        (world.nanochat / "harness" / "checkpoint.py").rename(manager)
+        with (world.nanochat / "nanochat" / "common.py").open("a", encoding="utf-8") as common:
+            common.write((world.nanochat / "harness" / "runtime.py").read_text(encoding="utf-8"))
+    shutil.copytree(world.base / "tokenizer", world.base / "experiments" / "mine" / "tokenizer")
     for source in ("chat", "base"):
         folder = world.base / "experiments" / "mine" / "d12" / source
         folder.mkdir(parents=True)
-        (folder / "model_000700.pt").write_bytes(b"x" * 10)
+        save(folder / "model_000700.pt")
         meta = {"step": 700, "val_bpb": 0.8, "model_config": CONFIG}
         (folder / "meta_000700.json").write_text(json.dumps(meta), encoding="utf-8")
     with running(world) as server:
         models = server.json("/models")
+        assert [model["problem"] for model in models["models"]] == [None, None]
         assert [model["id"] for model in models["models"]] == ["mine/chat/d12/700", "mine/base/d12/700"]
         assert models["default"] == "mine/chat/d12/700" and models["models"][0]["experiment"] == "mine"
         stream = server.chat("echo newer")

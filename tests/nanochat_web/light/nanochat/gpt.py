@@ -10,7 +10,7 @@ assert has_kernel("varunneal/flash-attention-3"), "not under the override"
 @dataclass
 class GPTConfig:
     sequence_len: int = 256
-    vocab_size: int = 261
+    vocab_size: int = 265
     n_layer: int = 1
     n_head: int = 2
     n_kv_head: int = 1

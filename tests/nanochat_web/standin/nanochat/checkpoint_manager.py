@@ -28,4 +28,6 @@ def load_model(source, device, phase, model_tag=None, step=None):
     if how == "silent":
         time.sleep(3600)
     model = GPT(GPTConfig(**meta["model_config"])).to(device).eval()
-    return model, get_tokenizer(), meta
+    tokenizer = get_tokenizer()
+    assert tokenizer.get_vocab_size() == meta["model_config"]["vocab_size"]
+    return model, tokenizer, meta

@@ -3,6 +3,8 @@
 echo TEXT   says TEXT          die      three tokens, then exit code 7     kill     the same by SIGKILL
 context     how many tokens it got      silent   two tokens, then nothing more     raise    two tokens, then an error
 gate NAME   "0123456789", each character only when the file NAME in $STANDIN_GATES holds a number above it
+calc        asks the calculator for 6*7, then goes on            free     what the random weights say, for 40 tokens
+history     every token that it got, by its number
 """
 
 import os
@@ -12,6 +14,8 @@ import time
 from pathlib import Path
 
 USER_START, USER_END, ASSISTANT_START, ASSISTANT_END = 257, 258, 259, 260
+PYTHON_START, PYTHON_END, OUTPUT_START, OUTPUT_END = 261, 262, 263, 264
+CALCULATION = [PYTHON_START, *b"6*7", PYTHON_END, OUTPUT_START, *b"42", OUTPUT_END, *b" is it"]
 
 
 def orders(seen: list[int]) -> tuple[str, int]:
@@ -26,18 +30,24 @@ def orders(seen: list[int]) -> tuple[str, int]:
     return bytes(head[start + 1 : end]).decode("utf-8", "replace"), answer
 
 
-def next_token(seen: list[int]) -> int:
+def next_token(seen: list[int]) -> int | None:
     text, at = orders(seen)
     word, _, rest = text.partition(" ")
+    if word == "free":
+        return None if at < 40 else ASSISTANT_END
     if word == "gate":
         wait_for(Path(os.environ["STANDIN_GATES"]) / rest, above=at)
-        reply = b"0123456789"
+        reply = [*b"0123456789"]
     elif word == "echo":
-        reply = rest.encode()
+        reply = [*rest.encode()]
+    elif word == "calc":
+        reply = CALCULATION
     elif word == "context":
-        reply = str(len(seen) - at).encode() if at == 0 else remembered(seen)
+        reply = [*str(len(seen) - at).encode()]
+    elif word == "history":
+        reply = [*" ".join(str(token) for token in seen[: len(seen) - at]).encode()]
     else:
-        reply = b"Hello from the stand-in."
+        reply = [*b"Hello from the stand-in."]
     if at >= 2 and word == "silent":
         time.sleep(3600)
     if at >= 2 and word == "raise":
@@ -48,11 +58,6 @@ def next_token(seen: list[int]) -> int:
     if at >= 3 and word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     return reply[at] if at < len(reply) else ASSISTANT_END
-
-
-def remembered(seen: list[int]) -> bytes:
-    start = max(i for i, token in enumerate(seen) if token == ASSISTANT_START)
-    return str(start + 1).encode()
 
 
 def wait_for(file: Path, *, above: int) -> None:

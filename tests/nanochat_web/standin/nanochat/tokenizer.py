@@ -1,14 +1,34 @@
-"""One token a byte, so that every character beyond ASCII comes in pieces; then nanochat's special tokens."""
+"""One token a byte, so that every character beyond ASCII comes in pieces; then nanochat's special tokens.
 
-SPECIAL = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
+The trained part is a file with one number: how many entries the vocabulary has.
+"""
+
+from pathlib import Path
+
+from nanochat import common
+
+SPECIAL = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
 
 
 class Tokenizer:
+    def __init__(self, entries: int) -> None:
+        self.entries = entries
+
     def get_bos_token_id(self) -> int:
         return 256
 
     def get_vocab_size(self) -> int:
-        return 256 + len(SPECIAL)
+        return self.entries
 
     def encode_special(self, text: str) -> int:
         return 256 + SPECIAL.index(text)
@@ -22,4 +42,6 @@ class Tokenizer:
 
 
 def get_tokenizer() -> Tokenizer:
-    return Tokenizer()
+    folder = common.get_experiment_dir() if hasattr(common, "get_experiment_dir") else common.get_base_dir()
+    with (Path(folder) / "tokenizer" / "tokenizer.pkl").open() as file:
+        return Tokenizer(int(file.read()))
