@@ -83,7 +83,7 @@ class Storage:
         shape = (c.n_layer, rows, length, c.n_kv_head, c.n_embd // c.n_head)
         for name in ("k", "v"):
             made = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            if self.k is not None:
+            if have_rows:
                 made[:, :have_rows, :have_length] = getattr(self, name)
             setattr(self, name, made)
         if self.before is not None:

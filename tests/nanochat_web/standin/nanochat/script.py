@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-USER_START, USER_END, ASSISTANT_START, ASSISTANT_END = 257, 258, 259, 260
+BOS, USER_START, USER_END, ASSISTANT_START, ASSISTANT_END = 256, 257, 258, 259, 260
 PYTHON_START, PYTHON_END, OUTPUT_START, OUTPUT_END = 261, 262, 263, 264
 CALCULATION = [PYTHON_START, *b"6*7", PYTHON_END, OUTPUT_START, *b"42", OUTPUT_END, *b" is it"]
 
@@ -31,6 +31,8 @@ def orders(seen: list[int]) -> tuple[str, int]:
 
 
 def next_token(seen: list[int]) -> int | None:
+    if seen[0] != BOS:
+        return None  # no conversation: the weights decide
     text, at = orders(seen)
     word, _, rest = text.partition(" ")
     if word == "free":
