@@ -7,8 +7,10 @@ import codecs
 import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import tasks
@@ -18,6 +20,7 @@ from .obituary import how_it_ended, remedy
 from .runs import Run, State, Store, new_id
 from .tasks import BY_NAME, TASKS, Script, Task
 
+CHILD = Path(__file__).with_name("child.py")
 GRACE = 5.0
 MAX_LOG = 32 << 20
 MAX_QUEUED = 20
@@ -54,11 +57,21 @@ class Evaluations:
                 "name": task.name,
                 "about": task.about,
                 "size": task.size,
+                "data": {"name": task.data, "place": str(self.place(task)), "there": self.place(task).exists()},
                 "refusal": tasks.refusal(task, self.script(task), checkpoint),
             }
             for task in TASKS
             if task.style == checkpoint.source.style
         ]
+
+    def place(self, task: Task) -> Path:
+        """Where this checkout looks for the data of a task."""
+        try:
+            common = (self.checkout.root / "tasks" / "common.py").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            common = ""
+        own = "task_data" in common
+        return tasks.data_place(task, base=self.checkout.base, own_downloads=own, environ=os.environ)
 
     def add(self, checkpoint: Checkpoint, name: str, limit: int | None) -> Run:
         task = BY_NAME.get(name)
@@ -132,10 +145,13 @@ class Evaluations:
         self._put(run)
         try:
             self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(CHILD),
+                str(self.store.running),
                 str(self.checkout.python),
                 *arguments,
                 *device,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 cwd=self.checkout.root,
@@ -156,7 +172,7 @@ class Evaluations:
             self._cancelled.discard(run.id)
             self._finish(run, "cancelled", "")
         elif code != 0:
-            self._finish(run, "failed", self._why(run, code))
+            self._finish(run, "failed", self._why(run, task, code))
         elif run.progress.result is None:
             self._finish(run, "failed", "The script ended well but printed no result that this page knows.")
         else:
@@ -180,11 +196,13 @@ class Evaluations:
                 self._put(run)
         return replace(run, progress=tasks.read(run.progress, [held]))
 
-    def _why(self, run: Run, code: int) -> str:
+    def _why(self, run: Run, task: Task, code: int) -> str:
         """How a script failed: its last line mostly says it; what to do, where that is known."""
         lines = [text for line in self.store.shown_log(run).splitlines() if (text := line.strip())]
         last = f": {lines[-1][:300]}" if lines else "."
-        return " ".join(filter(None, (f"The script ended {how_it_ended(code)}{last}", remedy("\n".join(lines)))))
+        words = "\n".join(lines)
+        hint = tasks.data_remedy(task, self.place(task), words) or remedy(words)
+        return " ".join(filter(None, (f"The script ended {how_it_ended(code)}{last}", hint)))
 
     def _finish(self, run: Run, state: State, note: str) -> None:
         self._put(replace(run, state=state, note=note, ended=time.time()))

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from flash_attn3_sm121.errors import UsageError
 
-from .tasks import Progress
+from .tasks import Progress, plain
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 STATES: tuple[str, ...] = get_args(State)
@@ -93,6 +93,11 @@ class Store:
             lock.flush()
             yield
 
+    @property
+    def running(self) -> Path:
+        """Locked by the evaluation under way, even where its server was killed."""
+        return self.root / "evaluation.lock"
+
     def log(self, run: Run) -> Path:
         return self.folder / f"{run.id}.log"
 
@@ -122,7 +127,7 @@ class Store:
         return runs
 
     def shown_log(self, run: Run) -> str:
-        """The end of a log; of a line that was overwritten again and again, its last state."""
+        """The end of a log, without codes for a terminal; of a line that was overwritten, its last state."""
         try:
             with self.log(run).open("rb") as file:
                 file.seek(0, os.SEEK_END)
@@ -130,4 +135,4 @@ class Store:
                 text = file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return ""
-        return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.replace("\x1b[K", "").split("\n"))
+        return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in plain(text).split("\n"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from .checkpoints import Checkpoint
@@ -12,7 +13,13 @@ from .checkpoints import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """`size` is the number of problems (for CORE, of tasks); `spoken` says whether the script counts while it runs."""
+    """One of them.
+
+    Attributes:
+        size: the number of problems (for CORE, of tasks).
+        spoken: whether the script counts while it runs.
+        data: what nanochat downloads for it, once: a data set of the Hugging Face hub, or a file.
+    """
 
     name: str
     about: str
@@ -20,6 +27,7 @@ class Task:
     style: str
     size: int
     spoken: bool
+    data: str
 
 
 TASKS: tuple[Task, ...] = (
@@ -30,6 +38,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=2376,
         spoken=False,
+        data="allenai/ai2_arc",
     ),
     Task(
         name="ARC-Challenge",
@@ -38,6 +47,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=1172,
         spoken=False,
+        data="allenai/ai2_arc",
     ),
     Task(
         name="MMLU",
@@ -46,6 +56,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=14042,
         spoken=False,
+        data="cais/mmlu",
     ),
     Task(
         name="GSM8K",
@@ -54,6 +65,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=1319,
         spoken=True,
+        data="openai/gsm8k",
     ),
     Task(
         name="HumanEval",
@@ -62,6 +74,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=164,
         spoken=True,
+        data="openai/openai_humaneval",
     ),
     Task(
         name="SpellingBee",
@@ -70,6 +83,7 @@ TASKS: tuple[Task, ...] = (
         style="chat",
         size=256,
         spoken=True,
+        data="words_alpha.txt",
     ),
     Task(
         name="CORE",
@@ -78,9 +92,41 @@ TASKS: tuple[Task, ...] = (
         style="text",
         size=22,
         spoken=True,
+        data="eval_bundle.zip",
     ),
 )
 BY_NAME = {task.name: task for task in TASKS}
+# What Python and the Hugging Face libraries say when something could not be downloaded.
+_OFFLINE = re.compile(
+    r"URLError|ConnectionError|ConnectError|Couldn't reach|name resolution|MaxRetryError|OfflineMode|LocalEntryNotFound"
+)
+
+
+def data_place(task: Task, *, base: Path, own_downloads: bool, environ: Mapping[str, str]) -> Path:
+    """Where nanochat looks for what a task needs.
+
+    Args:
+        base: nanochat's folder.
+        own_downloads: nanochat keeps data sets itself (since July 2026); before, the `datasets` library did.
+        environ: the environment that nanochat runs in.
+    """
+    if "/" not in task.data:
+        return base / task.data.removesuffix(".zip")
+    if own_downloads:
+        return base / "task_data" / task.data.replace("/", "--")
+    home = Path(environ.get("HF_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache" / "huggingface")
+    return Path(environ.get("HF_DATASETS_CACHE") or home / "datasets") / task.data.replace("/", "___")
+
+
+def data_remedy(task: Task, place: Path, words: str) -> str | None:
+    """What to do where a script ended because it could not download; None where that was not the reason."""
+    if not _OFFLINE.search(words):
+        return None
+    kind = "data set" if "/" in task.data else "file"
+    return (
+        f"It needs the {kind} {task.data}, which is not in {place} and could not be downloaded. Start this evaluation "
+        "once with a network; or run it on a machine that has one, and copy that folder or file to the same place here."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +192,11 @@ _CORE = re.compile(r"(?:CORE metric: |^CORE\s*,\s*,\s*)(-?\d+\.\d+)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
+def plain(text: str) -> str:
+    """Without the codes that colour a terminal."""
+    return _ANSI.sub("", text)
+
+
 def start(task: Task, limit: int | None) -> Progress:
     if task.script == "base_eval":
         return Progress(total=task.size, unit="core")
@@ -155,7 +206,7 @@ def start(task: Task, limit: int | None) -> Progress:
 def read(progress: Progress, lines: Iterable[str]) -> Progress:
     """What more lines of output say."""
     for raw in lines:
-        line = _ANSI.sub("", raw).strip()
+        line = plain(raw).strip()
         if progress.unit == "core":
             if found := _CORE.search(line):
                 progress = replace(progress, result=float(found[1]), done=progress.total or progress.done)

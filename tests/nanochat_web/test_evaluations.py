@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from examples.nanochat_web import tasks
 from tests.nanochat_web.harness import Server, World, alive, running
 
 SFT, BASE = "sft/d12/2000", "base/d12/5500"
@@ -37,11 +43,13 @@ def test_from_the_first_problem_to_a_result_that_survives_a_restart(world: World
         assert done["progress"]["result"] == 50.0 and done["ended"] >= done["started"] >= done["created"]
         log = server.ask(f"/evaluations/{run['id']}/log")[2].decode()
         assert "Final: 2/4 (50.00%)" in log and "1/3" not in log  # of a line written over, the last state
+        assert "INFO - in colour" in log and "\x1b" not in log
         # The second is under way when the server is killed.
         server.wait_for(lambda: run_of(server, other["id"])["state"] == "running")
+        started = server.wait_for(lambda: _descendants(server.process.pid)[1:])
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(30)
-    world.gate("ARC-Easy", 99)  # whatever was left of it ends
+        server.wait_for(lambda: not any(map(alive, started)))  # it does not outlive its server
     with running(world) as server:
         states = {one["id"]: one for one in server.json("/evaluations")["runs"]}
         assert states[run["id"]] == done
@@ -70,8 +78,13 @@ def test_cancelled_failed_and_refused(world: World) -> None:
         core = server.json("/evaluations", {"model": BASE, "task": "CORE"})
         server.wait_for(lambda: run_of(server, core["id"])["state"] == "done")
         assert run_of(server, core["id"])["progress"]["result"] == 0.25
-        assert run_of(server, failed["id"])["note"] == "The script ended with exit code 1: the stand-in has no MMLU"
-        assert "the stand-in has no MMLU" in server.ask(f"/evaluations/{failed['id']}/log")[2].decode()
+        note = run_of(server, failed["id"])["note"]
+        assert note.startswith(
+            "The script ended with exit code 1: ConnectionError: Couldn't reach 'cais/mmlu' on the Hub"
+        )
+        place = world.root / ".cache" / "huggingface" / "datasets" / "cais___mmlu"
+        assert f"It needs the data set cais/mmlu, which is not in {place} and could not be downloaded" in note
+        assert "Couldn't reach" in server.ask(f"/evaluations/{failed['id']}/log")[2].decode()
         for body, words in (
             ({"model": BASE, "task": "GSM8K"}, "is for chat models"),
             ({"model": SFT, "task": "HumanEval"}, "does not know HumanEval"),
@@ -90,14 +103,50 @@ def test_a_stopped_server_takes_its_evaluation_along(world: World) -> None:
         world.gate("GSM8K", 1)
         run = server.json("/evaluations", {"model": SFT, "task": "GSM8K", "limit": 4})
         server.wait_for(lambda: run_of(server, run["id"])["progress"]["done"] == 1)
-        children = [int(pid) for pid in _children(server.process.pid)]
-        assert len(children) == 1
-    assert not alive(children[0])
+        children = _descendants(server.process.pid)
+        assert len(children) == 2
+    assert not any(map(alive, children))
 
 
-def _children(pid: int) -> list[str]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:  # noqa: PTH123
-        return file.read().split()
+def _descendants(pid: int) -> list[int]:
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    return children + [one for child in children for one in _descendants(child)]
+
+
+def test_one_that_a_killed_server_left_behind_is_waited_for(world: World) -> None:
+    """Its supervisor was killed with the server; the script itself still holds the lock."""
+    with running(world) as server:
+        world.gate("GSM8K", 1)
+        first = server.json("/evaluations", {"model": SFT, "task": "GSM8K", "limit": 4})
+        server.wait_for(lambda: run_of(server, first["id"])["progress"]["done"] == 1)
+        supervisor, script = _descendants(server.process.pid)
+        for pid in (supervisor, server.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        server.process.wait(30)
+    assert alive(script)
+    with running(world) as server:
+        second = server.json("/evaluations", {"model": SFT, "task": "ARC-Easy", "limit": 1})
+        world.gate("ARC-Easy", 99)
+        server.wait_for(lambda: run_of(server, second["id"])["state"] == "running")
+        time.sleep(0.5)
+        assert run_of(server, second["id"])["progress"]["done"] == 0 and alive(script)
+        world.gate("GSM8K", 99)  # the first goes on to its end
+        server.wait_for(lambda: run_of(server, second["id"])["state"] == "done")
+        assert not alive(script)
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "place"),
+    [
+        ("GSM8K", True, "/base/task_data/openai--gsm8k"),
+        ("GSM8K", False, "/hf/datasets/openai___gsm8k"),
+        ("SpellingBee", False, "/base/words_alpha.txt"),
+        ("CORE", True, "/base/eval_bundle"),
+    ],
+)
+def test_where_the_data_of_a_task_belongs(task: str, own: bool, place: str) -> None:
+    found = tasks.data_place(tasks.BY_NAME[task], base=Path("/base"), own_downloads=own, environ={"HF_HOME": "/hf"})
+    assert str(found) == place
 
 
 def test_a_broken_result_is_said_and_the_rest_is_there(world: World) -> None:

@@ -25,9 +25,10 @@ right = 0
 for number in range(args.max_problems):
     wait_for(gate, above=number)
     if args.task_name == "MMLU":
-        raise SystemExit("the stand-in has no MMLU")
+        raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
     right += number % 2
     print(f"\r\033[KRank 0 | {right}/{number + 1} ({100 * right / (number + 1):.2f}%)", end="", flush=True)
 print()
+print("\033[32m\033[1mINFO\033[0m - in colour, as nanochat's loggers do it")
 print("=" * 50)
 print(f"Final: {right}/{args.max_problems} ({100 * right / args.max_problems:.2f}%)")
