@@ -5,6 +5,7 @@ They are the same for all families: what differs comes from the defines that csr
 
 from __future__ import annotations
 
+from ci.sources.mends import MENDS
 from ci.sources.patch import Change, Edit, apply, describe, digest, without
 
 __all__ = ["EDITS", "apply", "describe", "digest", "without"]
@@ -338,4 +339,5 @@ EDITS: tuple[Edit, ...] = (
             ),
         ),
     ),
+    *MENDS,
 )
