@@ -107,6 +107,7 @@ FEATURE_WORDS = {
     "softcap": "softcap",
     "varlen": "packed sequences or seqused_* / leftpad",
     "seqused_q": "seqused_q",
+    "seqused_k": "seqused_k",
     "paged": "paged KV cache",
     "batch_idx": "cache_batch_idx",
     "append": "new keys and values written into the cache",
@@ -175,6 +176,7 @@ def of_backward(args: BackwardArgs) -> CallFacts:
     present = {
         "varlen": any(tensor is not None for tensor in lengths),
         "seqused_q": args.seqused_q is not None,
+        "seqused_k": args.seqused_k is not None,
         "qv": args.qv is not None,
         "sinks": args.s_aux is not None,
         "dlse": args.dlse is not None,

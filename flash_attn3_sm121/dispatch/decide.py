@@ -112,10 +112,14 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
             return f"the {build.family} library is built without backward"
         if "chunk" in call.features:
             return "upstream's backward does not know attention_chunk"
+        if build.family == "sm90" and call.features & {"seqused_q", "seqused_k"}:
+            return "Hopper's backward reads rows past seqused_q and seqused_k, and its mended kernels have not run"
         if "deterministic" in call.features and "deterministic" not in build.features:
             return f"the {build.family} library has no deterministic backward (only Hopper's kernels do)"
         if "deterministic" in call.features and call.head_dim > 192:
             return "upstream's deterministic backward stops at head dimension 192"
+    if "rotary" in call.features and call.dtype == "e4m3":
+        return "upstream's fp8 kernels turn keys by vectors of 16, which half a rotary dim need not be a multiple of"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]
     if missing:
         names = ", ".join(FEATURE_WORDS[word] for word in missing)

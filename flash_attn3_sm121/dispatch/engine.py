@@ -257,6 +257,8 @@ class Engine:
             cu = args.cu_seqlens_k_new
             new = args.k_new.shape[1] if cu is None else cu[1:] - cu[:-1]
             native.assert_room(args.k, args.page_table, args.seqused_k, new)
+            if args.rotary_cos is not None:
+                native.assert_angles(args, new)
         if args.num_splits < 1 and not plan.may_split:
             args.num_splits = 1
         if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata):
@@ -287,6 +289,7 @@ class Engine:
         assert plan.ops.bwd is not None  # decide saw that the library lists backward
         native.make_contiguous(args)
         dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
+        native.blank_unused_gradients(dq, dk, dv, args)
         try:
             _, _, _, softmax_d, *_ = plan.ops.bwd(*native.backward_positional(args, dq, dk, dv))
         except RuntimeError as error:
@@ -312,16 +315,25 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         """Merge partial results over their first dimension."""
         check_combine(out_partial, lse_partial, out)
+        merged, lse = self._combined(out_partial, lse_partial, out, out_dtype)
+        if out is not None and merged.data_ptr() != out.data_ptr():  # a kernel pads head dims that 4 does not divide
+            merged = out.copy_(merged)
+        return merged, lse
+
+    def _combined(
+        self, out_partial: Tensor, lse_partial: Tensor, out: Tensor | None, out_dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor]:
         ops = self.native_ops(out_partial.device)
         if ops is not None and ops.fwd_combine is not None:
             if lse_partial.stride(-2) != 1:
                 lse_partial = lse_partial.transpose(-1, -2).contiguous().transpose(-1, -2)
-            merged, lse = ops.fwd_combine(out_partial, lse_partial, out, out_dtype)
-            return merged, lse
+            try:
+                merged, lse = ops.fwd_combine(out_partial, lse_partial, out, out_dtype)
+                return merged, lse
+            except RuntimeError as error:
+                self._instead(error)
         fallback = importlib.import_module("flash_attn3_sm121.fallback")
         merged, lse = fallback.combine(out_partial, lse_partial, out, out_dtype)
-        if out is not None and merged is not out:
-            merged = out.copy_(merged)
         return merged, lse
 
     def scheduler_metadata(self, call: tuple[Any, ...]) -> Tensor:

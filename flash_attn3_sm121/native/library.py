@@ -103,6 +103,8 @@ def make_contiguous(args: ForwardArgs | BackwardArgs) -> None:
         tensor: Tensor | None = getattr(args, name)
         if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
             setattr(args, name, tensor.contiguous())
+    if isinstance(args, BackwardArgs):
+        args.softmax_lse = args.softmax_lse.contiguous()  # the kernels assume its strides
 
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
@@ -125,6 +127,20 @@ def assert_room(k_cache: Tensor, pages: Tensor | None, seqlens: Tensor, new: Ten
     )
 
 
+def assert_angles(args: ForwardArgs, new: Tensor | int) -> None:
+    """The same for reads past the end of the rotary tables: kernels do not know how long these are."""
+    import torch
+
+    assert args.rotary_cos is not None and args.seqused_k is not None
+    first = args.seqused_k if args.seqlens_rotary is None else args.seqlens_rotary
+    positions = args.rotary_cos.shape[0]
+    torch._assert_async(
+        ((first >= 0) & (first + new <= positions)).all(),
+        f"rotary_cos and rotary_sin hold {positions} positions: rotary_seqlens (or cache_seqlens) + new keys must "
+        "stay within them",
+    )
+
+
 def blank_unused_rows(out: Tensor, lse: Tensor, args: ForwardArgs) -> None:
     """Rows past seqused_q are left unwritten by the kernels: make them 0 and -inf, as everywhere else."""
     import torch
@@ -141,6 +157,15 @@ def blank_unused_rows(out: Tensor, lse: Tensor, args: ForwardArgs) -> None:
         unused = row - cu[owner] >= used[owner]
         lse.masked_fill_(unused[None, :], float("-inf"))
     out.masked_fill_(unused[..., None, None], 0)
+
+
+def blank_unused_gradients(dq: Tensor, dk: Tensor, dv: Tensor, args: BackwardArgs) -> None:
+    """Before a backward: rows past seqused_q and seqused_k, which the kernels leave unwritten, have gradient zero."""
+    if args.seqused_q is not None:
+        dq.zero_()
+    if args.seqused_k is not None:
+        dk.zero_()
+        dv.zero_()
 
 
 def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:

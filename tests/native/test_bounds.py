@@ -1,0 +1,104 @@
+"""What the engine does around kernels that leave rows unwritten, or read as far as they are told to."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121 import fallback
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.native import library as native
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.native.test_native import CAUSAL, Kernels, engine, half
+
+
+class Partial(Kernels):
+    """Writes the gradients of the used rows alone, as the real kernels do."""
+
+    def bwd(self, *values: Any) -> tuple[Tensor, ...]:
+        *_, dq, dk, dv = values[:9]
+        used_q, used_k = values[11:13]
+        for gradient, used in ((dq, used_q), (dk, used_k), (dv, used_k)):
+            for rows, count in zip(gradient, used.tolist(), strict=True):
+                rows[:count] = 1.0
+        return (dq, dk, dv, *(torch.empty(0) for _ in range(5)))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_of_rows_past_the_used_ones_are_zero(given: bool) -> None:
+    q, k, v = half()
+    used_q, used_k = (torch.tensor(x, dtype=torch.int32) for x in ([2, 0], [1, 3]))
+    lengths = {"seqused_q": used_q, "seqused_k": used_k}
+    args = BackwardArgs(dout=q, q=q, k=k, v=v, out=q, softmax_lse=torch.zeros(q.shape[:3]).mT, **lengths, **CAUSAL)
+    into = tuple(torch.full_like(x, float("nan")) for x in (q, k, v)) if given else None
+    found = engine(Partial().open).backward(args, into=into)  # type: ignore[arg-type]
+    for gradient, used in ((found.dq, used_q), (found.dk, used_k), (found.dv, used_k)):
+        rows = torch.arange(gradient.shape[1])[None, :] < used[:, None]
+        assert torch.equal(gradient, rows[..., None, None].expand_as(gradient).to(gradient.dtype))
+
+
+def test_positions_past_the_rotary_tables_are_stopped_too() -> None:
+    kernels = Kernels()
+    q, k, v = half(sq=1, sk=1)
+    cache = torch.zeros(2, 16, 2, 16, dtype=torch.bfloat16)
+    table = torch.ones(8, 8, dtype=torch.bfloat16)  # as long as half the cache
+    args = {"q": q, "k": cache, "v": cache.clone(), "k_new": k, "v_new": v, **CAUSAL}
+    args |= {"rotary_cos": table, "rotary_sin": table}
+    serving = engine(kernels.open)
+
+    def call(held: int, **more: Tensor) -> None:
+        serving.forward(ForwardArgs(**args, seqused_k=torch.tensor([0, held], dtype=torch.int32), **more))
+
+    with pytest.raises(RuntimeError, match="rotary_cos and rotary_sin hold 8 positions"):
+        call(8)
+    with pytest.raises(RuntimeError, match="rotary_cos and rotary_sin hold 8 positions"):
+        call(7, seqlens_rotary=torch.tensor([8, 0], dtype=torch.int32))
+    assert kernels.calls == []
+    call(7)
+    call(12, seqlens_rotary=torch.tensor([0, 7], dtype=torch.int32))
+    assert len(kernels.calls) == 2
+
+
+def test_the_lse_of_a_backward_is_made_contiguous() -> None:
+    q, k, v = half()
+    seen: list[Tensor] = []
+
+    class Watching(Kernels):
+        def bwd(self, *values: Any) -> tuple[Tensor, ...]:
+            seen.append(values[5])
+            return super().bwd(*values)
+
+    serving = engine(Watching().open)
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    strided = torch.stack((lse, lse), dim=1)[:, 0]
+    assert not strided.is_contiguous() and strided.stride(-1) == 1
+    serving.backward(BackwardArgs(dout=out, q=q, k=k, v=v, out=out, softmax_lse=strided, **CAUSAL))
+    assert seen[0].is_contiguous() and torch.equal(seen[0], lse)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_combine_fills_out_at_every_head_dim(refuses: bool) -> None:
+    """The kernel writes a padded copy where 4 does not divide the head dim; what it cannot read, the fallback does."""
+
+    class Combining(Kernels):
+        def combine(self, *values: Any) -> tuple[Tensor, Tensor]:
+            if refuses:
+                raise RuntimeError("FlashAttention-3: out_partial_padded has stride 6 ..., no multiple of 16 bytes")
+            return fallback.combine(values[0], values[1])
+
+        def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
+            return replace(super().open(path, facts), fwd_combine=self.combine)
+
+    parts, lses = torch.randn(3, 2, 5, 4, 6), torch.randn(3, 2, 4, 5).transpose(-1, -2)
+    out = torch.empty(2, 5, 4, 6)
+    serving = engine(Combining().open)
+    with pytest.warns(RuntimeWarning, match="16 bytes") if refuses else contextlib.nullcontext():
+        merged, _ = serving.combine(parts, lses, out, None)
+    assert merged.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out, fallback.combine(parts, lses)[0])
