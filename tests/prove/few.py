@@ -1,0 +1,59 @@
+"""A library of very few kernels (few_kernels.cu), as PTX alone: enough to run every mended fault, quick to compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ci import costs, flags
+from ci.archlist import Target
+from ci.plan import FamilyPlan, PlannedUnit
+from ci.profiles import Profile, select
+from ci.units import Unit
+from flash_attn3_sm121.arch import CAPABILITIES, Family, Image
+
+PROFILE = Profile(
+    name="few",
+    dtypes=("bf16",),
+    head_dims=(64,),
+    features=frozenset({"causal", "varlen", "append", "split", "packgqa", "backward"}),
+    about="what the host code may ask of the few kernels",
+)
+
+
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def family(*, backward: bool) -> FamilyPlan:
+    """The plan of the library: 12.1's family without machine code; `backward` is whether it can run one."""
+    capability = CAPABILITIES["12.1"]
+    chosen = select(PROFILE, Family.SM8X)
+    ptx = Image(kind="compute", number=capability.number)
+    gencode = ("-gencode", f"arch={ptx},code={ptx}")
+    texts = {
+        "fwd": ("#define FEW_BACKWARD\n" if backward else "") + _text("few_kernels.cu"),
+        "prepare": _text("few_prepare.cu"),
+        "api": '#include "flash_api_stable.cpp"\n',
+    }
+    planned = []
+    for kind, text in texts.items():
+        unit = Unit(name=f"few_{kind}", kind=kind, head_dim=64, kernels=1, text=text, contents=(f"few {kind}",))
+        defines = (*flags.family_defines(chosen, proxy=False), *flags.feature_defines(chosen, kind))
+        planned.append(
+            PlannedUnit(
+                unit=unit,
+                flags=flags.unit_flags(unit, defines, gencode=gencode, images=(str(ptx),)),
+                cost=costs.estimate(unit, family=Family.SM8X, images=1),
+                shard=1,
+            )
+        )
+    target = Target(capability=capability, image=Image(kind="sm", number=capability.number))
+    return FamilyPlan(
+        selection=chosen,
+        targets=(target,),
+        images=(),
+        ptx=(str(ptx),),
+        gencode=gencode,
+        units=tuple(planned),
+        proxy="",
+    )
