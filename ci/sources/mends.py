@@ -1,4 +1,4 @@
-"""Edits that mend faults of upstream's, found by executing the compiled kernels. Data; ci/sources/patch.py applies them.
+"""Edits that mend faults of upstream's, found by executing compiled kernels. Data; ci/sources/patch.py applies them.
 
 csrc/README.md says what each could do, and what else was looked at; tests/prove/test_faults.py shows every one of them.
 """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ci import costs, flags
-from ci.archlist import Target
-from ci.plan import FamilyPlan, PlannedUnit
-from ci.profiles import Profile, select
-from ci.units import Unit
+from ci.plan import costs, flags
+from ci.plan.archs import Target
+from ci.plan.plan import FamilyPlan, PlannedUnit
+from ci.plan.profiles import Profile, select
+from ci.plan.units import Unit
 from flash_attn3_sm121.arch import CAPABILITIES, Family, Image
 
 PROFILE = Profile(
