@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ci.prove.gb10 import executable
-from ci.prove.gb10.executable import Executable, Run
 
 from ci.commands import common, options
 from ci.console import Narrator
+from ci.prove.gb10 import executable
+from ci.prove.gb10.executable import Executable, Run
 from ci.sources.mends import MENDS
 from flash_attn3_sm121.errors import CompileError
 from tests.prove import few
