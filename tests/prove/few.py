@@ -15,7 +15,7 @@ PROFILE = Profile(
     name="few",
     dtypes=("bf16",),
     head_dims=(64,),
-    features=frozenset({"causal", "varlen", "append", "split", "packgqa", "backward"}),
+    features=frozenset({"causal", "varlen", "append", "paged", "split", "packgqa", "backward"}),
     about="what the host code may ask of the few kernels",
 )
 
@@ -24,14 +24,14 @@ def _text(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def family(*, backward: bool) -> FamilyPlan:
-    """The plan of the library: 12.1's family without machine code; `backward` is whether it can run one."""
+def family(*, more: bool) -> FamilyPlan:
+    """The plan of the library: 12.1's family without machine code; `more`: with a backward, and decoding from pages."""
     capability = CAPABILITIES["12.1"]
     chosen = select(PROFILE, Family.SM8X)
     ptx = Image(kind="compute", number=capability.number)
     gencode = ("-gencode", f"arch={ptx},code={ptx}")
     texts = {
-        "fwd": ("#define FEW_BACKWARD\n" if backward else "") + _text("few_kernels.cu"),
+        "fwd": ("#define FEW_MORE\n" if more else "") + _text("few_kernels.cu"),
         "prepare": _text("few_prepare.cu"),
         "api": '#include "flash_api_stable.cpp"\n',
     }

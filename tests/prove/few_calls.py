@@ -116,6 +116,22 @@ def used_rows_and_split(call: Op) -> dict[str, float]:
     return _append(call, dim=DIM, rows=9, used=used)
 
 
+def decode_from_pages(call: Op) -> dict[str, float]:
+    """One row a sequence, keys in pages of 16, split in three."""
+    held, page, pages = (201, 96, 17), 16, 16
+    order = torch.randperm(len(held) * pages).int().view(len(held), pages)
+    k, v = (_random(len(held) * pages, page, GROUPS, DIM) for _ in range(2))
+    q = _random(len(held), 1, HEADS, DIM)
+    used = {"seqused_k": _ints(*held), "seqused_q": _ints(1, 1, 1)}
+    out, lse, *_ = call("fwd", q=q, k=k, v=v, page_table=order, num_splits=3, **used)
+    outs, lses = [], []
+    for b, count in enumerate(held):
+        right, right_lse = attention(q[b], *(x[order[b].long()].flatten(0, 1)[:count] for x in (k, v)))
+        outs.append((out[b], right))
+        lses.append((lse[b], right_lse))
+    return {"out": _furthest(outs), "lse": _furthest(lses)}
+
+
 def _gradients(call: Op, lengths: list[tuple[int, int]], *, packed: bool, **more: Any) -> dict[str, float]:
     """Gradients of `lengths` (rows, keys) of each batch's 100 and 150; rows of Q are packed or not."""
     rows, keys, heads = 100, 150, HEADS
@@ -157,6 +173,7 @@ CASES: dict[str, Callable[[Op], dict[str, float]]] = {
         append_and_split,
         rotary_below_the_kernel,
         used_rows_and_split,
+        decode_from_pages,
         used_rows_backward,
         packed_rows_backward,
     )

@@ -1,7 +1,7 @@
 // Very few kernels (bf16, head dim 64), enough to run every mended fault. BSD-3-Clause, see LICENSE.
 //
 // The host code that calls them is the real one. A kernel that it asks for and that is not here is an error that says
-// so. FEW_BACKWARD: the backward's kernels are here, and not their names alone.
+// so. FEW_MORE: the backward's kernels are here, and not their names alone, and one for decoding from pages.
 #include <stdexcept>
 #include <string>
 
@@ -54,6 +54,22 @@ void run_mha_fwd_<86, T, 64, 64, false, false, false, true>(Flash_fwd_params&, c
     absent();
 }
 
+// The same from pages, without new keys.
+template <>
+void run_mha_fwd_<86, T, 64, 64, true, true, false, true>(Flash_fwd_params& params, cudaStream_t stream) {
+#ifdef FEW_MORE
+    if (params.is_causal || params.knew_ptr) absent();
+    run_flash_fwd<86, 64, 64, 1, T, T, false, false, false, true, true, false, false, true, true, false>(params,
+                                                                                                         stream);
+#else
+    absent();
+#endif
+}
+template <>
+void run_mha_fwd_<86, T, 64, 64, false, true, false, true>(Flash_fwd_params&, cudaStream_t) {
+    absent();
+}
+
 // Combine: lengths, at most 16 splits.
 template <>
 void run_mha_fwd_combine_<T, float, 64>(Flash_fwd_params& params, cudaStream_t stream, bool pdl) {
@@ -83,7 +99,7 @@ template <>
 void BACKWARD(false)(Flash_bwd_params& params, cudaStream_t) {
     tell("no lengths", params);
 }
-#ifndef FEW_BACKWARD
+#ifndef FEW_MORE
 template <>
 void BACKWARD(true)(Flash_bwd_params& params, cudaStream_t) {
     tell("lengths", params);

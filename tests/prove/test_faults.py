@@ -29,7 +29,7 @@ def make(folder: Path, *, mended: bool) -> Executable:
     session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=1), Narrator(quiet=True))
     withheld = frozenset() if mended else frozenset(edit.name for edit in MENDS)
     inputs = common.gather(session, without=withheld)
-    return executable.make(common.builder(session, inputs), few.family(backward=mended), output=folder)
+    return executable.make(common.builder(session, inputs), few.family(more=mended), output=folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,20 @@ def test_a_packed_q_does_not_pack_k(mended: Executable, faulty: Executable) -> N
     with pytest.raises(CompileError, match=rf": lengths, dk_batch_stride (?!{stride}\b)-?\d+"):
         show(faulty, "packed_rows_backward")
     check(mended, "packed_rows_backward")
+
+
+def test_what_racecheck_says_of_decoding_from_pages(mended: Executable) -> None:
+    """No race; but taken as ordering nothing, named barriers leave just the pairs that racecheck named on a GPU."""
+    check(mended, "decode_from_pages")
+    blind = show(mended, "decode_from_pages", named=False)
+    assert far(blind) == {}
+    pairs = {(_word(found["who"]), _word(found["other"])) for found in blind.errors}
+    output_over_v, next_tile, output_read_back = ("st", "ldmatrix trans"), ("ld v4", "st v4"), ("ld v2", "st")
+    assert {output_over_v, next_tile, output_read_back} <= pairs
+    assert pairs <= {output_over_v, next_tile, output_read_back, ("st v4", "ld v4")}
+
+
+def _word(party: dict[str, Any]) -> str:
+    """An instruction in a word or two: what it is, and how wide or turned."""
+    first, *rest = party["text"].split()[0].split(".")
+    return " ".join((first, *(word for word in rest if word in ("v2", "v4", "trans"))))
