@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flash_attn3_sm121.selftest import reference
+from flash_attn3_sm121.selftest import lengths, reference
+from flash_attn3_sm121.selftest.case import Case, random
 from flash_attn3_sm121.selftest.reference import Mask
 
 if TYPE_CHECKING:
@@ -14,26 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """`run(device, dtype)` yields (what, got, wanted) triples; `wanted` is fp64 on the CPU."""
-
-    name: str
-    run: Callable[[torch.device, torch.dtype], Iterator[tuple[str, Tensor, Tensor]]]
-
-
-def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
-    import torch
-
-    return torch.randn(*shape).to(dtype).to(device)
-
-
 def _dense(mask: Mask, *, dim: int, sq: int = 113, sk: int = 203, kv_heads: int = 2, softcap: float = 0.0) -> Case:
     def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         from flash_attn3_sm121 import flash_attn_func
 
-        q = _random(device, dtype, 2, sq, 4, dim)
-        k, v = (_random(device, dtype, 2, sk, kv_heads, dim) for _ in range(2))
+        q = random(device, dtype, 2, sq, 4, dim)
+        k, v = (random(device, dtype, 2, sk, kv_heads, dim) for _ in range(2))
         window = (mask.left, mask.right)
         out, lse = flash_attn_func(
             q,
@@ -64,8 +50,8 @@ def _backward(mask: Mask, *, dim: int, softcap: float = 0.0) -> Case:
 
         from flash_attn3_sm121 import flash_attn_func
 
-        q = _random(device, dtype, 2, 97, 4, dim).requires_grad_()
-        k, v = (_random(device, dtype, 2, 97, 2, dim).requires_grad_() for _ in range(2))
+        q = random(device, dtype, 2, 97, 4, dim).requires_grad_()
+        k, v = (random(device, dtype, 2, 97, 2, dim).requires_grad_() for _ in range(2))
         weight = torch.randn(2, 97, 4, dim)
         window = (mask.left, mask.right)
         out = flash_attn_func(q, k, v, causal=mask.causal, window_size=window, softcap=softcap)
@@ -88,8 +74,8 @@ def _varlen() -> Case:
 
         lengths = (5, 0, 64, 33)
         ends = torch.tensor((0, *lengths)).cumsum(0)
-        q = _random(device, dtype, int(ends[-1]), 4, 64)
-        k, v = (_random(device, dtype, int(ends[-1]), 2, 64) for _ in range(2))
+        q = random(device, dtype, int(ends[-1]), 4, 64)
+        k, v = (random(device, dtype, int(ends[-1]), 2, 64) for _ in range(2))
         cu = ends.to(torch.int32).to(device)
         out = flash_attn_varlen_func(q, k, v, cu, cu, max(lengths), max(lengths), causal=True)
         mask = Mask(causal=True)
@@ -109,8 +95,8 @@ def _cache(*, paged: bool, rotary: bool, splits: int, new: int = 3) -> Case:
         from flash_attn3_sm121 import flash_attn_with_kvcache
 
         page, capacity, lengths = 64, 256, (70, 0, 181)
-        k_cache, v_cache = (_random(device, dtype, 3, capacity, 2, 64) for _ in range(2))
-        q, k, v = (_random(device, dtype, 3, new, heads, 64) for heads in (4, 2, 2))
+        k_cache, v_cache = (random(device, dtype, 3, capacity, 2, 64) for _ in range(2))
+        q, k, v = (random(device, dtype, 3, new, heads, 64) for heads in (4, 2, 2))
         angles = torch.arange(capacity)[:, None] * (10.0 ** -torch.linspace(0, 3, 16))[None, :]
         cos, sin = (table.to(dtype).to(device) for table in (angles.cos(), angles.sin()))
         table = torch.randperm(3 * capacity // page).reshape(3, -1).to(torch.int32)
@@ -168,7 +154,7 @@ def _combine() -> Case:
 
 
 def cases() -> tuple[Case, ...]:
-    """All of them; about forty, each a fraction of a second."""
+    """All of them; about fifty, each a fraction of a second."""
     causal, full = Mask(causal=True), Mask()
     found = [_dense(mask, dim=dim) for dim in (16, 32, 64, 96, 128, 192, 256) for mask in (causal, full)]
     found += [_dense(Mask(left=17, right=0), dim=dim) for dim in (64, 128, 256)]
@@ -181,4 +167,4 @@ def cases() -> tuple[Case, ...]:
     found += [_varlen(), _combine()]
     found += [_cache(paged=paged, rotary=False, splits=splits) for paged in (False, True) for splits in (1, 4)]
     found += [_cache(paged=False, rotary=True, splits=1), _cache(paged=True, rotary=True, splits=1, new=1)]
-    return tuple(found)
+    return (*found, *lengths.cases())

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.console import Narrator, format_seconds
 from flash_attn3_sm121.errors import UsageError, VerifyError
-from flash_attn3_sm121.selftest.cases import Case, cases
+from flash_attn3_sm121.selftest.case import Case
+from flash_attn3_sm121.selftest.cases import cases
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ import torch
 from ci.prove.gpu.probes import backward, cache, forward
 from ci.prove.gpu.probes.compare import Finding, GpuCase, Rule
 from ci.prove.gpu.probes.forward import CAUSAL, LOCAL, Dense
-from flash_attn3_sm121.selftest.cases import Case, cases
+from flash_attn3_sm121.selftest.case import Case
+from flash_attn3_sm121.selftest.cases import cases
 from flash_attn3_sm121.selftest.cli import ALLOWED, check
 
 
