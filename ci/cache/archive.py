@@ -40,11 +40,11 @@ def unpack_tar(file: Path, prefix: str, folders: Sequence[str], into: Path) -> i
     return count
 
 
-def unpack_zip(source: Path | IO[bytes], archive: str, heads: dict[str, str], into: Path) -> int:
+def unpack_zip(source: Path | zipfile.ZipFile, archive: str, heads: dict[str, str], into: Path) -> int:
     """Unpack the members below each key of `heads` to its value below `into`; returns the number of files."""
     count = 0
     try:
-        with zipfile.ZipFile(source) as zipped:
+        with source if isinstance(source, zipfile.ZipFile) else zipfile.ZipFile(source) as zipped:
             for member in zipped.infolist():
                 check_name(member.filename, archive)
                 head = next((h for h in heads if member.filename.startswith(h + "/")), None)

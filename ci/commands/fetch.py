@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ci.cache.folders import cache_root
 from ci.console import Narrator, format_seconds
-from ci.index import read_config
 from ci.plan.platforms import Platform
 from ci.sources import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock
@@ -42,12 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     narrate, cache = Narrator(), cache_root()
     started = time.monotonic()
-    config = read_config(offline=args.offline)
-    tree = fetch(read_lock(args.lock), source=args.source, cache=cache, narrate=narrate, config=config)
+    tree = fetch(read_lock(args.lock), source=args.source, cache=cache, narrate=narrate, offline=args.offline)
     edited = edited_tree(tree, cache=cache, narrate=narrate) if args.edits else None
     target = None if args.platform is None else str(args.platform)
-    toolchain = resolve(target=target, cuda_home=args.cuda_home, cache=cache, narrate=narrate, config=config)
-    headers = torch_headers(cache, narrate, config=config)
+    toolchain = resolve(target=target, cuda_home=args.cuda_home, cache=cache, narrate=narrate, offline=args.offline)
+    headers = torch_headers(cache, narrate, offline=args.offline)
     result: dict[str, object] = {
         "cache": str(cache),
         "sources": {

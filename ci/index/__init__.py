@@ -1,11 +1,19 @@
-"""Files from the package index that pip or uv is configured for: found by name, checked by sha256.
+"""Files from the package index that pip is configured for, each pinned by its sha256.
 
-Only the standard library is used: the harness also runs inside pip's isolated build environments, where nothing can be
-assumed. `pip download` is no way to get a source distribution, as it runs that project's build to read its metadata.
+pip itself downloads wheels (`ci.index.pip`). A source distribution comes through pypi-simple (`ci.index.pages`),
+as pip would run that project's build to read its metadata. A few folders of a large wheel come through remotezip
+(`ci.index.members`).
 """
 
-from ci.index.config import IndexConfig, read_config
-from ci.index.locate import Wanted
-from ci.index.obtain import obtained, opened_ranges
+from __future__ import annotations
 
-__all__ = ["IndexConfig", "Wanted", "obtained", "opened_ranges", "read_config"]
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One file of a project, pinned by its content."""
+
+    project: str
+    filename: str
+    sha256: str

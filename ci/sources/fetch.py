@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ci.cache.folders import locked, make_read_only, making
 from ci.console import Narrator
-from ci.index import IndexConfig, read_config
 from ci.sources.lock import SourceLock
 from ci.sources.routes import ROUTES, Request, Route, copy_checkout, fill_checked
 from ci.sources.tree import SourceTree
@@ -21,13 +20,22 @@ def fetch(
     source: Path | None,
     cache: Path,
     narrate: Narrator,
-    config: IndexConfig | None = None,
+    offline: bool = False,
     routes: Sequence[Route] = ROUTES,
 ) -> SourceTree:
     """The locked trees, in the content cache, read-only.
 
-    A `source` that was asked for and does not fit the lock stops everything: another route would build something else
-    than what the user pointed at. Raises SourceError; where no route works its text is the whole trace.
+    Args:
+        lock: what is wanted.
+        source: a checkout to copy from. One that does not fit the lock stops everything: another route would build
+            something else than what the user pointed at.
+        cache: the content cache.
+        narrate: is told which route gave the sources.
+        offline: ask no network.
+        routes: tried in this order where there is no `source`.
+
+    Raises:
+        SourceError: no route works; its text says what each of them said.
     """
     if source is not None:
         _check_source(source, lock)
@@ -44,7 +52,7 @@ def fetch(
                 make_read_only(work)
             narrate.note(f"sources: {_name(lock)} from {source}")
             return _tree(cache / key, lock, "checkout")
-        request = Request(lock=lock, cache=cache, config=config or read_config(), narrate=narrate)
+        request = Request(lock=lock, cache=cache, offline=offline, narrate=narrate)
         for route in routes:
             try:
                 with making(cache, key) as work:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.archive import unpack_tar
 from ci.console import Narrator
-from ci.index import IndexConfig, Wanted, obtained
+from ci.index import Wanted
 from ci.sources.lock import LockedTree, Repository, SourceLock
 from ci.sources.verify import check_checkout
 from flash_attn3_sm121.errors import SourceError
@@ -24,7 +25,7 @@ class Request:
 
     lock: SourceLock
     cache: Path
-    config: IndexConfig
+    offline: bool
     narrate: Narrator
 
 
@@ -47,18 +48,21 @@ def copy_checkout(source: Path, lock: SourceLock, into: Path) -> None:
 
 def from_sdist(request: Request, into: Path) -> None:
     """Unpack the trees from the source distribution that carries them."""
+    from ci.index.pages import download_file  # loads requests: only where something is really fetched
+
     sdist = request.lock.sdist
     if sdist is None:
         raise SourceError("this lock names no source distribution")
     wanted = Wanted(project=sdist.project, filename=sdist.filename, sha256=sdist.sha256)
     top = sdist.filename.removesuffix(".tar.gz")
-    with obtained(wanted, request.cache, request.config, request.narrate) as file:
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix=f"{into.name}.") as folder:
+        file = download_file(wanted, Path(folder), request.narrate, offline=request.offline)
         unpack_tar(file, f"{top}/{sdist.prefix}", [tree.path for tree in request.lock.trees], into)
 
 
 def from_git(request: Request, into: Path) -> None:
     """Fetch the two pinned commits, without history, and take the trees from them."""
-    if request.config.offline:
+    if request.offline:
         raise SourceError("offline: git was not asked")
     lock = request.lock
     _checkout(request, lock.upstream, lock.hopper, into, root="")

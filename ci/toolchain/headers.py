@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 from ci.cache.archive import unpack_zip
 from ci.cache.folders import locked, make_read_only, making
 from ci.console import Narrator
-from ci.index import IndexConfig, obtained, opened_ranges, read_config
-from ci.index.http import NotRangeable
+from ci.index.pip import download
 from ci.sources.treeid import compare, scan
 from ci.toolchain.pins import Pins, TorchHeaders, read_pins
 from flash_attn3_sm121.errors import FetchError
@@ -25,16 +25,14 @@ class HeaderTree:
     version: str  # torch's
 
 
-def torch_headers(
-    cache: Path, narrate: Narrator, *, config: IndexConfig | None = None, pins: Pins | None = None
-) -> HeaderTree:
+def torch_headers(cache: Path, narrate: Narrator, *, offline: bool = False, pins: Pins | None = None) -> HeaderTree:
     """The pinned headers, proven. Raises FetchError."""
     pin = (pins or read_pins()).torch_headers
-    folder = _tree(pin, cache, config or read_config(), narrate)
+    folder = _tree(pin, cache, narrate, offline)
     return HeaderTree(folder=folder, id=pin.id, version=pin.version)
 
 
-def _tree(pin: TorchHeaders, cache: Path, config: IndexConfig, narrate: Narrator) -> Path:
+def _tree(pin: TorchHeaders, cache: Path, narrate: Narrator, offline: bool) -> Path:
     """torch's include folder, proven equal to the pinned git tree; only the needed parts of the wheel are fetched."""
     key = f"torch-headers/{pin.id}"
     entry = cache / key
@@ -46,7 +44,7 @@ def _tree(pin: TorchHeaders, cache: Path, config: IndexConfig, narrate: Narrator
                 return entry
             narrate.note(f"torch {pin.version} headers: damaged in the cache, fetched again: {wrong}")
         with making(cache, key) as work:
-            _unpack_headers(pin, work, cache, config, narrate)
+            _unpack_headers(pin, work, narrate, offline)
             wrong = compare(pin.files, scan(work))
             if wrong:
                 raise FetchError(f"the headers in {pin.wheel.filename} are not the pinned tree {pin.id}: {wrong}")
@@ -55,12 +53,19 @@ def _tree(pin: TorchHeaders, cache: Path, config: IndexConfig, narrate: Narrator
     return entry
 
 
-def _unpack_headers(pin: TorchHeaders, work: Path, cache: Path, config: IndexConfig, narrate: Narrator) -> None:
+def _unpack_headers(pin: TorchHeaders, work: Path, narrate: Narrator, offline: bool) -> None:
     heads = {f"{pin.prefix}/{folder}": folder for folder in pin.folders}
-    try:
-        with opened_ranges(pin.wheel, config, narrate) as remote:
-            unpack_zip(cast("IO[bytes]", remote), pin.wheel.filename, heads, work)
-    except NotRangeable as error:
-        narrate.note(f"{error}\nfetching the whole wheel instead")
-        with obtained(pin.wheel, cache, config, narrate) as file:
-            unpack_zip(file, pin.wheel.filename, heads, work)
+    if not offline:
+        from ci.index.members import opened  # loads requests: only where something is really fetched
+
+        try:
+            with opened(pin.wheel, narrate) as remote:
+                unpack_zip(remote, pin.wheel.filename, heads, work)
+            return
+        except FetchError as error:
+            narrate.note(f"{error}\nfetching the whole wheel instead")
+            for folder in pin.folders:
+                shutil.rmtree(work / folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{work.name}.") as folder:
+        download([pin.wheel], Path(folder), narrate, offline=offline)
+        unpack_zip(Path(folder) / pin.wheel.filename, pin.wheel.filename, heads, work)

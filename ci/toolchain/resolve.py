@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ci.console import Narrator
-from ci.index import IndexConfig, read_config
 from ci.toolchain.hostcxx import find
 from ci.toolchain.installed import RUNTIME, ask_nvcc, look_over, nvcc_version
 from ci.toolchain.model import Toolchain
@@ -48,23 +47,37 @@ def resolve(
     cache: Path,
     narrate: Narrator,
     cxx: str | None = None,
-    config: IndexConfig | None = None,
+    offline: bool = False,
     pins: Pins | None = None,
 ) -> Toolchain:
-    """The toolchain that runs here and makes libraries for `target`. Raises ToolchainError or FetchError."""
+    """The toolchain that runs here and makes libraries for `target`.
+
+    Args:
+        host: the machine that compiles (default: this one).
+        target: the machine that the libraries are for (default: `host`).
+        cuda_home: an installed toolkit, instead of the pinned packages.
+        cache: the content cache.
+        narrate: is told what is fetched and asked.
+        cxx: the host compiler to use (default: the first usable g++).
+        offline: fetch only from folders among pip's find-links.
+        pins: the toolchain's lock (default: the repository's).
+
+    Raises:
+        ToolchainError: a compiler or a piece of a toolkit is missing, or too old or new.
+        FetchError: a pinned package cannot be had.
+    """
     host = machine(host)
     target = machine(target) if target else host
     if cuda_home is not None:
         return _installed(cuda_home.absolute(), host, target, narrate, cxx)
     pins = pins or read_pins()
-    config = config or read_config()
     wheels = [package.wheels[host] for package in pins.packages]
     label = f"CUDA {pins.cuda[0]}.{pins.cuda[1]} compiler for {host}"
-    root = unpacked(wheels, pins, cache, config, narrate, label=label)
+    root = unpacked(wheels, pins, cache, narrate, offline=offline, label=label)
     runtime = root
     if target != host:
         wheel = pins.package(pins.runtime).wheels[target]
-        runtime = unpacked([wheel], pins, cache, config, narrate, label=f"CUDA runtime for {target}")
+        runtime = unpacked([wheel], pins, cache, narrate, offline=offline, label=f"CUDA runtime for {target}")
     found = nvcc_version(ask_nvcc(root / "bin" / "nvcc", narrate))
     if found != pins.cuda:
         raise ToolchainError(f"the pinned nvcc says it is {found}, the lock says {pins.cuda}")

@@ -11,7 +11,6 @@ import pytest
 
 from ci.cache.folders import cache_root, locked, making
 from ci.console import Narrator
-from ci.index.config import default_index
 from flash_attn3_sm121.console import Styled, Table, format_bytes, format_seconds, show
 
 
@@ -156,9 +155,3 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
                 (work / "file").write_text(text)
             assert (tmp_path / "a" / "b" / "file").read_text() == text
     assert not list((tmp_path / "tmp").iterdir())
-
-
-def test_the_public_index_is_known_where_pip_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    visible = default_index()
-    monkeypatch.setitem(sys.modules, "pip._internal.models.index", None)
-    assert default_index() == visible

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ci.index import Wanted
 
 PROJECT = "the-project"
 
@@ -25,6 +32,7 @@ class Index:
     token: str | None = None
     faults: list[str] = field(default_factory=list)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    sent: int = 0  # bytes of parts
     address: str = ""
 
     @property
@@ -41,7 +49,9 @@ class Index:
             for name, body in self.files.items()
         ]
         if self.page_json:
-            return "application/vnd.pypi.simple.v1+json", json.dumps({"name": PROJECT, "files": rows}).encode()
+            return "application/vnd.pypi.simple.v1+json", json.dumps(
+                {"meta": {"api-version": "1.0"}, "name": PROJECT, "files": rows}
+            ).encode()
         anchors = [
             f'<a href="../../files/{n}#sha256={self.announced.get(n) or sha(b)}">{n}</a>' for n, b in self.files.items()
         ]
@@ -50,6 +60,34 @@ class Index:
 
 def sha(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def pip_looks_at(monkeypatch: pytest.MonkeyPatch, *, index: str = "", links: Path | str = "") -> None:
+    """Configure pip, for programs that are started too: one index or none, and a find-links folder."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    monkeypatch.setenv("PIP_INDEX_URL" if index else "PIP_NO_INDEX", index or "1")
+
+
+def make_wheel(folder: Path, project: str, tag: str, files: Mapping[str, str | bytes]) -> Wanted:
+    """A wheel, version 1.0, that pip accepts. Files below a `bin` folder are executable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = project.replace("-", "_")
+    info = f"{name}-1.0.dist-info"
+    metadata = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n",
+        f"{info}/RECORD": "",
+    }
+    path = folder / f"{name}-1.0-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as zipped:
+        for member, content in {**files, **metadata}.items():
+            row = zipfile.ZipInfo(member)
+            row.external_attr = (0o100755 if "/bin/" in member else 0o100644) << 16
+            zipped.writestr(row, content)
+    return Wanted(project=project, filename=path.name, sha256=sha(path.read_bytes()))
 
 
 def handler(index: Index) -> type[BaseHTTPRequestHandler]:
@@ -71,11 +109,13 @@ def handler(index: Index) -> type[BaseHTTPRequestHandler]:
             if fault == "500":
                 self.send_error(500)
                 return
-            match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+            match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted or "")
             status, head, part = 200, {}, body
             if match and index.ranges:
-                start, end = int(match[1]), int(match[2] or len(body) - 1)
+                end = min(int(match[2] or len(body)), len(body) - 1) if match[1] else len(body) - 1
+                start = int(match[1]) if match[1] else max(0, len(body) - int(match[2]))
                 part = body[start : end + 1]
+                index.sent += len(part)
                 status, head = 206, {"Content-Range": f"bytes {start}-{end}/{len(body)}"}
             self.answer(status, "application/octet-stream", part, head, cut=fault == "cut")
 

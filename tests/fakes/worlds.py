@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ci.console import Narrator
-from ci.index import IndexConfig
 from ci.sources.lock import LockedTree, Repository, Sdist, SourceLock
 from ci.sources.treeid import scan, tree_id
 
@@ -33,10 +32,6 @@ class World:
     index: Path  # a find-links folder that holds the source distribution
     cache: Path
     lock: SourceLock
-
-    @property
-    def config(self) -> IndexConfig:
-        return IndexConfig(index_urls=(), find_links=(str(self.index),), offline=True)
 
 
 def narrator() -> Narrator:

@@ -91,7 +91,7 @@ def test_another_pin_is_made_from_a_checkout_and_can_be_fetched(
     lock = read_lock(own)
     assert (lock.upstream.commit, lock.cutlass.commit, lock.sdist) == (commit, cutlass, None)
     assert lock.hopper.id == git(world.checkout, "rev-parse", "HEAD:hopper")
-    tree = fetch(lock, source=world.checkout, cache=world.cache, narrate=narrator(), config=world.config)
+    tree = fetch(lock, source=world.checkout, cache=world.cache, narrate=narrator(), offline=True)
     assert tree.route == "checkout"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.index import pages
 from ci.sources import fetch
 from ci.sources.routes import Request, Route
 from flash_attn3_sm121.errors import SourceError
@@ -21,12 +22,15 @@ from tests.fakes.worlds import PREFIX, SCRIPT, World, commit_all, make_world, na
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return make_world(tmp_path)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A small upstream whose source distribution lies in a folder that pip is told of."""
+    made = make_world(tmp_path)
+    monkeypatch.setattr(pages, "settings", lambda: {"find-links": str(made.index)})
+    return made
 
 
 def get(world: World, source: Path | None = None) -> str:
-    tree = fetch(world.lock, source=source, cache=world.cache, narrate=narrator(), config=world.config)
+    tree = fetch(world.lock, source=source, cache=world.cache, narrate=narrator(), offline=True)
     assert (tree.hopper / "utils.h").read_bytes() == (world.checkout / "hopper/utils.h").read_bytes()
     assert (tree.cutlass_include / "cute" / "tensor.hpp").is_file()
     assert (tree.hopper / "generate.sh").stat().st_mode & 0o100
@@ -37,7 +41,7 @@ def get(world: World, source: Path | None = None) -> str:
 def test_the_source_distribution_then_the_cache(world: World) -> None:
     assert get(world) == "sdist"
     assert get(world) == "cache"
-    assert not list((world.cache / "downloads").iterdir())
+    assert not list((world.cache / "tmp").iterdir())
 
 
 def test_a_checkout_fills_the_cache(world: World) -> None:
@@ -58,8 +62,7 @@ def test_git_at_the_pinned_commits(world: World) -> None:
         cutlass=replace(world.lock.cutlass, url=str(world.checkout / "csrc/cutlass"), commit=cutlass),
     )
     narrate = narrator()
-    config = replace(world.config, offline=False)
-    tree = fetch(lock, source=None, cache=world.cache, narrate=narrate, config=config)
+    tree = fetch(lock, source=None, cache=world.cache, narrate=narrate)
     assert tree.route == "git"
     assert not (tree.hopper / "later.h").exists()
     assert f"fetch --quiet --depth=1 {world.checkout} {commit}" in said(narrate)
@@ -86,7 +89,7 @@ def test_a_checkout_that_differs_stops_everything_and_names_the_file(
     get(world)  # even with good sources in the cache
     damage(world.checkout)
     with pytest.raises(SourceError, match=message) as caught:
-        fetch(world.lock, source=world.checkout, cache=world.cache, narrate=narrator(), config=world.config)
+        fetch(world.lock, source=world.checkout, cache=world.cache, narrate=narrator(), offline=True)
     assert "python -m ci lock --source" in str(caught.value)
 
 
@@ -163,7 +166,7 @@ def slow_route(request: Request, into: Path) -> None:
 
 def fetch_slowly(world: World) -> None:
     route = Route(name="slow", fill=slow_route)
-    fetch(world.lock, source=None, cache=world.cache, narrate=narrator(), config=world.config, routes=[route])
+    fetch(world.lock, source=None, cache=world.cache, narrate=narrator(), offline=True, routes=[route])
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside other tests' threads
@@ -199,6 +202,6 @@ def test_runs_at_the_same_time_fetch_once(world: World) -> None:
 
 def test_narration_goes_to_the_stream_given(world: World) -> None:
     narrate = narrator()
-    fetch(world.lock, source=None, cache=world.cache, narrate=narrate, config=world.config)
+    fetch(world.lock, source=None, cache=world.cache, narrate=narrate, offline=True)
     assert "from sdist, git trees verified" in said(narrate)
     assert isinstance(narrate.stream, io.StringIO)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ci.index import IndexConfig, Wanted
+from ci.index import Wanted
 from ci.sources.treeid import scan, tree_id
 from ci.toolchain import check_targets, machine, resolve, torch_headers
 from ci.toolchain.hostcxx import find, judge, names
@@ -19,7 +18,7 @@ from ci.toolchain.installed import nvcc_version
 from ci.toolchain.pins import FILE, Package, Pins, TorchHeaders, read_pins
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.errors import FetchError, ToolchainError
-from tests.fakes.serving import Index, serving, sha
+from tests.fakes.serving import Index, make_wheel, pip_looks_at, serving
 from tests.fakes.worlds import narrator, said
 
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
@@ -34,41 +33,32 @@ ROOT = {
 needs_cxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
 
 
-def make_wheel(folder: Path, project: str, arch: str, files: dict[str, str]) -> Wanted:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{project.replace('-', '_')}-1.0-py3-none-linux_{arch}.whl"
-    with zipfile.ZipFile(folder / name, "w") as zipped:
-        for path, text in {**{f"nvidia/cu13/{k}": v for k, v in files.items()}, "nvidia/x.py": "", "a.pth": ""}.items():
-            info = zipfile.ZipInfo(path)
-            info.external_attr = (0o100755 if "/bin/" in path else 0o100644) << 16
-            zipped.writestr(info, text)
-    return Wanted(project=project, filename=name, sha256=sha((folder / name).read_bytes()))
+def package_of(folder: Path, project: str, arch: str, files: dict[str, str]) -> Wanted:
+    inside = {f"nvidia/cu13/{path}": text for path, text in files.items()}
+    return make_wheel(folder, project, f"py3-none-linux_{arch}", {**inside, "nvidia/x.py": "", "a.pth": ""})
 
 
 @pytest.fixture
-def pins(tmp_path: Path) -> Pins:
+def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pins:
     """A compiler in two packages for each machine, in the folder `index`; the headers' wheel is not there."""
+    pip_looks_at(monkeypatch, links=tmp_path / "index")
     rest = {path: text for path, text in ROOT.items() if not path.startswith("lib/")}
     runtime = {"lib/libcudart_static.a": ""}
     machines = ("aarch64", "x86_64")
     packages = [
         Package(
-            project=project, version="1.0", wheels={m: make_wheel(tmp_path / "index", project, m, f) for m in machines}
+            project=project, version="1.0", wheels={m: package_of(tmp_path / "index", project, m, f) for m in machines}
         )
         for project, f in (("the-nvcc", rest), ("the-runtime", runtime))
     ]
     return replace(read_pins(), packages=tuple(packages), runtime="the-runtime")
 
 
-def local(tmp_path: Path) -> IndexConfig:
-    return IndexConfig(index_urls=(), find_links=(str(tmp_path / "index"),), offline=True)
-
-
 @needs_cxx
 def test_a_toolchain_is_made_once_and_healed_when_tampered_with(tmp_path: Path, pins: Pins) -> None:
     def get() -> str:
         narrate = narrator()
-        found = resolve(cuda_home=None, cache=tmp_path / "cache", narrate=narrate, config=local(tmp_path), pins=pins)
+        found = resolve(cuda_home=None, cache=tmp_path / "cache", narrate=narrate, offline=True, pins=pins)
         assert found.version == (13, 0)
         assert os.access(found.nvcc, os.X_OK)
         assert (found.cudart_dir / "libcudart_static.a").is_file()
@@ -93,9 +83,9 @@ def test_a_toolchain_is_made_once_and_healed_when_tampered_with(tmp_path: Path, 
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, pins: Pins) -> None:
     with (tmp_path / "index" / pins.packages[0].wheels[machine()].filename).open("ab") as file:
         file.write(b"?")
-    with pytest.raises(FetchError, match="expected sha256"):
-        resolve(cuda_home=None, cache=tmp_path / "c", narrate=narrator(), config=local(tmp_path), pins=pins)
-    assert not list((tmp_path / "c" / "tmp").iterdir())
+    with pytest.raises(FetchError, match="Expected sha256"):
+        resolve(cuda_home=None, cache=tmp_path / "c", narrate=narrator(), offline=True, pins=pins)
+    assert not (tmp_path / "c" / "toolchains").exists()
 
 
 def test_the_pins_are_for_both_machines_and_a_changed_one_is_refused(tmp_path: Path) -> None:
@@ -177,26 +167,24 @@ def test_an_nvcc_without_a_version_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "whole wheel"])
-def test_headers_are_proven_and_healed(tmp_path: Path, ranges: bool) -> None:
-    wheel = tmp_path / "the_project-1.0.whl"
-    with zipfile.ZipFile(wheel, "w") as zipped:
-        for name in ("t/include/a/x.h", "t/include/b/y.h", "t/lib/z.so"):
-            zipped.writestr(name, name)
+def test_headers_are_proven_and_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool) -> None:
+    inside = {name: name for name in ("t/include/a/x.h", "t/include/b/y.h", "t/lib/z.so")}
+    wheel = make_wheel(tmp_path, "the-project", "cp310-cp310-linux_aarch64", inside)
     (tmp_path / "want" / "a").mkdir(parents=True)
     (tmp_path / "want" / "a" / "x.h").write_text("t/include/a/x.h")
     files = tuple(scan(tmp_path / "want"))
-    body = wheel.read_bytes()
-    wanted = Wanted(project="the-project", filename=wheel.name, sha256=sha(body))
-    pin = TorchHeaders(wheel=wanted, version="1.0", prefix="t/include", folders=("a",), id=tree_id(files), files=files)
+    pin = TorchHeaders(wheel=wheel, version="1.0", prefix="t/include", folders=("a",), id=tree_id(files), files=files)
     pins = replace(read_pins(), torch_headers=pin)
-    with serving(Index(files={wheel.name: body}, ranges=ranges)) as index:
-        config = IndexConfig(index_urls=(index.url,))
-        found = torch_headers(tmp_path / "c", narrator(), config=config, pins=pins)
+    with serving(Index(files={wheel.filename: (tmp_path / wheel.filename).read_bytes()}, ranges=ranges)) as index:
+        pip_looks_at(monkeypatch, index=index.url)
+        narrate = narrator()
+        found = torch_headers(tmp_path / "c", narrate, pins=pins)
+        assert ("fetching the whole wheel instead" in said(narrate)) is not ranges
         assert [path.name for path in found.folder.rglob("*.h")] == ["x.h"]
         (found.folder / "a" / "more.h").write_text("")
         narrate = narrator()
-        torch_headers(tmp_path / "c", narrate, config=config, pins=pins)
+        torch_headers(tmp_path / "c", narrate, pins=pins)
         assert "damaged in the cache, fetched again: extra: a/more.h" in said(narrate)
         wrong = replace(pins, torch_headers=replace(pin, folders=("b",)))
         with pytest.raises(FetchError, match=r"are not the pinned tree .*missing: a/x\.h; extra: b/y\.h"):
-            torch_headers(tmp_path / "d", narrator(), config=config, pins=wrong)
+            torch_headers(tmp_path / "d", narrator(), pins=wrong)

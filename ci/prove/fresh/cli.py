@@ -13,7 +13,7 @@ from pathlib import Path
 from ci import ROOT
 from ci.cache.folders import cache_root
 from ci.console import Narrator, format_seconds
-from ci.index.config import pip_settings
+from ci.index.pip import settings as pip_settings
 from ci.prove.fresh.carried import carried
 from ci.prove.fresh.inside import mounts
 from ci.prove.fresh.recipe import CLONE, FIRST, HOME, SECOND, Recipe, running_suite, two_commands

@@ -1,0 +1,162 @@
+"""Pages of the index that pip is configured for, read by pypi-simple; and one file of them, downloaded and checked.
+
+Loading requests and pypi-simple takes half a second: only what really asks an index imports this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
+    NoSuchProjectError,
+    PyPISimple,
+    UnsupportedContentTypeError,
+    UnsupportedRepoVersionError,
+)
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from ci.console import Narrator
+from ci.index import Wanted
+from ci.index.pip import NETWORK_HINT, TRUE_WORDS, folders, local_path, settings
+from flash_attn3_sm121.errors import FetchError
+
+CHUNK = 1 << 18
+RETRIES = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+NO_PAGE = (NoSuchProjectError, UnsupportedContentTypeError, UnsupportedRepoVersionError, ValueError)
+
+
+def session_of(values: Mapping[str, str]) -> requests.Session:
+    """A session with pip's certificates; proxies and netrc are found by requests."""
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(max_retries=RETRIES))
+    session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    session.headers["Accept-Encoding"] = "identity"  # a file as it lies on the server, not packed for the way
+    session.verify = values.get("cert") or True
+    session.cert = values.get("client-cert")
+    return session
+
+
+def addresses(
+    wanted: Wanted, values: Mapping[str, str], session: requests.Session, refusals: list[str]
+) -> Iterator[str]:
+    """Every address that pip's indexes give for a file without announcing another hash; the others become refusals."""
+    indexes = [values.get("index-url", PYPI_SIMPLE_ENDPOINT), *values.get("extra-index-url", "").split()]
+    if values.get("no-index", "").lower() in TRUE_WORDS:
+        indexes = []
+    timeout = float(values.get("default-timeout") or values.get("timeout") or 60)
+    for index in (index for index in indexes if local_path(index) is None):
+        client = PyPISimple(index, session=session)
+        try:
+            packages = client.get_project_page(wanted.project, timeout=timeout).packages
+        except (requests.RequestException, *NO_PAGE) as error:
+            refusals.append(without_credentials(str(error)))
+            continue
+        offers = [package for package in packages if package.filename == wanted.filename]
+        if not offers:
+            refusals.append(f"{without_credentials(index)}: offers no {wanted.filename}")
+        for offer in offers:
+            announced = (offer.digests or {}).get("sha256", wanted.sha256)
+            if announced == wanted.sha256:
+                yield with_credentials(offer.url, index)
+            else:
+                refusals.append(f"{without_credentials(offer.url)}: sha256 {announced}, pinned is {wanted.sha256}")
+
+
+def download_file(wanted: Wanted, into: Path, narrate: Narrator, *, offline: bool = False) -> Path:
+    """The pinned file: where it lies in a folder of pip's, else downloaded to `into`.
+
+    Args:
+        wanted: the file and its hash.
+        into: the folder for a download.
+        narrate: is told where the file comes from, and how far the download is.
+        offline: only from folders: find-links, and indexes with a `file:` address.
+
+    Raises:
+        FetchError: no place gives the file, with what each of them said; or it cannot be written.
+    """
+    values = settings()
+    refusals: list[str] = []
+    indexes = [local_path(index) for name in ("index-url", "extra-index-url") for index in values.get(name, "").split()]
+    project = re.sub(r"[-_.]+", "-", wanted.project).lower()
+    for folder in [*folders(values), *(path / project for path in indexes if path is not None)]:
+        file = folder / wanted.filename
+        if not file.is_file():
+            refusals.append(f"{folder}: has no {wanted.filename}")
+        elif (found := _sha256(file)) == wanted.sha256:
+            return file
+        else:
+            refusals.append(f"{file}: expected sha256 {wanted.sha256}, found {found}")
+    if offline:
+        refusals.append("offline: no index was asked")
+    else:
+        session, target = session_of(values), into / wanted.filename
+        for address in addresses(wanted, values, session, refusals):
+            try:
+                _download(address, target, session, narrate)
+            except requests.RequestException as error:
+                refusals.append(without_credentials(f"{address}: {error}"))
+                continue
+            if (found := _sha256(target)) == wanted.sha256:
+                return target
+            refusals.append(without_credentials(f"{address}: expected sha256 {wanted.sha256}, found {found}"))
+            target.unlink()
+    trace = "".join(f"\n  - {refusal}" for refusal in refusals or ["no package index is configured"])
+    raise FetchError(f"could not get {wanted.filename} (sha256 {wanted.sha256}); tried:{trace}", hint=NETWORK_HINT)
+
+
+def _download(address: str, target: Path, session: requests.Session, narrate: Narrator) -> None:
+    """Download, again from the start where the connection was cut."""
+    for _ in range(2):
+        try:
+            _receive(address, target, session, narrate)
+            return
+        except requests.exceptions.ChunkedEncodingError as error:
+            narrate.note(without_credentials(f"{target.name}: {error}; trying again"))
+    _receive(address, target, session, narrate)
+
+
+def _receive(address: str, target: Path, session: requests.Session, narrate: Narrator) -> None:
+    narrate.note(f"fetching {without_credentials(address)}")
+    with session.get(address, stream=True, timeout=60) as answer:
+        answer.raise_for_status()
+        length = answer.headers.get("Content-Length")
+        try:
+            with target.open("wb") as sink, narrate.progress(target.name, int(length) if length else None) as progress:
+                for chunk in answer.iter_content(CHUNK):
+                    sink.write(chunk)
+                    progress.advance(len(chunk))
+        except requests.RequestException:
+            raise
+        except OSError as error:
+            raise FetchError(
+                f"cannot write {target}: {error.strerror}", hint="FA3_CACHE=DIR puts the content cache on another disk"
+            ) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as source:
+        digest = hashlib.sha256()
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def with_credentials(url: str, index: str) -> str:
+    """An index's credentials, as given in its address, are for its own files as well, and for no other host."""
+    ours, theirs = urlsplit(index), urlsplit(url)
+    user, at, host = ours.netloc.rpartition("@")
+    if not at or (theirs.scheme, theirs.netloc) != (ours.scheme, host):
+        return url
+    return urlunsplit(theirs._replace(netloc=f"{user}@{host}"))
+
+
+def without_credentials(text: str) -> str:
+    """A message as it may be shown."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
