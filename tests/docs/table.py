@@ -18,7 +18,7 @@ from kernels import get_kernel
 flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface  # nanochat's own line
 print("chat:", flash_attn.flash_attn_func.__module__)
 """
-FRESH = "tests/prove/test_fresh_machine.py::test_a_newcomer_types_the_two_commands"
+FRESH = "tests/prove/test_fresh.py::test_a_newcomer_types_the_two_commands"
 CI = ".github/workflows/ci.yml"
 WHEELS = ".github/workflows/wheels.yml"
 CURL = (
@@ -30,10 +30,10 @@ NEEDS_GPU = NotRun(why="needs a GPU; the same command with --device cpu is run")
 TABLE: dict[str, Deal] = {
     # README.md
     "make wheel && pip install wheels/flash_attn3_sm121-*.whl": Elsewhere(
-        at="ci/prove/fresh/steps.py::plan", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
+        at="ci/prove/fresh.py::steps", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
     ),
     "make wheel": Elsewhere(at=FRESH, says='"make wheel"'),
-    "make test": Elsewhere(at="ci/prove/fresh/steps.py::plan", says="README's second command"),
+    "make test": Elsewhere(at="ci/prove/fresh.py::steps", says="README's second command"),
     "python -m ci fresh": Elsewhere(at=FRESH, says="[*COMMAND,"),
     "make fresh": Elsewhere(at=CI, says="make fresh"),
     "flash-attn3 doctor": Run(says="Who would serve a typical call"),

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.prove.fresh.inside import enclosed
-from ci.prove.fresh.root import remove
+from ci.prove.fresh import enclosed, remove
 
 # Ctrl-C works in it also where these tests were started in the background, for which shells turn it off.
 STARTER = (
@@ -84,9 +83,7 @@ def test_removing_never_follows_a_mount(tmp_path: Path) -> None:
     (root / "mnt").mkdir(parents=True)
     outside.mkdir()
     (root / "file").write_text("x", encoding="utf-8")
-    code = (
-        f"import sys; sys.path[:0] = {sys.path!r}; from ci.prove.fresh.root import remove; from pathlib import Path; "
-    )
+    code = f"import sys; sys.path[:0] = {sys.path!r}; from ci.prove.fresh import remove; from pathlib import Path; "
     code += f"remove(Path({str(root)!r}))"
     text = f'mount -t tmpfs none {root}/mnt && touch {root}/mnt/precious && {sys.executable} -c "$CODE"; '
     text += f"ls {root}/mnt; exit 0"
