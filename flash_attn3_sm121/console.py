@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -135,19 +136,35 @@ class Table:
         return drawn
 
 
-Block = str | Table
+class Verbatim(NamedTuple):
+    """A line that no terminal may break, such as a command that people copy."""
+
+    text: str
+
+
+Block = str | Verbatim | Table
 
 
 def plain(blocks: Iterable[Block]) -> str:
     """Blocks as they stand in a file or a pipe. A string is a line of its own."""
-    return "".join(str(block) if isinstance(block, Table) else f"{block}\n" for block in blocks)
+    return "".join(str(block) if isinstance(block, Table) else f"{_line(block)}\n" for block in blocks)
+
+
+def _line(block: str | Verbatim) -> str:
+    return block.text if isinstance(block, Verbatim) else block
+
+
+def _wrapped(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    lines = textwrap.wrap(
+        line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(lines)
 
 
 def show(blocks: Iterable[Block], stream: TextIO | None = None) -> None:
-    """Print blocks, tables fitted to the width of the terminal where `stream` is one. The default is stdout.
-
-    Lines of text are printed as they are: a command in them must survive copying.
-    """
+    """Print blocks to stdout or another stream. On a terminal, text and tables are fitted to its width."""
     stream = sys.stdout if stream is None else stream
     screen = screen_of(stream)
     if screen is None:
@@ -157,7 +174,7 @@ def show(blocks: Iterable[Block], stream: TextIO | None = None) -> None:
         if isinstance(block, Table):
             screen.print(block.drawn(screen.width))
         else:
-            screen.print(block, soft_wrap=True)
+            screen.print(block.text if isinstance(block, Verbatim) else _wrapped(block, screen.width), soft_wrap=True)
 
 
 def screen_of(stream: TextIO) -> Console | None:

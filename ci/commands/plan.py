@@ -9,6 +9,7 @@ from pathlib import Path
 from ci.commands import options
 from ci.plan import cuda, plan
 from ci.plan import text as plantext
+from flash_attn3_sm121.console import show
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(plan.to_json(built))
     else:
         text = plantext.to_text(built, jobs=request.jobs, cores=machine.cores, memory_gb=machine.memory_gb)
-        sys.stdout.write(text)
+        show(text.splitlines())
     return 0

@@ -7,6 +7,7 @@ import textwrap
 from ci.console import format_seconds
 from ci.plan.plan import BuildPlan, FamilyPlan
 from ci.plan.schedule import job_count
+from flash_attn3_sm121.console import Table
 
 
 def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
@@ -20,18 +21,20 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
         f"  types       {' '.join(chosen.dtypes)}; head dims {' '.join(str(dim) for dim in chosen.head_dims)}",
         f"  features    {' '.join(sorted(chosen.features))}",
         "",
-        f"  {'unit':44} {'kernels':>7} {'CPU s':>7} {'GB':>5}" + ("" if plan.shard.whole else "  shard"),
     ]
-    for item in family.units:
-        mark = "" if plan.shard.whole else f"  {item.shard}{' <' if item.shard == plan.shard.index else ''}"
-        lines.append(
-            f"  {item.unit.file:44} {item.unit.kernels:7} {item.cost.cpu_s:7.0f} {item.cost.rss_gb:5.1f}{mark}"
-        )
+    rows = [
+        (item.unit.file, f"{item.unit.kernels}", f"{item.cost.cpu_s:.0f}", f"{item.cost.rss_gb:.1f}")
+        + (() if plan.shard.whole else (f"{item.shard}{' <' if item.shard == plan.shard.index else ''}",))
+        for item in family.units
+    ]
+    head = ("unit", "kernels", "CPU s", "GB") + (() if plan.shard.whole else ("shard",))
+    table = Table(head=head, rows=rows, right=frozenset({1, 2, 3}))
+    lines += textwrap.indent(str(table), "  ").splitlines()
     groups: dict[tuple[str, ...], list[str]] = {}
     for item in family.units:
         groups.setdefault(item.flags, []).append(item.unit.kind)
     for words, kinds in groups.items():
-        body = textwrap.wrap(" ".join(words), 112, break_long_words=False, break_on_hyphens=False)
+        body = textwrap.wrap(" ".join(words), 76, break_long_words=False, break_on_hyphens=False)
         lines += ["", f"  flags of {', '.join(dict.fromkeys(kinds))}", *(f"    {line}" for line in body)]
     return lines
 

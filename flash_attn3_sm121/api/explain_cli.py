@@ -9,6 +9,7 @@ from dataclasses import asdict
 from flash_attn3_sm121.api.explanation import explain
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.call.facts import FEATURE_WORDS
+from flash_attn3_sm121.console import show
 from flash_attn3_sm121.errors import UsageError
 
 
@@ -53,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
         data["call"]["features"] = sorted(found.call.features)
         print(json.dumps(data, indent=1))
     else:
-        print(found)
+        show(str(found).splitlines())
     return 0

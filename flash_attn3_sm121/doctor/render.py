@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flash_attn3_sm121.console import Block, Cell, Styled, Table
+from flash_attn3_sm121.console import Block, Cell, Styled, Table, Verbatim
 from flash_attn3_sm121.doctor.diagnose import Finding
 from flash_attn3_sm121.doctor.machine import Call, Machine
 
@@ -21,8 +21,9 @@ def _by_decision(calls: Sequence[Call]) -> dict[str, list[Call]]:
 
 def report(machine: Machine, findings: Sequence[Finding]) -> list[Block]:
     """The whole diagnosis. The fixes stand once more at the end, numbered, ready to be copied."""
-    blocks: list[Block] = [f"Python {machine.python} on {machine.cpu} ({machine.platform})", f"  {machine.executable}"]
-    blocks += [f"  {name}={value}" for name, value in machine.environment.items()]
+    blocks: list[Block] = [f"Python {machine.python} on {machine.cpu} ({machine.platform})"]
+    blocks.append(Verbatim(f"  {machine.executable}"))
+    blocks += [Verbatim(f"  {name}={value}") for name, value in machine.environment.items()]
     rows: list[tuple[Cell, Cell]] = []
     for finding in findings:
         rows.append((MARKS[finding.level], finding.title))
@@ -43,5 +44,5 @@ def report(machine: Machine, findings: Sequence[Finding]) -> list[Block]:
         f"{len(faults)} fault{'s' if len(faults) > 1 else ''}. To fix {'them' if len(faults) > 1 else 'it'}:",
     ]
     for number, finding in enumerate(faults, start=1):
-        blocks += [f"  {number}. {finding.title}", f"     {finding.fix}"]
+        blocks += [f"  {number}. {finding.title}", Verbatim(f"     {finding.fix}")]
     return blocks
