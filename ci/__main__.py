@@ -1,17 +1,14 @@
-"""`python -m ci`: the harness's stages, one subcommand each. Stages are modules with `configure` and `run`."""
+"""`python -m ci`: the harness's subcommands."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
 
-from flash_attn3_sm121 import closedpipe
-from flash_attn3_sm121.errors import FlashAttn3Error
+from flash_attn3_sm121.commandline import Program
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -39,35 +36,12 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m ci", description="Build FlashAttention-3 wheels from pinned sources."
-    )
-    commands = parser.add_subparsers(dest="command", metavar="STAGE", required=True)
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
-    for name, (module, text) in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if name == wanted:
-            loaded = importlib.import_module(module)
-            loaded.configure(sub)
-            sub.set_defaults(run=loaded.run)
-    args = parser.parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        return closedpipe.give_up()
-    except FlashAttn3Error as error:
-        print(f"ci: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("ci: interrupted", file=sys.stderr)
-        return 130
+    program = Program(
+        name="python -m ci", short="ci", about="Build FlashAttention-3 wheels from pinned sources.", commands=COMMANDS
+    )
+    return program.main(list(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

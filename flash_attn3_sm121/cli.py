@@ -1,19 +1,11 @@
-"""`flash-attn3`: one subcommand a job. This module only finds the subcommand and turns errors into exit codes.
-
-A subcommand is a module with `configure(parser)` and `run(args) -> int`; it is imported only when asked for, so
-`flash-attn3 --help` needs neither torch nor the network.
-"""
+"""`flash-attn3`: its subcommands. `flash-attn3 --help` needs neither torch nor the network."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from flash_attn3_sm121 import closedpipe
-from flash_attn3_sm121._version import __version__
-from flash_attn3_sm121.errors import FlashAttn3Error
+from flash_attn3_sm121.commandline import Program
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,36 +18,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
     "selftest": ("flash_attn3_sm121.selftest.cli", "every feature on this device against plain fp64 arithmetic"),
-    "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that mends it"),
+    "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that fixes it"),
 }
+PROGRAM = Program(
+    name="flash-attn3",
+    short="flash-attn3",
+    about="FlashAttention-3 for GPUs that upstream leaves out (GB10, RTX 50, ...).",
+    commands=COMMANDS,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="flash-attn3", description="FlashAttention-3 for GPUs that upstream leaves out (GB10, RTX 50, ...)."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
-    for name, (module, text) in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if name == wanted:
-            loaded = importlib.import_module(module)
-            loaded.configure(sub)
-            sub.set_defaults(run=loaded.run)
-    args = parser.parse_args(arguments)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        return closedpipe.give_up()
-    except FlashAttn3Error as error:
-        print(f"flash-attn3: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("flash-attn3: interrupted", file=sys.stderr)
-        return 130
+    return PROGRAM.main(list(sys.argv[1:] if argv is None else argv))

@@ -21,7 +21,10 @@ class FlashAttn3Error(Exception):
 
 
 class UsageError(FlashAttn3Error):
-    """The command line or a configuration value makes no sense (argparse uses 2 as well)."""
+    """The command line or a configuration value makes no sense.
+
+    argparse ends with 2 as well.
+    """
 
     exit_code = 2
 
@@ -63,7 +66,10 @@ class FetchError(FlashAttn3Error):
 
 
 class CompileError(FlashAttn3Error):
-    """A compiler, linker or other tool failed; the message quotes command, exit code and output."""
+    """A compiler, linker or other tool failed.
+
+    The message quotes command, exit code and output.
+    """
 
     exit_code = 14
 
@@ -93,19 +99,28 @@ class FactsError(FlashAttn3Error):
 
 
 class NativeLoadError(FlashAttn3Error, ImportError):
-    """A family library is present but cannot be loaded; the cause is always attached."""
+    """A family library is present but cannot be loaded.
+
+    The cause is always attached.
+    """
 
     exit_code = 21
 
 
 class BackendError(FlashAttn3Error, RuntimeError):
-    """No backend, or not the forced one, can serve a call; the message carries every refusal."""
+    """No backend, or not the forced one, can serve a call.
+
+    The message carries every refusal.
+    """
 
     exit_code = 22
 
 
 class CallError(FlashAttn3Error, RuntimeError, ValueError):
-    """Arguments that do not fit together; RuntimeError because upstream's checks raise that."""
+    """The arguments of an attention call do not fit together.
+
+    It is a RuntimeError because upstream's checks raise that.
+    """
 
     exit_code = 23
 

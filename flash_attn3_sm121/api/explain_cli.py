@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=tuple(FEATURE_WORDS),
-        help="what the call asks for; may be given several times",
+        metavar="FEATURE",
+        help=f"what the call asks for; may be given several times: {', '.join(FEATURE_WORDS)}",
     )
     parser.add_argument("--backend", help="as if FLASH_ATTN3_BACKEND were this")
     parser.add_argument("--json", action="store_true", help="for programs")

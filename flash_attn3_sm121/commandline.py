@@ -1,0 +1,145 @@
+"""What `flash-attn3` and `python -m ci` share: subcommands that are imported when they are asked for, and exit codes.
+
+A subcommand is a module with `configure(parser)` and `run(args) -> int`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import itertools
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.errors import FlashAttn3Error
+
+INTERRUPTED = 130
+READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
+# Exit codes that no error class has.
+OTHER_CODES = {
+    0: "Done.",
+    1: "`doctor` found a fault.",
+    127: "The command given to `run` does not exist; otherwise `run` ends with that command's own exit code.",
+    INTERRUPTED: "Interrupted by Ctrl-C or SIGTERM.",
+    READER_GONE: "Whoever read the output has gone, as `head` does.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command line: its name, and for each subcommand the module that has it and a line for `--help`."""
+
+    name: str  # as in `usage: NAME`
+    short: str  # as in `SHORT: error: ...`
+    about: str
+    commands: Mapping[str, tuple[str, str]]
+
+    def main(self, argv: Sequence[str]) -> int:
+        """Run one subcommand. The result is the exit code: every error of ours ends here, as a message on stderr."""
+        args = self._parser(argv).parse_args(argv)
+        try:
+            code = int(args.run(args))
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            _discard_stdout()
+            return READER_GONE
+        except FlashAttn3Error as error:
+            Narrator().note(f"{self.short}: error: {error}", style="red")
+            return error.exit_code
+        except KeyboardInterrupt:
+            Narrator().note(f"{self.short}: interrupted")
+            return INTERRUPTED
+
+    def _parser(self, argv: Sequence[str]) -> argparse.ArgumentParser:
+        """Only the wanted subcommand is imported and configured: the others may need what is not installed here."""
+        parser = Parser(prog=self.name, description=self.about, epilog=_codes_for_help(), formatter_class=Paragraphs)
+        parser.add_argument("-V", "--version", action="version", version=f"{self.name} {version()}")
+        commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        wanted = next((word for word in argv if not word.startswith("-")), None)
+        for name, (module, about) in self.commands.items():
+            sub = commands.add_parser(name, help=about, description=about, formatter_class=Paragraphs)
+            if name == wanted:
+                loaded = importlib.import_module(module)
+                loaded.configure(sub)
+                sub.set_defaults(run=loaded.run)
+        return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows the usage of the subcommand that failed, and suggests the nearest name for a misspelt one."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """argparse asks subcommands for what they know and lets the main parser complain of the rest: too late."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message + self._suggestion(message))
+
+    def _suggestion(self, message: str) -> str:
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            word, names = choice[1], [name.strip(" '") for name in choice[2].split(",")]
+        elif option := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            word, names = option[1], re.findall(r"--[a-z][\w-]*", self.format_help())
+        else:
+            return ""
+        close = difflib.get_close_matches(word, names, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Fits prose to the terminal and keeps empty lines; a line that begins with a space is left as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for prose, group in itertools.groupby(text.splitlines(), lambda line: line[:1].strip() != ""):
+            paragraph = list(group)
+            lines += textwrap.wrap(" ".join(paragraph), width) if prose else paragraph
+        return "\n".join(indent + line for line in lines)
+
+
+def version() -> str:
+    """The installed version with its local part (pin, capabilities, profile); of a folder, the number and that."""
+    here = Path(__file__).resolve().parent
+    for distribution in importlib.metadata.distributions(name="flash_attn3_sm121"):
+        if Path(str(distribution.locate_file("flash_attn3_sm121"))).resolve() == here:
+            return distribution.version
+    return f"{__version__} (from a folder, not installed)"
+
+
+def exit_codes() -> dict[int, str]:
+    """Every exit code and what it means; of an error class, the first paragraph of its docstring."""
+    codes, classes = dict(OTHER_CODES), [FlashAttn3Error]
+    while classes:
+        subclasses = classes.pop().__subclasses__()
+        classes += subclasses
+        for error in subclasses:
+            codes[error.exit_code] = (error.__doc__ or "").split("\n\n")[0]
+    return dict(sorted(codes.items()))
+
+
+def _codes_for_help() -> str:
+    lines = ["exit codes:"]
+    for code, meaning in exit_codes().items():
+        lines += textwrap.wrap(meaning.replace("`", ""), 72, initial_indent=f"{code:5}  ", subsequent_indent=" " * 7)
+    return "\n".join(lines)
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered nowhere, so that writing it does not fail again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

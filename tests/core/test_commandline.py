@@ -1,0 +1,107 @@
+"""Both command lines: versions, misspelt words, the usage of what failed, errors and their exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import flash_attn3_sm121
+from ci.__main__ import COMMANDS as STAGES
+from ci.__main__ import main as ci
+from flash_attn3_sm121.cli import COMMANDS, main
+from flash_attn3_sm121.commandline import exit_codes
+
+ROOT = Path(__file__).resolve().parents[2]
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def refused(program: Main, *words: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        program(list(words))
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "usage", "said"),
+    [
+        (main, ["docter"], "usage: flash-attn3 [-h]", "did you mean doctor?"),
+        (main, ["hub", "pubish"], "usage: flash-attn3 hub [-h]", "did you mean publish?"),
+        (main, ["bench", "--devcie", "cpu"], "usage: flash-attn3 bench [-h]", "did you mean --device?"),
+        (main, ["hub", "list", "--jsn"], "usage: flash-attn3 hub list [-h]", "did you mean --json?"),
+        (main, ["explain", "--dtype", "bf61"], "usage: flash-attn3 explain [-h]", "did you mean bf16?"),
+        (main, ["bench", "--xyzzy"], "usage: flash-attn3 bench [-h]", "unrecognized arguments: --xyzzy\n"),
+        (ci, ["pln"], "usage: python -m ci [-h]", "did you mean plan?"),
+        (ci, ["plan", "--shrd", "1/2"], "usage: python -m ci plan [-h]", "did you mean --shard?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misspelt_word(
+    program: Main, words: list[str], usage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(program, *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(usage) and said in err
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+@pytest.mark.parametrize(("program", "name"), [(main, "flash-attn3"), (ci, "python -m ci")], ids=["package", "harness"])
+def test_the_version_of_a_folder_says_so(
+    program: Main, name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(program, option) == 0
+    assert capsys.readouterr().out.startswith(f"{name} {flash_attn3_sm121.__version__}")
+
+
+def test_the_version_of_an_install_has_its_local_part(tmp_path: Path) -> None:
+    """The checkout may be installed elsewhere at the same time: it is the copy that runs that counts."""
+    source = Path(flash_attn3_sm121.__file__).parent
+    shutil.copytree(source, tmp_path / "flash_attn3_sm121", ignore=shutil.ignore_patterns("__pycache__", "lib"))
+    info = tmp_path / "flash_attn3_sm121-3.0.0.post1+g3effce8.121.smoke.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text("Name: flash_attn3_sm121\nVersion: 3.0.0.post1+g3effce8.121.smoke\n")
+    command = [sys.executable, "-m", "flash_attn3_sm121", "-V"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "flash-attn3 3.0.0.post1+g3effce8.121.smoke\n"
+    assert importlib.metadata.Distribution.at(info).version in done.stdout
+
+
+def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ci(["plan", "--archs", "99.9"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("ci: error: ") and "99.9" in err
+
+
+def test_the_documented_table_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
+    rows = {int(code): meaning for code, meaning in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)}
+    assert rows == exit_codes()
+    assert refused(main, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^ +{code}  \S", shown, re.MULTILINE) for code in rows)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("flash_attn3_sm121", name) for name in COMMANDS] + [("ci", name) for name in STAGES],
+    ids=lambda value: value,
+)
+def test_help_of_every_subcommand_fits_eighty_columns(
+    module: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(main if module == "flash_attn3_sm121" else ci, name, "--help") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: ")
+    example = re.compile(r"  (python|flash-attn3) ")  # may be copied, so it is not broken
+    assert [line for line in out.splitlines() if len(line) > 80 and not example.match(line)] == []
