@@ -99,12 +99,6 @@ def apply(root: Path, edits: Sequence[Edit]) -> AppliedEdits:
     return AppliedEdits(names=tuple(edit.name for edit in edits), digest=digest(edits))
 
 
-def describe(edits: Sequence[Edit]) -> str:
-    """The list as text: what would be changed and why."""
-    rows = (f"{edit.name:<22} {edit.file}\n{'':<22} {edit.why}" for edit in edits)
-    return "\n".join(rows) + "\n"
-
-
 def without(edits: Sequence[Edit], names: frozenset[str]) -> tuple[Edit, ...]:
     """All edits but the named ones (to show what an edit is for); an unknown name is an error."""
     unknown = sorted(names - {edit.name for edit in edits})

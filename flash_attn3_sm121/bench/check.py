@@ -79,7 +79,7 @@ def reference(case: Case) -> Results:
     return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
-def judge(got: Results, want: Results, dtype: str) -> Verdict:
+def check_results(got: Results, want: Results, dtype: str) -> Verdict:
     """Compare; the worst tensor speaks for all."""
     rms = worst = 0.0
     why: str | None = None

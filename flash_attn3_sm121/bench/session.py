@@ -10,7 +10,7 @@ import torch
 
 from flash_attn3_sm121.bench.case import Case, build
 from flash_attn3_sm121.bench.ceiling import Ceiling
-from flash_attn3_sm121.bench.check import Results, Verdict, judge, reference
+from flash_attn3_sm121.bench.check import Results, Verdict, check_results, reference
 from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
 from flash_attn3_sm121.bench.measure import Budget, clock_of, interleave, stats
 from flash_attn3_sm121.bench.memory import peak_bytes
@@ -56,7 +56,7 @@ def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry
         return Entry(contender=contender.name, status="skipped", why=why)
     try:
         run = contender.prepare(case)
-        verdict = judge(run(), want, case.workload.dtype)
+        verdict = check_results(run(), want, case.workload.dtype)
     except Refused as refused:
         return Entry(contender=contender.name, status="refused", why=str(refused))
     # Other people's kernels and compilers raise what they like; each is shown with its type and text, and we go on.

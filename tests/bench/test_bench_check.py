@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121.bench.case import Case, build
-from flash_attn3_sm121.bench.check import judge, reference
+from flash_attn3_sm121.bench.check import check_results, reference
 from tests.bench.samples import TINY, dense
 from tests.flex.reference import Rule, attend
 
@@ -49,9 +49,9 @@ def test_reference_works_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_low_precision_passes_and_a_window_off_by_one_does_not() -> None:
     case = build(dense(q_len=1200, k_len=1200, window=300, dtype="bf16"), CPU)
     want = reference(case)
-    assert judge({"out": want["out"].to(torch.bfloat16)}, want, "bf16").why is None
+    assert check_results({"out": want["out"].to(torch.bfloat16)}, want, "bf16").why is None
     off = build(dense(q_len=1200, k_len=1200, window=301, dtype="bf16"), CPU)
-    verdict = judge(reference(off), want, "bf16")
+    verdict = check_results(reference(off), want, "bf16")
     assert verdict.why is not None and verdict.rms > verdict.tolerance
 
 
@@ -59,20 +59,20 @@ def test_large_numbers_may_be_rounded_in_proportion() -> None:
     want = {"out": torch.cat([torch.full((1,), 300.0), torch.ones(100_000)])}
     got = {"out": want["out"].clone()}
     got["out"][0] += 1.0  # half a unit in the last place of bf16, and as much as all the others are worth
-    assert judge(got, want, "bf16").why is None
+    assert check_results(got, want, "bf16").why is None
     got["out"][0] = 1.0
-    assert judge(got, want, "bf16").why is not None
+    assert check_results(got, want, "bf16").why is not None
 
 
 def test_what_the_judge_refuses() -> None:
     want = reference(build(TINY["backward"], CPU))
-    assert judge(dict(want), want, "fp32").why is None
+    assert check_results(dict(want), want, "fp32").why is None
     nan = dict(want) | {"dk": want["dk"].clone()}
     nan["dk"][0, 0, 0, 0] = float("nan")
-    assert "dk" in str(judge(nan, want, "fp32").why)
+    assert "dk" in str(check_results(nan, want, "fp32").why)
     missing = {name: part for name, part in want.items() if name != "dv"}
-    assert judge(missing, want, "fp32").why == "dv is missing"
-    assert "expected shape" in str(judge(dict(want) | {"dq": want["dq"][:, :-1]}, want, "fp32").why)
+    assert check_results(missing, want, "fp32").why == "dv is missing"
+    assert "expected shape" in str(check_results(dict(want) | {"dq": want["dq"][:, :-1]}, want, "fp32").why)
     spike = dict(want) | {"out": want["out"].clone()}
     spike["out"][0, 0, 0, 0] += 0.5  # one number in a thousand
-    assert "out" in str(judge(spike, want, "fp32").why)
+    assert "out" in str(check_results(spike, want, "fp32").why)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flash_attn3_sm121 as fa3
 from flash_attn3_sm121.bench.case import build
-from flash_attn3_sm121.bench.check import judge, reference
+from flash_attn3_sm121.bench.check import check_results, reference
 from flash_attn3_sm121.bench.contenders import Refused
 from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
 from tests.bench.samples import TINY, dense
@@ -93,7 +93,7 @@ def test_flash_attention_2_is_asked_rightly(name: str) -> None:
             FlashAttention2().prepare(build(work, CPU))
         work = dense(kind="paged", batch=2, q_len=1, k_len=512, page_size=256, lengths=(300, 18), heads=4)
     case = build(work, CPU)
-    assert judge(FlashAttention2().prepare(case)(), reference(case), "fp32").why is None
+    assert check_results(FlashAttention2().prepare(case)(), reference(case), "fp32").why is None
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -103,7 +103,7 @@ def test_flash_attention_4_is_asked_rightly(name: str) -> None:
         with pytest.raises(Refused, match="no KV cache"):
             FlashAttention4().prepare(case)
         return
-    assert judge(FlashAttention4().prepare(case)(), reference(case), "fp32").why is None
+    assert check_results(FlashAttention4().prepare(case)(), reference(case), "fp32").why is None
 
 
 def test_a_package_that_is_there_but_broken_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How a documented command is dealt with: run here, run elsewhere, or not run and why."""
+"""The two ways in which a documented command is run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,4 @@ class Serve:
     """A server: started with `--port 0`, asked for /healthz, and ended with SIGTERM."""
 
     before: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Elsewhere:
-    """Run by a test function, or by a workflow; `says` is in that function's or file's text."""
-
-    at: str  # file::function, or a file
-    says: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotRun:
-    """Not run by any test, and why."""
-
-    why: str
-
-
-Deal = Run | Serve | Elsewhere | NotRun
+    marks: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""The documents as data: their Python blocks, and every command line that they tell people to type."""
+"""The documents as data: their Python blocks, and the command lines that they tell people to type."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def command_of(line: str) -> str | None:
 
 
 def commands(text: str) -> list[str]:
-    """Every command of a page's text, in order, each once: fenced shell, transcripts, indented lines, inline code."""
+    """The commands in a page's blocks, in order, each once: fenced shell, transcripts, indented lines."""
     found: list[str] = []
     fenced = _FENCE.findall(text)
     for language, block in fenced:
@@ -78,11 +78,9 @@ def commands(text: str) -> list[str]:
             found += [command_of(line) or f"not understood: {line}" for line in lines]
     prose = _FENCE.sub("", text)
     found += [command for line in _INDENTED.findall(prose) if (command := command_of(line))]
-    found += [command for code in _INLINE.findall(prose) if (command := command_of(code))]
     return list(dict.fromkeys(found))
 
 
-def unlabelled_commands(text: str) -> list[str]:
-    """Commands in fences that do not say `sh`: the collector would not see them."""
-    lines = [line for language, block in _FENCE.findall(text) if language == "" for line in block.splitlines()]
-    return [line for line in lines if command_of(line)]
+def inline_commands(text: str) -> list[str]:
+    """The commands that a page's prose mentions."""
+    return [command for code in _INLINE.findall(_FENCE.sub("", text)) if (command := command_of(code))]

@@ -1,9 +1,8 @@
-"""Every command of the documents and how it is dealt with. A command that is missing here fails the tests, and so does
-an entry that no page has any more."""
+"""The commands of the documents: how each is run here, and the few in blocks of commands that are not."""
 
 from __future__ import annotations
 
-from tests.docs.kinds import Deal, Elsewhere, NotRun, Run, Serve
+from tests.docs.kinds import Run, Serve
 
 NETWORK, NVCC = frozenset({"network"}), frozenset({"nvcc"})
 PUBLISH = "flash-attn3 hub publish wheels/*.whl"
@@ -18,32 +17,14 @@ from kernels import get_kernel
 flash_attn = get_kernel("varunneal/flash-attention-3").flash_attn_interface  # nanochat's own line
 print("chat:", flash_attn.flash_attn_func.__module__)
 """
-FRESH = "tests/prove/test_fresh.py::test_a_newcomer_types_the_two_commands"
-CI = ".github/workflows/ci.yml"
-WHEELS = ".github/workflows/wheels.yml"
-CURL = (
-    "curl -N -H 'content-type: application/json' http://127.0.0.1:8000/chat/completions "
-    """-d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0.8, "top_k": 50}'"""
-)
-NEEDS_GPU = NotRun(why="needs a GPU; the same command with --device cpu is run")
 
-TABLE: dict[str, Deal] = {
+TABLE: dict[str, Run | Serve] = {
     # README.md
-    "make wheel && pip install wheels/flash_attn3_sm121-*.whl": Elsewhere(
-        at="ci/prove/fresh.py::steps", says="pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
-    ),
-    "make wheel": Elsewhere(at=FRESH, says='"make wheel"'),
-    "make test": Elsewhere(at="ci/prove/fresh.py::steps", says="README's second command"),
-    "python -m ci fresh": Elsewhere(at=FRESH, says="[*COMMAND,"),
-    "make fresh": Elsewhere(at=CI, says="make fresh"),
     "flash-attn3 doctor": Run(says="Who would serve a typical call"),
     "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64"),
     "flash-attn3 explain": Run(says="backend: sdpa"),
     "flash-attn3 bench --quick": Run(says="against dense-mask", adds=SHORT_BENCH),
     "flash-attn3 bench": Run(says="against dense-mask", adds=SHORT_BENCH),
-    "make wheel PLATFORM=aarch64": Elsewhere(
-        at="tests/prove/test_aarch64.py::arm_wheel", says='"--platform", "aarch64"'
-    ),
     "FLASH_ATTN3_SKIP_CUDA=1 pip install .": Run(
         says=r"flash-attn3 3\.0\.0",
         then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
@@ -60,14 +41,7 @@ TABLE: dict[str, Deal] = {
     "flash-attn3 hub serve": Serve(before=(PUBLISH,)),
     "make plan": Run(says=r"total: \d+ units", marks=NETWORK),
     "make help": Run(says="make fresh"),
-    "make reproducible": NotRun(why="two whole builds with cold caches, ten minutes; run by hand before a release"),
     # CONTRIBUTING.md
-    "make test-quick": Elsewhere(at=CI, says="make test-quick PYTHON=python"),
-    "make lint": Elsewhere(at=CI, says="make lint PYTHON=python"),
-    "make lint-ci": Elsewhere(at=CI, says="make lint-ci PYTHON=python"),
-    "make ci-local": NotRun(
-        why="both platforms' smoke wheels, a quarter of an hour; tests/workflows/test_ci_local.py runs its script"
-    ),
     "python -m flash_attn3_sm121.dispatch.support --write README.md": Run(
         says="^$", before=("cp README.md before.md",), then=("cmp README.md before.md",)
     ),
@@ -95,9 +69,6 @@ TABLE: dict[str, Deal] = {
         own_cache=False,
     ),
     # third_party/flash-attention/README.md
-    "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": NotRun(
-        why="downloads a gigabyte; its result is what `fa` stands for in the commands behind it"
-    ),
     "python -m ci lock --source fa --output newest.json": Run(says=r"newest\.json", marks=NETWORK, own_cache=False),
     "python -m ci wheel --source fa --lock newest.json": Run(
         says="sha256",
@@ -118,15 +89,6 @@ TABLE: dict[str, Deal] = {
     "python -m ci verify WHEEL": Run(
         says="pass", before=(SMOKE_WHEEL,), puts={"WHEEL": "wheels/*.whl"}, marks=NVCC, own_cache=False
     ),
-    "python -m ci reproduce": NotRun(why="two whole builds with cold caches"),
-    "make wheel PROFILE=full ARCHS=12.1": NotRun(why="an hour of nvcc; docs/results/build.json has what it took"),
-    "python -m ci measure --sample 4": NotRun(
-        why="compiles upstream's own files, hours; docs/results/ has what it found"
-    ),
-    "python -m ci measure --all --built --resume": NotRun(
-        why="hours of upstream's files; tests/prove/test_measure_command.py runs it with scripts for compilers"
-    ),
-    "make": NotRun(why="names the program"),
     "pip install .": Run(
         says=r"flash-attn3 3\.0\.0",
         then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
@@ -135,36 +97,13 @@ TABLE: dict[str, Deal] = {
         own_cache=False,
     ),
     # docs/ci.md
-    "python -m ci": NotRun(why="names the program"),
-    ".ci/run": Elsewhere(at=CI, says="run: .ci/run"),
-    "pip wheel": Elsewhere(at="tests/wheel/test_wheel.py::test_pip_installs_the_pure_package", says='"wheel"'),
-    "pre-commit install": NotRun(why="changes the clone's hooks; its hooks are run by make lint, in the same versions"),
     "python -m ci matrix --profile full": Run(says="runner hours"),
-    "python -m ci build --profile full --archs 12.1 --family sm8x --platform aarch64 --shard 1/3 "
-    "--output build/artifacts": NotRun(why="hours of nvcc; the smoke profile's is run"),
     "python -m ci assemble build/artifacts/* --output wheels --no-publish && python -m ci verify wheels/*.whl": Run(
         says="pass", before=("rm wheels/*.whl", SMOKE_PARTS), marks=NVCC, own_cache=False
     ),
-    "make ci-install ci-native": Elsewhere(at=WHEELS, says="make ci-native"),
-    "python -m ci emulate WHEEL": Elsewhere(
-        at="tests/prove/test_aarch64.py::test_the_wheel_installs_and_works_on_aarch64", says='"emulate"'
-    ),
-    "make test-aarch64": NotRun(why="a part of make test by itself: the tests marked `emulated`"),
     "flash-attn3 hub publish --hub hub WHEEL && flash-attn3 hub export --hub hub site": Run(
         says="exported to site", puts={"WHEEL": "wheels/*.whl"}, then=("test -f site/simple/index.html",)
     ),
-    "gh attestation verify WHEEL --repo OWNER/REPO": NotRun(why="needs a release on GitHub"),
-    # docs/gpu.md
-    "make test-gpu WHEEL=wheels/NAME.whl": NEEDS_GPU,
-    "make test-gpu WHEEL=wheels/NAME.whl PROXY=1": NEEDS_GPU,
-    "python -m ci gpu-test --wheel W.whl --out DIR --stage numerics --sample 5": NEEDS_GPU,
-    "python -m ci gpu-test --wheel W.whl --out DIR --device cpu --sample 50": Elsewhere(
-        at="tests/prove/test_gpucheck.py::test_the_whole_of_it_on_a_cpu", says='"--device", "cpu"'
-    ),
-    "make wheel ARCHS=12.1 PROXY=9.0": Elsewhere(
-        at="tests/prove/test_families.py::test_a_proxy_wheel_is_made_and_not_published", says='"--proxy", "9.0"'
-    ),
-    "python -m ci build --launcher sccache": Elsewhere(at="Makefile", says='$${LAUNCHER:+--launcher "$$LAUNCHER"}'),
     # docs/hub.md
     "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl": Run(says=r"my-lab/attention +revision"),
     "flash-attn3 hub list": Run(says=r"varunneal/flash-attention-3 +fa3", before=(PUBLISH,)),
@@ -189,27 +128,8 @@ TABLE: dict[str, Deal] = {
     "flash-attn3 hub export DIR": Run(
         says="exported to DIR", before=(PUBLISH,), then=("test -f DIR/nginx.conf && test -f DIR/simple/index.html",)
     ),
-    "flash-attn3 run": NotRun(why="names the program"),
     "flash-attn3 run -- COMMAND": Run(
         says="served by flash_attn3_sm121", files={"code.py": CHAT_CLI}, puts={"COMMAND": "python code.py"}
-    ),
-    "python -I": NotRun(why="names the program"),
-    "export": NotRun(why="names the program"),
-    "hf auth login": NotRun(why="needs an account"),
-    "export HF_ENDPOINT=http://HOST:8080": Elsewhere(
-        at="tests/hub/test_export.py::test_real_clients_load_from_nginx", says="HF_ENDPOINT"
-    ),
-    "pip install --index-url http://HOST:8080/simple/ flash_attn3_sm121": Elsewhere(
-        at="tests/hub/test_export.py::test_pip_installs_from_nginx_with_hashes", says="--index-url"
-    ),
-    "rsync -a": NotRun(why="names the program"),
-    "aws s3 sync": NotRun(why="needs an account"),
-    # docs/kernels-12.1.md, docs/kernels-12.1-full.md
-    "python -m ci kernels --profile full --only bf16 --only hd64 --only hd128 --write docs/kernels-12.1.md": NotRun(
-        why="an hour of nvcc; tests/prove/test_kernels.py runs it with the smoke profile"
-    ),
-    "python -m ci kernels --profile full --summary --write docs/kernels-12.1-full.md": NotRun(
-        why="an hour of nvcc; tests/prove/test_kernel_pages.py makes such a page from made-up kernels"
     ),
     # docs/performance.md
     "flash-attn3 bench --html report.html": Run(
@@ -222,13 +142,8 @@ TABLE: dict[str, Deal] = {
         says="train-causal-d64",
         before=(f"flash-attn3 bench --json today.json {SHORT_BENCH}", "cp today.json other.json"),
     ),
-    "flash-attn3 bench --quick --device cuda --seconds 0.73": NEEDS_GPU,
     "flash-attn3 bench --seconds 3": Run(says="against dense-mask", adds="--workload train-causal-d64 --backend sdpa"),
     "flash-attn3 bench --overhead": Run(says="our layer"),
-    "flash-attn3 bench --backend flex": Elsewhere(
-        at="tests/bench/test_bench_command.py::test_flex_is_measured_when_asked_for", says='"flex"'
-    ),
-    "export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas": NotRun(why="needs a GPU and triton 3.5"),
     "flash-attn3 bench --roofline gb10": Run(says="A prediction on paper"),
     # docs/security.md
     "python -m zipfile -e WHEEL opened": Run(
@@ -244,23 +159,34 @@ TABLE: dict[str, Deal] = {
         marks=NVCC | NETWORK,
         own_cache=False,
     ),
-    "python -m tests.hub_server.throughput": Elsewhere(
-        at="tests/hub_server/test_throughput.py::test_the_comparison_runs", says="throughput.compare("
-    ),
-    # examples/nanochat_web/README.md
-    "pip install -r examples/nanochat_web/requirements.txt": NotRun(
-        why="the same pins are in requirements-dev.txt, which tests/nanochat_web/test_cli.py holds to them"
-    ),
-    "python examples/nanochat_web/serve.py --nanochat ~/nanochat": Elsewhere(
-        at="tests/nanochat_web/harness.py", says='"nanochat_web" / "serve.py"'
-    ),
-    'flash-attn3 run -- .venv/bin/python -m scripts.chat_cli -i sft -p "Why is the sky blue?"': NotRun(
-        why="README.md's own line, with another Python and another question"
-    ),
-    "python examples/nanochat_web/serve.py --nanochat ~/nanochat --allow-host school.example": Elsewhere(
-        at="tests/nanochat_web/test_lifecycle.py", says='"--allow-host", "school.example"'
-    ),
-    CURL: Elsewhere(
-        at="tests/nanochat_web/test_stream.py::test_the_events_of_nanochats_own_server_in_order", says="done"
+}
+
+# In a block of commands, and not run by tests/docs: the command, and why, or what runs it instead.
+NOT_RUN: dict[str, str] = {
+    "make wheel && pip install wheels/flash_attn3_sm121-*.whl": "make fresh",
+    "make wheel": "make fresh",
+    "make test": "make fresh",
+    "make fresh": "an hour; a job of ci.yml",
+    "make lint": "a job of ci.yml",
+    "make lint-ci": "a job of ci.yml",
+    "make ci-local": "compiles for both platforms, a quarter of an hour",
+    "python -m ci reproduce": "two whole builds with cold caches",
+    "python -m ci measure --sample 4": "compiles upstream's own files, hours; docs/results/ has what it found",
+    "python -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=12.1 --job plan --job build "
+    "--keep /tmp/run": "compiles in copies of the tree",
+    "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": "a gigabyte; `fa` is its result",
+    "pre-commit install": "changes the clone's hooks",
+    "gh attestation verify WHEEL --repo OWNER/REPO": "needs a release on GitHub",
+    "make test-gpu WHEEL=wheels/NAME.whl": "needs a GPU",
+    "make test-gpu WHEEL=wheels/NAME.whl PROXY=1": "needs a GPU",
+    "python -m ci gpu-test --wheel W.whl --out DIR --stage numerics --sample 5": "needs a GPU",
+    "python -m ci gpu-test --wheel W.whl --out DIR --device cpu --sample 50": "tests/prove/test_gpucheck.py",
+    "pip install -r examples/nanochat_web/requirements.txt": "requirements-dev.txt has the same pins",
+    "python examples/nanochat_web/serve.py --nanochat ~/nanochat": "tests/nanochat_web",
+    "python examples/nanochat_web/serve.py --nanochat ~/nanochat --allow-host school.example": "tests/nanochat_web",
+    'flash-attn3 run -- .venv/bin/python -m scripts.chat_cli -i sft -p "Why is the sky blue?"': "README's line is run",
+    "curl -N -H 'content-type: application/json' http://127.0.0.1:8000/chat/completions "
+    """-d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0.8, "top_k": 50}'""": (
+        "tests/nanochat_web"
     ),
 }

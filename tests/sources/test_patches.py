@@ -93,11 +93,6 @@ def test_names_are_unique_and_every_edit_says_why() -> None:
     assert all(edit.why and edit.changes for edit in patches.EDITS)
 
 
-def test_the_list_can_be_printed() -> None:
-    text = patches.describe(patches.EDITS)
-    assert all(edit.name in text and edit.file in text for edit in patches.EDITS)
-
-
 def test_anchors_are_short() -> None:
     """They quote upstream: as little as tells the place."""
     assert max(len(change.anchor) for edit in patches.EDITS for change in edit.changes) <= 120
