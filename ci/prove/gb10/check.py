@@ -125,6 +125,7 @@ def one(gpu: Gpu, case: Case) -> dict[str, Any]:
         document |= {"parts": judge.parts, "errors": judge.errors}
         if any(found["kind"] == "unwritten" for found in gpu.findings):
             kept, launches = gpu.findings, gpu.launches
+            gpu.findings, gpu.launches = [], []
             gpu.settings.poison = OTHER_POISON
             _, again = run_case(gpu, case)
             gpu.findings, gpu.launches = kept, launches

@@ -37,14 +37,19 @@ class Gpu:
         self.machine = gb10_executor.Machine(self.settings)
         for path in document["ptx"]:
             self.machine.load(Path(path).read_text(encoding="utf-8"))
-        torch.ops.load_library(document["library"])  # type: ignore[no-untyped-call]
+        self.findings: list[dict[str, Any]] = []
+        self.launches: list[dict[str, Any]] = []
+        if document["library"]:
+            self._load(document)
+
+    def _load(self, document: dict[str, Any]) -> None:
+        torch = self.torch
+        torch.ops.load_library(document["library"])
         self.ops = getattr(torch.ops, document["namespace"])
         controls = ctypes.CDLL(document["library"])
         controls.stub_device(*(document["device"][name] for name in ("major", "minor", "sms", "l2", "smem")))
         controls.stub_hook(ctypes.c_void_p(self.machine.attach()))
         self._take = controls.stub_take
-        self.findings: list[dict[str, Any]] = []
-        self.launches: list[dict[str, Any]] = []
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Call an op. What the host code or the executor refuses is a RuntimeError with its words."""
@@ -58,6 +63,14 @@ class Gpu:
             raise
         finally:
             self._gather()
+
+    def launch(self, kernel: str, *arguments: int, grid: int = 1, block: int = 32, shared: int = 0) -> None:
+        """Launch a kernel of the PTX itself; tensors are given by their address."""
+        self.machine.settings = self.settings
+        try:
+            self.machine.launch(kernel, (grid, 1, 1), (block, 1, 1), shared, list(arguments))
+        finally:
+            self.findings += self.machine.take_findings()
 
     def _gather(self) -> list[dict[str, Any]]:
         """Take over what the machine has collected; returns the new launches."""

@@ -54,7 +54,7 @@ def _identity(executable: Executable) -> str:
     """What results depend on: the library, its PTX, and the executor with its cases."""
     total = hashlib.sha256()
     own = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
-    for path in (executable.library, *executable.ptx, *own):
+    for path in (*filter(None, (executable.library,)), *executable.ptx, *own):
         total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:16]
 

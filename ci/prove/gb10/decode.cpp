@@ -171,9 +171,10 @@ bool Decoder::memory(Instruction& made, Words const& words, Words const& operand
     address(made, operands[0]);
     auto const to_offset = made.offset;
     address(made, operands[1]);
-    if (to_offset != 0 || made.offset != 0) {
+    if (to_offset < 0 || made.offset != 0) {
         return false;
     }
+    made.target = static_cast<uint32_t>(to_offset);
     made.offset = std::stoll(operands[2]);
     take(made, operands.size() > 3 ? operands[3] : operands[2], Type::U32);
     return operands.size() <= 4 && made.in.size() == 3 && (made.offset == 4 || made.offset == 8 || made.offset == 16);

@@ -37,9 +37,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Executable:
-    """A library linked with the stand-in runtime, its PTX files, and the executor."""
+    """A library linked with the stand-in runtime, its PTX files, and the executor. Without a library: only PTX."""
 
-    library: Path
+    library: Path | None
     namespace: str
     ptx: tuple[Path, ...]
     executor: Executor
@@ -64,7 +64,7 @@ class Executable:
             CompileError: the process failed; the message holds what it said.
         """
         document = {
-            "library": str(self.library),
+            "library": str(self.library or ""),
             "namespace": self.namespace,
             "ptx": [str(path) for path in self.ptx],
             "executor": str(self.executor.folder),

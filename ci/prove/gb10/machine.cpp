@@ -152,6 +152,7 @@ bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) 
         throw Stop("a block with more than 65,000 barriers: the race check counts no further");
     }
     barrier.expected = expected;
+    barrier.counted = threads != 0;
     barrier.arrived += LANES;
     barrier.clock.resize(warps.size(), 0);
     for (size_t v = 0; v < warps.size(); ++v) {
@@ -202,7 +203,7 @@ bool Machine::turn(Block& block) {
                 alive += warp.state == Warp::State::Done ? 0 : LANES;
             }
             for (auto& barrier : block.barriers) {
-                if (barrier.arrived != 0 && barrier.arrived >= alive && barrier.expected > alive) {
+                if (barrier.arrived != 0 && !barrier.counted && barrier.arrived >= alive) {
                     for (auto w : barrier.waiting) {
                         block.warps[w].state = Warp::State::Ready;
                     }

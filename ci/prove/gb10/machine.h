@@ -50,6 +50,7 @@ struct Warp {
 
 struct Barrier {
     uint32_t arrived = 0, expected = 0;  // threads
+    bool counted = false;                // the count was given, so it stays when warps end
     std::vector<uint32_t> clock, waiting;
 };
 

@@ -90,6 +90,16 @@ py::list take_launches() {
     return made;
 }
 
+// A launch by hand: every argument is a number of up to eight bytes.
+void launch(Machine& machine, std::string const& kernel, std::array<uint32_t, 3> grid, std::array<uint32_t, 3> block,
+            uint32_t shared, std::vector<uint64_t> arguments) {
+    std::vector<void*> places;
+    for (auto& argument : arguments) {
+        places.push_back(&argument);
+    }
+    machine.launch(kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared, places.data());
+}
+
 // For a kernel: every instruction's line, text, and how often warps ran it.
 py::list counts(Machine const& machine, std::string const& name) {
     py::list made;
@@ -140,6 +150,7 @@ PYBIND11_MODULE(gb10_executor, module) {
             return names;
         })
         .def("counts", &counts)
+        .def("launch", &launch, py::call_guard<py::gil_scoped_release>())
         .def("unknown", &unknown)
         .def("take_findings", &take_findings)
         .def("take_launches", [](Machine&) { return take_launches(); })

@@ -41,6 +41,11 @@ class Pool:
     narrate: Narrator
     clock: Callable[[], float] = time.monotonic
 
+    @property
+    def _pause(self) -> float:
+        """Seconds between two lines that tell how far it is."""
+        return 1.0 if self.narrate.terminal else 30.0
+
     def run(self, cases: Sequence[Case]) -> tuple[Results, Counts]:
         """Every case's result in order, and how often instructions ran."""
         parts = [(self._file(chunk), chunk) for chunk in chunks(cases)]
@@ -48,7 +53,8 @@ class Pool:
         done = len(cases) - sum(len(chunk) for _, chunk in missing)
         if done:
             self.narrate.note(f"{done} of {len(cases)} cases are known from an earlier run")
-        begun, known = self.clock(), done
+        begun = shown = self.clock()
+        known = done
         with ThreadPoolExecutor(max_workers=self.jobs, thread_name_prefix="prove") as pool:
             running = {pool.submit(self._chunk, *part): part for part in missing}
             try:
@@ -57,8 +63,10 @@ class Pool:
                     for future in ended:
                         done += len(running.pop(future)[1])
                         future.result()
-                    now = done + sum(_finished(path.with_suffix(".log")) for path, _ in running.values())
-                    self._show(now, len(cases), self.clock() - begun, now - known)
+                    if running and self.clock() - shown >= self._pause:
+                        shown = self.clock()
+                        now = done + sum(_finished(path.with_suffix(".log")) for path, _ in running.values())
+                        self._show(now, len(cases), shown - begun, now - known)
             except BaseException:
                 for future in running:
                     future.cancel()

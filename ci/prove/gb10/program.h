@@ -51,7 +51,7 @@ struct Instruction {
     std::vector<Reg> in;
     std::vector<uint8_t> wide;  // bytes a lane has in `to`, then in `in`: 4 or 8; 1 for a predicate
     int64_t offset = 0;       // of an address; the byte count of a copy
-    uint32_t target = 0;      // of a branch
+    uint32_t target = 0;      // of a branch; what a copy adds to its address in shared memory
     uint32_t line = 0;        // in the PTX file, counted from 1
     std::string text;
 };

@@ -21,9 +21,8 @@ REASONS = {
 def wrong(result: Mapping[str, Any]) -> list[str]:
     """What is wrong with a case, in words; empty where nothing is."""
     found = [result["error"]] if result["error"] else []
-    found += [
-        f"{name} is off by {result['errors'][name]:.3g}" for name, part in result["parts"].items() if not part <= 1
-    ]
+    errors = result["errors"]
+    found += [f"{name} is off by {errors[name]:.3g}" for name, part in result["parts"].items() if not part <= 1]
     if result["second"] is False:
         found.append("results depend on memory that nobody wrote")
     found += [describe(finding) for finding in result["findings"] if not finding["note"]]
@@ -42,19 +41,27 @@ def describe(finding: Mapping[str, Any]) -> str:
     return f"{finding['kind']} in {finding['space']} memory: {finding['what']}, {party(finding['who'])}{other}{times}"
 
 
+def _row(kernel: str, counts: Sequence[int]) -> dict[str, Any]:
+    variant = kernels.variant(kernel)
+    return {
+        "kernel": kernel,
+        "kind": kernels.kind(kernel),
+        "variant": str(variant) if variant else "",
+        "cases": 0,
+        "launches": 0,
+        "largest": {},
+        "wrong": 0,
+        "notes": [],
+        "instructions": len(counts),
+        "executed": sum(count > 0 for count in counts),
+    }
+
+
 def _rows(results: Sequence[Mapping[str, Any]], counts: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         for kernel, launches in result["launched"].items():
-            variant = kernels.variant(kernel)
-            row = rows.setdefault(
-                kernel,
-                {
-                    "kernel": kernel, "kind": kernels.kind(kernel), "variant": str(variant) if variant else "", "cases": 0,
-                    "launches": 0, "largest": {}, "wrong": 0, "notes": [], "instructions": len(counts.get(kernel, ())),
-                    "executed": sum(count > 0 for count in counts.get(kernel, ())),
-                },
-            )  # fmt: skip
+            row = rows.setdefault(kernel, _row(kernel, counts.get(kernel, ())))
             row["cases"] += 1
             row["launches"] += launches
             row["wrong"] += bool(wrong(result))
@@ -124,29 +131,25 @@ def to_text(made: Mapping[str, Any]) -> str:
     for row in made["kernels"]:
         largest = row["largest"]
         gradients = max((largest[name] for name in ("dq", "dk", "dv") if name in largest), default=None)
-        cells = [row["variant"] or row["kernel"][:60], row["cases"], row["launches"]]
+        errors = (largest.get("out"), largest.get("lse"), gradients)
+        cells = [f"{row['kind']} {row['variant'] or row['kernel'][:60]}", row["cases"], row["launches"]]
         cells.append(f"{100 * row['executed'] // max(1, row['instructions'])} %")
-        cells += [
-            f"{value:.1e}" if value is not None else "" for value in (largest.get("out"), largest.get("lse"), gradients)
-        ]
-        lines.append(" | ".join(str(cell) for cell in (f"{row['kind']} {cells[0]}", *cells[1:], row["wrong"] or "")))
-    kinds = {
-        kind: [u for u in made["unreached"] if u["kind"] == kind]
-        for kind in sorted({u["kind"] for u in made["unreached"]})
-    }
-    for kind, missing in kinds.items():
-        lines.append(f"not reached: {len(missing)} {kind}: {missing[0]['reason']}")
+        cells += [f"{value:.1e}" if value is not None else "" for value in errors]
+        lines.append(" | ".join(str(cell) for cell in (*cells, row["wrong"] or "")))
+    for kind in sorted({missing["kind"] for missing in made["unreached"]}):
+        mine = [missing for missing in made["unreached"] if missing["kind"] == kind]
+        lines.append(f"not reached: {len(mine)} {kind}: {mine[0]['reason']}")
     second = made["second_poison"]
     lines.append(
-        f"{second['cases']} cases read shared memory that nobody wrote (rows that are masked later); with other contents "
-        f"{second['equal']} of them gave the same results to the bit"
+        f"{second['cases']} cases read shared memory that nobody wrote (rows that are masked later); with other "
+        f"contents {second['equal']} of them gave the same results to the bit"
     )
     for failure in made["failed"]:
         lines.append(f"WRONG: {failure['case']}")
         lines += [f"    {text}" for text in failure["wrong"]]
-    executed = [row for row in made["kernels"] if row["kind"] in ATTENTION]
+    executed = sum(row["kind"] in ATTENTION for row in made["kernels"])
     lines.append(
-        f"{len(executed)} attention kernels and {len(made['kernels']) - len(executed)} others executed in {made['cases']} "
-        f"cases, {made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
+        f"{executed} attention kernels and {len(made['kernels']) - executed} others executed in {made['cases']} cases, "
+        f"{made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
     )
     return "\n".join(lines) + "\n"

@@ -161,7 +161,7 @@ void Interpreter::atomic(Step const& step, uint32_t mask) {
 void Interpreter::copy(Step const& step, uint32_t mask) {
     auto const bytes = static_cast<uint32_t>(step.offset);
     lanes(mask, [&](uint32_t i) {
-        machine_.issue(warp_, i, value(step, 1, i), static_cast<uint32_t>(value(step, 0, i)), bytes, in<uint32_t>(step, 2)[i]);
+        machine_.issue(warp_, i, value(step, 1, i), static_cast<uint32_t>(value(step, 0, i)) + step.target, bytes, in<uint32_t>(step, 2)[i]);
     });
 }
 
