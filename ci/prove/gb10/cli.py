@@ -11,7 +11,7 @@ from typing import Any
 from ci import ROOT
 from ci.commands import common, options
 from ci.console import Narrator
-from ci.prove.gb10 import report
+from ci.prove.gb10 import mutants, report
 from ci.prove.gb10.build import FOLDER
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable, make
@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--only", action="append", default=[], metavar="WORD", help="cases with these words in their name"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
+    parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
     parser.add_argument("--json", action="store_true", help="the whole document on stdout, not the table")
     parser.add_argument("--write", type=Path, help="write the document there as well")
 
@@ -72,12 +73,8 @@ def run(args: argparse.Namespace) -> int:
     results_folder = folder / _identity(executable)
     results_folder.mkdir(exist_ok=True)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
-    pool = Pool(
-        executable=executable,
-        folder=results_folder,
-        jobs=session.request.jobs or session.machine.cores,
-        narrate=narrate,
-    )
+    jobs = session.request.jobs or session.machine.cores
+    pool = Pool(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {
         "profile": session.plan.profile,
@@ -88,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
         "times": args.times,
     }
     made = report.document(results, counts, all_kernels=executable.kernels, about=about)
+    if args.mutants:
+        texts = mutants.texts_of(executable.ptx)
+        trial = mutants.Trial(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
+        made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
     if args.write:
         args.write.write_text(report.to_json(made), encoding="utf-8")
     sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))

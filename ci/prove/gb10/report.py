@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ci.prove.gb10 import mutants
 from ci.verify import kernels
 
 SCHEMA = 1
@@ -152,4 +153,4 @@ def to_text(made: Mapping[str, Any]) -> str:
         f"{executed} attention kernels and {len(made['kernels']) - executed} others executed in {made['cases']} cases, "
         f"{made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (mutants.to_text(made["mutants"]) if "mutants" in made else "")
