@@ -1,42 +1,69 @@
-"""The way every public function takes: a plain tensor without gradients goes straight to the engine.
+"""What every public function needs: how its arguments become plain values, and which way a call takes.
 
-Everything else (autograd, torch.compile, export, fake tensors, dispatch modes) goes through the functional ops of
-`ops.py`, which say what they return before they run.
+A plain tensor without gradients goes straight to the engine. Everything else (autograd, torch.compile, export, fake
+tensors, functorch, dispatch modes) goes through the functional ops of `ops.py`, which say what they return before they
+run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flash_attn3_sm121.api import eager, ops
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.dispatch.python_backend import Results
+from flash_attn3_sm121.errors import CallError
 
 Window = Sequence[int | Tensor | None]
 ops.register()
 
+# Private and cheap; looking each device type up costs ten times as much. Absent, the look-up decides.
+_functorch_is_active = torch._C._are_functorch_transforms_active
+_some_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
 
 def is_plain(q: Tensor) -> bool:
-    """Whether nobody watches: no compiler, no fake or wrapped tensors, no dispatch mode."""
+    """Whether `q` holds numbers and only autograd may be watching: no compiler, functorch, fake tensor or mode."""
     return (
         not torch.compiler.is_compiling()
         and (type(q) is Tensor or type(q) is torch.nn.Parameter)
         and torch._C._len_torch_dispatch_stack() == 0
+        and not _functorch_is_active()
         and not q.is_meta
     )
 
 
+def no_tensor(**arguments: Any) -> TypeError:
+    """The error for the first of the named arguments that is no torch.Tensor."""
+    name, value = next(item for item in arguments.items() if not isinstance(item[1], Tensor))
+    return TypeError(f"{name} must be a torch.Tensor, found {type(value).__name__}")
+
+
 def window_of(window_size: Window) -> tuple[int, int]:
-    left, right = window_size
-    if isinstance(left, Tensor):
-        left = int(left)
-    if isinstance(right, Tensor):
-        right = int(right)
-    return -1 if left is None else left, -1 if right is None else right
+    """(left, right) of a window as ints; None is -1, "unlimited"."""
+    try:
+        left, right = window_size
+        if type(left) is int and type(right) is int:
+            return left, right
+        return _side(left), _side(right)
+    except (TypeError, ValueError) as error:
+        raise CallError(
+            f"window_size must be two numbers (left, right), -1 or None for unlimited; found {window_size!r}"
+        ) from error
+
+
+def _side(size: int | Tensor | None) -> int:
+    if size is None:
+        return -1
+    if isinstance(size, str) or int(size) != size:
+        raise ValueError("a side of a window is a whole number")
+    return int(size)
 
 
 def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
@@ -47,7 +74,8 @@ def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
 
 
 def is_autocast(q: Tensor) -> bool:
-    return not q.is_meta and torch.is_autocast_enabled(q.device.type)
+    """Whether autocast is on for q's device."""
+    return _some_autocast() and not q.is_meta and torch.is_autocast_enabled(q.device.type)
 
 
 _Maybe = TypeVar("_Maybe", Tensor, "Tensor | None")
@@ -60,26 +88,47 @@ def autocast(tensor: _Maybe) -> _Maybe:
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
-def default_scale(q: Tensor, qv: Tensor | None) -> float:
-    width = int(q.shape[-1]) if qv is None else int(q.shape[-1] + qv.shape[-1])
-    return float(width**-0.5)
+def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float:
+    """The scale of the scores: the caller's, or one over the root of the width of q, with qv counted in.
+
+    Raises:
+        CallError: the scale is 0, which is FlashAttention-2's dropout_p in this place and hardly ever a scale.
+    """
+    if softmax_scale is None:
+        width = int(q.shape[-1]) if qv is None else int(q.shape[-1] + qv.shape[-1])
+        return float(width**-0.5)
+    if softmax_scale == 0:
+        raise CallError(
+            "softmax_scale is 0, so every key would weigh the same. FlashAttention-2 has dropout_p in this place: its "
+            "order is (q, k, v, dropout_p, softmax_scale, causal), and here it is (q, k, v, softmax_scale, causal)",
+            hint="leave dropout_p out; where equal weights are meant, pass q * 0 and no scale",
+        )
+    return softmax_scale
 
 
-def functional(args: ForwardArgs, *, deterministic: bool) -> tuple[Tensor, Tensor, None, None]:
+def functional(args: ForwardArgs, *, deterministic: bool) -> Results:
     """Through the op that writes nothing but its result; autograd and compilers see what it does."""
     out, lse = torch.ops.flash_attn3_sm121.forward(
-        *[deterministic if name == "deterministic" else getattr(args, name) for name in ops.FORWARD_FIELDS]
+        *[deterministic if name == "deterministic" else getattr(args, name) for name in schemas.FORWARD_FIELDS]
     )
     return out, lse, None, None
 
 
-def attend(args: ForwardArgs, *, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Attention without appending; differentiable in q, k, v and s_aux."""
+def attend(args: ForwardArgs, *, deterministic: bool = False) -> Results:
+    """Attention without appending, differentiable in q, k, v and s_aux.
+
+    Args:
+        args: the call; nothing in it is written to.
+        deterministic: whether the backward must give the same bits each time.
+
+    Returns:
+        (out, lse, out_accum, lse_accum); the last two are None unless a native kernel split the keys.
+    """
     if not is_plain(args.q):
         return functional(args, deterministic=deterministic)
     if torch.is_grad_enabled():
         wanting = (args.q, args.k, args.v, args.s_aux)
         if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanting):
-            way = eager.attend if eager.serves(args) else functional
-            return way(args, deterministic=deterministic)
+            through = eager.attend if eager.serves(args) else functional
+            return through(args, deterministic=deterministic)
     return engine().forward(args)

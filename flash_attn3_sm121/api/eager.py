@@ -1,7 +1,7 @@
-"""The short way of training in eager mode: an autograd function straight over the engine.
+"""Training in eager mode: autograd functions straight over the engine.
 
-The functional ops of `ops.py` say the same to autograd and to compilers, at a price of some 200 us a call in the
-dispatcher. Where nobody but autograd watches, this is fifteen times cheaper.
+The functional ops of `ops.py` say the same to autograd and to compilers, and cost some 200 us a call in torch's
+dispatcher. Where only autograd watches, this is fifteen times cheaper.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from flash_attn3_sm121.api import ops
 from flash_attn3_sm121.call import backend
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
-from flash_attn3_sm121.native import library
+from flash_attn3_sm121.dispatch.python_backend import DenseOp
 
 # Fetched in C, in one go: this runs on every call.
 _KEPT_NAMES = tuple(name for name in ops.KEPT if name != "deterministic")
 _kept = operator.attrgetter(*_KEPT_NAMES)
 _saved = operator.attrgetter(*ops.SAVED)
 
-# What stands behind q, k and v of a native op in a dense call: no tensors, then the scalars in the op's order (from the
-# scale to sm_margin), then, for the backward alone, `deterministic`.
-_NO_TENSORS = (None,) * 20
-Dense = tuple[float, bool, int, int, int, float, bool, None, int, bool | None, int, bool]
+# causal, window_left, window_right, attention_chunk, softcap, num_splits, pack_gqa
+Scalars = tuple[bool, int, int, int, float, int, "bool | None"]
 
 
 def serves(args: ForwardArgs) -> bool:
-    """Only what has a gradient at all; the functional op says of the rest why it has none."""
+    """Whether a call has a gradient at all; for the others the functional op says why they have none."""
     return args.qv is None and args.page_table is None and args.kv_batch_idx is None and args.leftpad_k is None
 
 
@@ -41,7 +39,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None, args: ForwardArgs, deterministic: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.given = (_kept(args), deterministic)  # before the engine normalises the window in place
+        ctx.given = (_kept(args), deterministic)
         ctx.scope = backend.scoped()
         out, lse, _, _ = engine().forward(args)
         ctx.save_for_backward(*_saved(args), out, lse)
@@ -65,43 +63,58 @@ def _gradients(args: BackwardArgs, scope: str | None) -> tuple[Tensor, Tensor, T
 
 def _computed(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
-        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(
-            *(getattr(args, name) for name in ops.BACKWARD_FIELDS)
-        )
-        return dq, dk, dv, ds_aux
+        return ops.functional_backward(args)
     result = engine().backward(args)
     return result.dq, result.dk, result.dv, result.ds_aux
 
 
 class _Dense(torch.autograd.Function):
-    """A dense call straight through a native op that was settled for its class (`Engine.short_way`)."""
+    """A dense call straight through the op of its plan (see `fast.py`)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, op: library.Op, call: Dense) -> tuple[Tensor, Tensor]:
-        out, lse, _, _ = op(q, k, v, *_NO_TENSORS, *call[:-1])
-        ctx.save_for_backward(q, k, v, out, lse)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        op: DenseOp,
+        call: tuple[float, Scalars, int, bool],
+    ) -> tuple[Tensor, Tensor]:
         ctx.call, ctx.scope = call, backend.scoped()
+        scale, scalars, sm_margin, _ = call
+        out, lse, _, _ = op(q, k, v, scale, *scalars, sm_margin)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        scale, causal, left, right, chunk, softcap, _, _, _, _, margin, deterministic = ctx.call
+        scale, (causal, left, right, chunk, softcap, _, _), sm_margin, deterministic = ctx.call
         args = BackwardArgs(
             dout=torch.zeros_like(out) if dout is None else dout, dlse=dlse, q=q, k=k, v=v, out=out, softmax_lse=lse,
             softmax_scale=scale, causal=causal, window_left=left, window_right=right, attention_chunk=chunk,
-            softcap=softcap, deterministic=deterministic, sm_margin=margin,
+            softcap=softcap, deterministic=deterministic, sm_margin=sm_margin,
         )  # fmt: skip
         return (*_gradients(args, ctx.scope)[:3], None, None)
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, op: library.Op, call: Dense) -> tuple[Tensor, Tensor]:
+def dense(
+    op: DenseOp,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float,
+    scalars: Scalars,
+    sm_margin: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
     """(out, lse) of a dense call without extras; differentiable in q, k and v."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        call = (softmax_scale, scalars, sm_margin, deterministic)
         out, lse = _Dense.apply(q, k, v, op, call)  # type: ignore[no-untyped-call]
     else:
-        out, lse, _, _ = op(q, k, v, *_NO_TENSORS, *call[:-1])
+        out, lse, _, _ = op(q, k, v, softmax_scale, *scalars, sm_margin)
     return out, lse
 
 

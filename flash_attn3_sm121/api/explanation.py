@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_attn3_sm121.arch import capability as capability_row
 from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
-from flash_attn3_sm121.dispatch.decide import Decision, decide
+from flash_attn3_sm121.dispatch.decide import Decision
 from flash_attn3_sm121.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,25 +157,14 @@ def _explanation(
     serving: Engine, where: torch.device, capability: tuple[int, int] | None, facts: CallFacts
 ) -> Explanation:
     from flash_attn3_sm121.api.ops import owner, register
-    from flash_attn3_sm121.dispatch.engine import flex_opinion
 
     device = serving.device_facts(where) if capability is None else _pretended(capability)
-
-    def judged(call: CallFacts) -> Decision:
-        refusal, preferred = flex_opinion(call, device)
-        return decide(
-            device=device,
-            native=serving.native_state(where),
-            call=call,
-            flex_refusal=refusal,
-            flex_preferred=preferred,
-            forced=serving.forced(),
-        )
 
     notes = list(hidden_modules())
     if register().foreign:
         notes.append(f"torch.ops.flash_attn_3 belongs to {owner()}")
+    forward = serving.decision(where, facts, device)
     backward = None
     if facts.dtype != "e4m3" and not facts.features & _FORWARD_ONLY:
-        backward = judged(replace(facts, direction="backward"))
-    return Explanation(device=device, call=facts, forward=judged(facts), backward=backward, notes=tuple(notes))
+        backward = serving.decision(where, replace(facts, direction="backward"), device)
+    return Explanation(device=device, call=facts, forward=forward, backward=backward, notes=tuple(notes))

@@ -1,6 +1,6 @@
-"""The public functions, with upstream's names, order and defaults, and what they return.
+"""The public functions, with upstream's names, argument order, defaults and results.
 
-`s_aux` (attention sinks) is ours: last, so that positional callers of upstream's signatures never meet it.
+`s_aux` (attention sinks) is an addition. It stands last, so that no positional call by upstream's signature meets it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_attn3_sm121.api import fast, ops
 from flash_attn3_sm121.api.attend import (
     Window,
     attend,
     autocast,
-    default_scale,
     is_autocast,
     is_plain,
     length_of,
+    no_tensor,
+    scale_of,
     window_of,
 )
-from flash_attn3_sm121.api.eager import dense
 from flash_attn3_sm121.api.kvcache import flash_attn_with_kvcache
 from flash_attn3_sm121.api.private import _flash_attn_backward, _flash_attn_forward
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import CallError
-from flash_attn3_sm121.native import library
 
 __all__ = [
     "_flash_attn_backward",
@@ -60,37 +61,64 @@ def flash_attn_func(
     return_attn_probs: bool = False,
     s_aux: Tensor | None = None,
 ) -> Any:
-    """Attention over dense tensors: q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) -> (b, sq, h, dv).
+    """Attention over dense tensors, differentiable in q, k, v and s_aux.
 
-    With `return_attn_probs` (out, lse), lse (b, h, sq) in fp32. Its gradient is honoured, which upstream drops.
+    Args:
+        q: (b, sq, h, d) queries in fp16, bf16, fp32 or fp8 (e4m3). All three tensors have one dtype.
+        k, v: (b, sk, hk, d) keys and (b, sk, hk, dv) values. hk divides h; each key head serves h / hk query heads.
+        softmax_scale: what scores are multiplied by; None: one over the root of d.
+        causal: whether a row sees no key behind its own position; the last row stands at the last key.
+        qv: a second query (b, sq, h, dv), whose products with v are added to the scores; forward only.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        window_size: (left, right), how many keys before and behind its position a row sees; -1 or None: unlimited.
+        attention_chunk: if not 0, a row sees keys of its own chunk of that many positions only.
+        softcap: if not 0, scores become softcap * tanh(scores / softcap).
+        num_splits, pack_gqa, sm_margin: how kernels divide the work. The result does not depend on them.
+        deterministic: whether the backward must give the same bits each time.
+        return_attn_probs: whether the log-sum-exp of the scores is returned too.
+        s_aux: (h,) attention sinks, one more score that every row of a head sees; differentiable.
+
+    Returns:
+        out (b, sq, h, dv) in q's dtype (bf16 for fp8), or (out, lse) with lse (b, h, sq) in fp32. The gradient of the
+        lse is honoured, which upstream drops. A row that sees no key gets 0 and -inf.
+
+    Raises:
+        CallError: the arguments do not fit together. It is a RuntimeError, as upstream's is, and a ValueError.
+        TypeError: q, k or v is no tensor.
+        BackendError: a backend was forced (`use_backend`) that cannot serve the call.
     """
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        raise no_tensor(q=q, k=k, v=v)
     if is_autocast(q):
         q, k, v = autocast(q), autocast(k), autocast(v)
     left, right = window_of(window_size)
-    short = None
-    if (  # the plain call, whose Python cost shows: once settled for its class, straight to the op
+    if (
         qv is None
         and q_descale is None
         and k_descale is None
         and v_descale is None
         and s_aux is None
+        and softmax_scale != 0
         and is_plain(q)
-        and isinstance(k, Tensor)
-        and isinstance(v, Tensor)
     ):
-        kind = (q.dtype, k.dtype, v.dtype, q.device, q.shape, k.shape, v.shape)
-        short = (*kind, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
-        op = engine().short_way(short)
-        if op and q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1:
-            scale = q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale
-            call = (scale, causal, left, right, attention_chunk, softcap, True, None, num_splits, pack_gqa, sm_margin)
-            try:
-                out, lse = dense(q, k, v, op, (*call, deterministic))
-            except RuntimeError as error:
-                if not library.is_unreadable(error):
-                    raise  # else the long way knows who can read them
-            else:
-                return (out, lse.contiguous()) if return_attn_probs else out
+        results = fast.dense(
+            q,
+            k,
+            v,
+            softmax_scale,
+            causal,
+            left,
+            right,
+            attention_chunk,
+            softcap,
+            num_splits,
+            pack_gqa,
+            sm_margin,
+            deterministic,
+        )
+        if results is not None:
+            out, lse = results
+            return (out, lse.contiguous()) if return_attn_probs else out
     args = ForwardArgs(
         q=q,
         k=k,
@@ -100,7 +128,7 @@ def flash_attn_func(
         k_descale=k_descale,
         v_descale=v_descale,
         s_aux=s_aux,
-        softmax_scale=default_scale(q, qv) if softmax_scale is None else softmax_scale,
+        softmax_scale=scale_of(q, qv, softmax_scale),
         causal=causal,
         window_left=left,
         window_right=right,
@@ -111,9 +139,6 @@ def flash_attn_func(
         sm_margin=sm_margin,
     )
     out, lse, _, _ = attend(args, deterministic=deterministic)
-    if short is not None:
-        args.window_left, args.window_right = left, right  # a backend may have normalised them
-        engine().settle_short_way(short, args)
     return (out, lse) if return_attn_probs else out
 
 
@@ -143,10 +168,34 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     s_aux: Tensor | None = None,
 ) -> Any:
-    """Attention over packed sequences: q (total_q, h, d), k and v (total_k, hk, d | dv), lengths in cu_seqlens_*.
+    """Attention over sequences of different lengths, packed one behind the other; differentiable as flash_attn_func.
 
-    With `return_attn_probs` (out, lse), lse (h, total_q). The max_seqlen_* are upper bounds and may be 0-d tensors.
+    Args:
+        q: (total_q, h, d) queries, or (b, sq, h, d) where cu_seqlens_q is None.
+        k, v: (total_k, hk, d) keys and (total_k, hk, dv) values, or dense ones where cu_seqlens_k is None.
+        cu_seqlens_q, cu_seqlens_k: (b + 1,) int32, where each sequence starts; the first is 0, the last the total.
+        max_seqlen_q, max_seqlen_k: upper bounds of the lengths, as numbers or 0-d tensors.
+        seqused_q, seqused_k: (b,) int32, how many rows and keys of each sequence are in use; None: all.
+        softmax_scale: what scores are multiplied by; None: one over the root of d.
+        causal: whether a row sees no key behind its own position; the last row stands at the last key.
+        qv: a second query (total_q, h, dv), whose products with v are added to the scores; forward only.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        window_size: (left, right), how many keys before and behind its position a row sees; -1 or None: unlimited.
+        attention_chunk: if not 0, a row sees keys of its own chunk of that many positions only.
+        softcap: if not 0, scores become softcap * tanh(scores / softcap).
+        num_splits, pack_gqa, sm_margin: how kernels divide the work. The result does not depend on them.
+        deterministic: whether the backward must give the same bits each time.
+        return_attn_probs: whether the log-sum-exp of the scores is returned too.
+        s_aux: (h,) attention sinks, one more score that every row of a head sees; differentiable.
+
+    Returns:
+        out (total_q, h, dv), or (out, lse) with lse (h, total_q) in fp32. Rows past seqused_q get 0 and -inf.
+
+    Raises:
+        CallError, TypeError, BackendError: as flash_attn_func.
     """
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        raise no_tensor(q=q, k=k, v=v)
     if is_autocast(q):
         q, k, v = autocast(q), autocast(k), autocast(v)
     left, right = window_of(window_size)
@@ -165,7 +214,7 @@ def flash_attn_varlen_func(
         k_descale=k_descale,
         v_descale=v_descale,
         s_aux=s_aux,
-        softmax_scale=default_scale(q, qv) if softmax_scale is None else softmax_scale,
+        softmax_scale=scale_of(q, qv, softmax_scale),
         causal=causal,
         window_left=left,
         window_right=right,
@@ -194,7 +243,17 @@ def flash_attn_qkvpacked_func(
     sm_margin: int = 0,
     return_attn_probs: bool = False,
 ) -> Any:
-    """Attention over one tensor: (b, s, 3, h, d), or (b, s, hq + 2 hk, d) with `num_heads_q`."""
+    """`flash_attn_func` over queries, keys and values that lie in one tensor.
+
+    Args:
+        qkv: (b, s, 3, h, d), or with `num_heads_q` (b, s, num_heads_q + 2 * hk, d): first the queries' heads, then the
+            keys', then the values'.
+        num_heads_q: how many of the heads are queries'; None for the first form.
+
+    The other arguments, the result and what is raised are those of `flash_attn_func`.
+    """
+    if not isinstance(qkv, Tensor):
+        raise no_tensor(qkv=qkv)
     if qkv.dim() == 5:
         if qkv.shape[2] != 3:
             raise CallError(f"qkv must have shape (batch_size, seqlen, 3, nheads, headdim), found {tuple(qkv.shape)}")
@@ -230,7 +289,22 @@ def flash_attn_qkvpacked_func(
 def flash_attn_combine(
     out_partial: Tensor, lse_partial: Tensor, out: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Merge partial results: (S, b, s, h, d) and (S, b, s, h), both fp32 -> (b, s, h, d) and (b, s, h)."""
+    """Merge attention over S parts of the keys into attention over all of them.
+
+    Args:
+        out_partial: (S, b, s, h, d) in fp32, S at most 256. A part whose lse is -inf counts for nothing.
+        lse_partial: (S, b, s, h) in fp32.
+        out: where the result goes, if given.
+        out_dtype: the dtype of the result; None: fp32.
+
+    Returns:
+        out (b, s, h, d) and lse (b, s, h).
+
+    Raises:
+        CallError: shapes, dtypes or devices do not fit together.
+    """
+    if not (isinstance(out_partial, Tensor) and isinstance(lse_partial, Tensor)):
+        raise no_tensor(out_partial=out_partial, lse_partial=lse_partial)
     if out is None and not is_plain(out_partial):
         merged, lse = torch.ops.flash_attn3_sm121.combine(out_partial, lse_partial, out_dtype)
         return merged, lse
@@ -260,15 +334,43 @@ def get_scheduler_metadata(
     pack_gqa: bool | None = None,
     sm_margin: int = 0,
 ) -> Tensor:
-    """An opaque int32 vector for `flash_attn_with_kvcache(scheduler_metadata=...)`; it may be used again."""
+    """Plan a `flash_attn_with_kvcache` call ahead.
+
+    The arguments describe that call. The result holds for every call that they describe, layer after layer.
+
+    Returns:
+        An opaque int32 vector for its `scheduler_metadata`.
+    """
+    if not isinstance(cache_seqlens, Tensor):
+        raise no_tensor(cache_seqlens=cache_seqlens)
     left, right = window_of(window_size)
-    call = (
-        *(batch_size, int(max_seqlen_q), int(max_seqlen_k), num_heads_q, num_heads_kv, headdim),
-        *(headdim if headdim_v is None else headdim_v, qkv_dtype, cache_seqlens.contiguous()),
-        *(cu_seqlens_q, None, cu_seqlens_k_new, None, cache_leftpad, page_size, max_seqlen_k_new),
-        *(causal, left, right, attention_chunk, has_softcap, num_splits, pack_gqa, sm_margin),
-    )
+    call = {
+        **ops.METADATA_DEFAULTS,
+        "batch_size": batch_size,
+        "max_seqlen_q": int(max_seqlen_q),
+        "max_seqlen_k": int(max_seqlen_k),
+        "num_heads": num_heads_q,
+        "num_heads_k": num_heads_kv,
+        "headdim": headdim,
+        "headdim_v": headdim if headdim_v is None else headdim_v,
+        "qkv_dtype": qkv_dtype,
+        "seqused_k": cache_seqlens.contiguous(),
+        "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_k_new": cu_seqlens_k_new,
+        "leftpad_k": cache_leftpad,
+        "page_size": page_size,
+        "max_seqlen_k_new": max_seqlen_k_new,
+        "is_causal": causal,
+        "window_size_left": left,
+        "window_size_right": right,
+        "attention_chunk": attention_chunk,
+        "has_softcap": has_softcap,
+        "num_splits": num_splits,
+        "pack_gqa": pack_gqa,
+        "sm_margin": sm_margin,
+    }
+    values = tuple(call[name] for name in schemas.METADATA_NAMES)
     if is_plain(cache_seqlens):
-        return engine().scheduler_metadata(call)
-    metadata: Tensor = torch.ops.flash_attn_3.get_scheduler_metadata(*call)
+        return engine().scheduler_metadata(values)
+    metadata: Tensor = torch.ops.flash_attn_3.get_scheduler_metadata(*values)
     return metadata

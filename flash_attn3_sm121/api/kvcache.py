@@ -1,4 +1,4 @@
-"""Attention over a KV cache, with new keys and values written into it in place. Not differentiable."""
+"""`flash_attn_with_kvcache`: attention over a KV cache, with new keys and values written into it in place."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.api import ops
+from flash_attn3_sm121.api import fast, ops
 from flash_attn3_sm121.api.attend import (
     Window,
     autocast,
-    default_scale,
     functional,
     is_autocast,
     is_plain,
     length_of,
+    no_tensor,
+    scale_of,
     window_of,
 )
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.errors import CallError
-from flash_attn3_sm121.native import library
 
 
 def _full(cache_seqlens: int, rows: int, k_cache: Tensor) -> Tensor:
@@ -36,6 +38,17 @@ def _check_room(cache_seqlens: int, k: Tensor | None, k_cache: Tensor) -> None:
         raise CallError(
             f"KV cache overflow: {cache_seqlens} + {k.shape[1]} new keys and a capacity of {k_cache.shape[1]}"
         )
+
+
+def _check_writable(k_cache: Tensor, v_cache: Tensor) -> None:
+    """An expanded cache has one place in memory for many positions: what is written to one shows in all."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if any(step == 0 and size > 1 for step, size in zip(cache.stride(), cache.shape, strict=True)):
+            raise CallError(
+                f"{name} is an expanded tensor (strides {cache.stride()}), and new keys and values cannot be written "
+                "into it: several positions share one place in memory",
+                hint=f"pass {name}.contiguous(), and keep it as the cache",
+            )
 
 
 def flash_attn_with_kvcache(
@@ -71,13 +84,47 @@ def flash_attn_with_kvcache(
     return_softmax_lse: bool = False,
     s_aux: Tensor | None = None,
 ) -> Any:
-    """q (b, sq, h, d) against a cache (b_cache, capacity, hk, d | dv), or (pages, page_size, hk, .) with page_table.
+    """Attention over a KV cache; new keys and values are written into it first, in place. Not differentiable.
 
-    New k and v are written at `cache_seqlens[b]...` before anything is read. `cache_seqlens` may differ per row; an
-    int means every row, None the whole cache. With `return_softmax_lse` the 4-tuple (out, lse, out_accum, lse_accum).
+    Args:
+        q: (b, sq, h, d) queries, or (total_q, h, d) with cu_seqlens_q.
+        k_cache, v_cache: (rows, capacity, hk, d) and (rows, capacity, hk, dv), or with page_table
+            (pages, page_size, hk, d) and (pages, page_size, hk, dv).
+        k, v: (b, new, hk, d) and (b, new, hk, dv), written behind the first cache_seqlens[b] positions of each row.
+        qv: a second query (b, sq, h, dv), whose products with the values are added to the scores.
+        rotary_cos, rotary_sin: (positions, rotary_dim / 2), to rotate q and k by their positions; needs k.
+        cache_seqlens: (b,) int32, how many positions of each row are filled, which may differ; a number for all rows;
+            None: the whole cache. A negative one marks a row of padding: nothing is written, its output is 0.
+        cache_batch_idx: (b,) int32, the row of the cache (or of page_table) that each sequence uses.
+        cache_leftpad: (b,) int32, the first position of each row that counts.
+        page_table: (b, pages of a sequence) int32, the pages that hold each sequence; -1 where there is none.
+        cu_seqlens_q, max_seqlen_q: packed queries, as in flash_attn_varlen_func.
+        cu_seqlens_k_new: (b + 1,) int32, where the new keys of each sequence start in packed k and v.
+        rotary_seqlens: (b,) int32, the position of the first new key in the rotary tables; None: cache_seqlens.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        softmax_scale: what scores are multiplied by; None: one over the root of d.
+        causal, window_size, attention_chunk, softcap, s_aux: as in flash_attn_func.
+        rotary_interleaved: whether pairs to rotate are neighbours (0 and 1) or halves apart (0 and rotary_dim / 2).
+        scheduler_metadata: what get_scheduler_metadata returned for this call.
+        num_splits, pack_gqa, sm_margin: how kernels divide the work. The result does not depend on them.
+        return_softmax_lse: whether the log-sum-exp of the scores is returned too.
+
+    Returns:
+        out (b, sq, h, dv), or (out, lse, out_accum, lse_accum): lse (b, h, sq) in fp32, and the partial results of a
+        kernel that split the keys, which are empty elsewhere.
+
+    Raises:
+        CallError: the arguments do not fit together, or (on a CPU) lengths or pages exceed the cache.
+        RuntimeError: on a GPU, where lengths exceed the cache: an assertion on the device, before anything is written.
+            FLASH_ATTN3_CHECK_CACHE=0 leaves it out.
+        TypeError, BackendError: as flash_attn_func.
     """
-    short = None
-    if (  # plain decoding, the call whose Python cost shows: once settled, straight to the op
+    if not (isinstance(q, Tensor) and isinstance(k_cache, Tensor) and isinstance(v_cache, Tensor)):
+        raise no_tensor(q=q, k_cache=k_cache, v_cache=v_cache)
+    left, right = window_of(window_size)
+    if k is not None and not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        _check_writable(k_cache, v_cache)
+    if (
         qv is None
         and rotary_cos is None
         and rotary_sin is None
@@ -89,31 +136,35 @@ def flash_attn_with_kvcache(
         and v_descale is None
         and s_aux is None
         and scheduler_metadata is None
+        and softmax_scale != 0
         and type(cache_seqlens) is Tensor
         and is_plain(q)
     ):
-        shape = (q.dtype, q.device, q.size(-1), v_cache.size(-1), k is None, v is None, page_table is None)
-        short = (shape, cache_batch_idx is None, causal, *window_size, attention_chunk, softcap, num_splits, pack_gqa)
-        serving = engine()
-        op = serving.short_way(short)
-        if op and q.stride(-1) == 1 and (k is None or k.stride(-1) == 1) and k_cache.dtype == q.dtype:
-            if k is not None and serving.settings.check_cache:
-                library.assert_room(k_cache, page_table, cache_seqlens, k.shape[1])
-            try:
-                results = op(
-                    *(q, k_cache, v_cache, k, v, None, None, None, None, None, None, cache_seqlens, None, None),
-                    *(page_table, cache_batch_idx, None, None, None, None, None, None, None),
-                    *(q.size(-1) ** -0.5 if softmax_scale is None else softmax_scale, causal, *window_size),
-                    *(attention_chunk, softcap, rotary_interleaved, None, num_splits, pack_gqa, sm_margin),
-                )
-            except RuntimeError as error:
-                if not library.is_unreadable(error):
-                    raise  # else the long way knows who can read them
-            else:
-                return results if return_softmax_lse else results[0]
-    if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
-        name = "k_cache" if k_cache.stride(-1) != 1 else "v_cache"
-        raise CallError(f"{name} must have contiguous last dimension")
+        results = fast.decode(
+            q,
+            k_cache,
+            v_cache,
+            cache_seqlens,
+            k,
+            v,
+            page_table,
+            cache_batch_idx,
+            softmax_scale,
+            causal,
+            left,
+            right,
+            attention_chunk,
+            softcap,
+            num_splits,
+            pack_gqa,
+            sm_margin,
+            rotary_interleaved,
+        )
+        if results is not None:
+            return results if return_softmax_lse else results[0]
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.stride(-1) != 1:
+            raise CallError(f"{name} must have contiguous last dimension")
     if is_autocast(q):
         q, k, v = autocast(q), autocast(k), autocast(v)
     if isinstance(cache_seqlens, int):
@@ -121,7 +172,6 @@ def flash_attn_with_kvcache(
             _check_room(cache_seqlens, k, k_cache)
         rows = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
         cache_seqlens = _full(cache_seqlens, rows, k_cache)
-    left, right = window_of(window_size)
     args = ForwardArgs(
         q=q,
         k=k_cache,
@@ -143,7 +193,7 @@ def flash_attn_with_kvcache(
         k_descale=k_descale,
         v_descale=v_descale,
         s_aux=s_aux,
-        softmax_scale=default_scale(q, qv) if softmax_scale is None else softmax_scale,
+        softmax_scale=scale_of(q, qv, softmax_scale),
         causal=causal,
         window_left=left,
         window_right=right,
@@ -160,18 +210,16 @@ def flash_attn_with_kvcache(
             results = _run(args)
     else:
         results = _run(args)
-    if short is not None:
-        engine().settle_short_way(short, args)
     if not return_softmax_lse:
         return results[0]
     return results if results[2] is not None else (*results[:2], *ops.no_accumulators(results[0]))
 
 
-def _run(args: ForwardArgs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Through the engine, or, where somebody watches, through the op that says what it mutates."""
+def _run(args: ForwardArgs) -> Results:
+    """Through the engine; traced or transformed calls through the op that declares what it writes to."""
     if is_plain(args.q):
         return engine().forward(args)
     if args.k_new is None and args.v_new is None and args.rotary_cos is None:
         return functional(args, deterministic=False)
-    out, lse = torch.ops.flash_attn3_sm121.append(*[getattr(args, name) for name in ops.APPEND_FIELDS])
+    out, lse = torch.ops.flash_attn3_sm121.append(*[getattr(args, name) for name in schemas.APPEND_FIELDS])
     return out, lse, None, None

@@ -28,22 +28,7 @@ _MARK = "_flash_attn3_sm121_process"  # a module of this name in sys.modules out
 _DEVICES = ("CPU", "CUDA", "MPS")
 _LOCK = threading.Lock()
 
-# The names of our fields for the arguments of the public ops, in the ops' order.
-_RENAMED = {
-    "q_v": "qv",
-    "is_causal": "causal",
-    "window_size_left": "window_left",
-    "window_size_right": "window_right",
-    "is_rotary_interleaved": "rotary_interleaved",
-}
-FWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["fwd"]))
-BWD_FIELDS = tuple(_RENAMED.get(name, name) for name in schemas.argument_names(schemas.PUBLIC["bwd"]))
-FORWARD_FIELDS = schemas.argument_names(schemas.OWN["forward"])
-APPEND_FIELDS = tuple(
-    {"k_cache": "k", "v_cache": "v"}.get(name, name) for name in schemas.argument_names(schemas.OWN["append"])
-)
-BACKWARD_FIELDS = schemas.argument_names(schemas.OWN["backward"])
-_METADATA_DEFAULTS = (None, None, None, None, None, None, 0, False, -1, -1, 0, False, 0, None, 0)
+METADATA_DEFAULTS = schemas.defaults(schemas.PUBLIC["get_scheduler_metadata"])
 
 
 def lse_shape(q: Tensor, cu_seqlens_q: Tensor | None) -> tuple[int, ...]:
@@ -62,7 +47,7 @@ def empty_like_results(args: ForwardArgs) -> tuple[Tensor, Tensor]:
 
 
 def _forward_args(values: Sequence[Any]) -> ForwardArgs:
-    given = dict(zip(FORWARD_FIELDS, values, strict=True))
+    given = dict(zip(schemas.FORWARD_FIELDS, values, strict=True))
     del given["deterministic"]  # only the backward asks for it
     return ForwardArgs(**given)
 
@@ -77,23 +62,23 @@ def _forward_fake(*values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _append(*values: Any) -> tuple[Tensor, Tensor]:
-    out, lse, *_ = engine().forward(ForwardArgs(**dict(zip(APPEND_FIELDS, values, strict=True))))
+    out, lse, *_ = engine().forward(ForwardArgs(**dict(zip(schemas.APPEND_FIELDS, values, strict=True))))
     return out.contiguous(), lse.contiguous()
 
 
 def _append_fake(*values: Any) -> tuple[Tensor, Tensor]:
-    return empty_like_results(ForwardArgs(**dict(zip(APPEND_FIELDS, values, strict=True))))
+    return empty_like_results(ForwardArgs(**dict(zip(schemas.APPEND_FIELDS, values, strict=True))))
 
 
 def _backward(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
+    args = BackwardArgs(**dict(zip(schemas.BACKWARD_FIELDS, values, strict=True)))
     result = engine().backward(args)
     ds_aux = result.ds_aux if result.ds_aux is not None else args.q.new_empty(0)
     return result.dq.contiguous(), result.dk.contiguous(), result.dv.contiguous(), ds_aux
 
 
 def _backward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = BackwardArgs(**dict(zip(BACKWARD_FIELDS, values, strict=True)))
+    args = BackwardArgs(**dict(zip(schemas.BACKWARD_FIELDS, values, strict=True)))
     check_backward(args)
     dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in (args.q, args.k, args.v))
     return dq, dk, dv, args.q.new_empty(0) if args.s_aux is None else args.s_aux.new_empty(args.s_aux.shape)
@@ -110,13 +95,20 @@ def _combine_fake(out_partial: Tensor, lse_partial: Tensor, dtype: torch.dtype |
     return out, lse_partial.new_empty(lse_partial.shape[1:])
 
 
+def functional_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, ds_aux) through the op that autograd and compilers see; ds_aux is empty without sinks."""
+    values = [getattr(args, name) for name in schemas.BACKWARD_FIELDS]  # compilers trace no attrgetter
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.flash_attn3_sm121.backward(*values)
+    return gradients
+
+
 SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
 FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k")
-KEPT = tuple(name for name in FORWARD_FIELDS if name in BACKWARD_FIELDS and name not in SAVED)
+KEPT = tuple(name for name in schemas.FORWARD_FIELDS if name in schemas.BACKWARD_FIELDS and name not in SAVED)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    given = dict(zip(FORWARD_FIELDS, inputs, strict=True))
+    given = dict(zip(schemas.FORWARD_FIELDS, inputs, strict=True))
     ctx.save_for_backward(*(given[name] for name in SAVED), *output)
     ctx.kept = {name: given[name] for name in KEPT}
     ctx.forward_only = [name for name in FORWARD_ONLY if given[name] is not None]
@@ -137,11 +129,11 @@ def backward_arguments(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> di
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     given = backward_arguments(ctx, dout, dlse)
     with backend.within(ctx.scope):
-        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in BACKWARD_FIELDS))
+        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in schemas.BACKWARD_FIELDS))
     gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
     if given["s_aux"] is not None:
         gradients["s_aux"] = ds_aux
-    return tuple(gradients.get(name) for name in FORWARD_FIELDS)
+    return tuple(gradients.get(name) for name in schemas.FORWARD_FIELDS)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -156,7 +148,7 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
 
 def _fwd_args(values: Sequence[Any]) -> ForwardArgs:
     """The dispatcher leaves out trailing arguments that equal their defaults; the op's defaults are not our fields'."""
-    given = {"rotary_interleaved": False, "num_splits": 0, **dict(zip(FWD_FIELDS, values, strict=False))}
+    given = {"rotary_interleaved": False, "num_splits": 0, **dict(zip(schemas.FWD_FIELDS, values, strict=False))}
     if given.get("softmax_scale") is None:
         given["softmax_scale"] = given["q"].shape[-1] ** -0.5  # the op, unlike the functions, does not count qv in
     return ForwardArgs(**given)
@@ -181,7 +173,7 @@ def _public_fwd_fake(*values: Any) -> tuple[Tensor, ...]:
 
 
 def _bwd_args(values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None, ...]]:
-    given = dict(zip(BWD_FIELDS, values, strict=False))
+    given = dict(zip(schemas.BWD_FIELDS, values, strict=False))
     into = tuple(given.pop(name, None) for name in ("dq", "dk", "dv"))
     if given.get("softmax_scale") is None:
         given["softmax_scale"] = given["q"].shape[-1] ** -0.5
@@ -193,16 +185,27 @@ def row_sums(out: Tensor, dout: Tensor) -> Tensor:
     return (out.float() * dout.float()).sum(-1).transpose(-1, -2).contiguous()
 
 
-def public_bwd(*values: Any) -> tuple[Tensor, ...]:
-    args, given = _bwd_args(values)
-    wanted = (args.q, args.k, args.v)
-    dq, dk, dv = (new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True))
+def written_gradients(
+    args: BackwardArgs, given: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Write the gradients into those of `given` (dq, dk, dv) that are there; these, and softmax_d."""
+    dq, dk, dv = (
+        torch.empty_like(x) if new is None else new for new, x in zip(given, (args.q, args.k, args.v), strict=True)
+    )
     result = engine().backward(args, into=(dq, dk, dv))
-    softmax_d = result.softmax_d
-    if softmax_d is None:
-        softmax_d = row_sums(args.out, args.dout)
-    rest = [args.q.new_empty(0, dtype=torch.float32) for _ in range(4)]
-    return (dq, dk, dv, softmax_d, *rest)
+    softmax_d = row_sums(args.out, args.dout) if result.softmax_d is None else result.softmax_d
+    return (dq, dk, dv), softmax_d
+
+
+def _public_bwd(*values: Any) -> tuple[Tensor, ...]:
+    args, given = _bwd_args(values)
+    gradients, softmax_d = written_gradients(args, given)
+    return (*gradients, softmax_d, *_empty_workspaces(args.q))
+
+
+def _empty_workspaces(q: Tensor) -> list[Tensor]:
+    """What stands for the workspaces of upstream's kernels behind softmax_d, which callers do not read."""
+    return [q.new_empty(0, dtype=torch.float32) for _ in schemas.BWD_WORKSPACES[1:]]
 
 
 def _public_bwd_fake(*values: Any) -> tuple[Tensor, ...]:
@@ -211,7 +214,7 @@ def _public_bwd_fake(*values: Any) -> tuple[Tensor, ...]:
     wanted = (args.q, args.k, args.v)
     gradients = [new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True)]
     softmax_d = args.q.new_empty(lse_shape(args.q, args.cu_seqlens_q), dtype=torch.float32)
-    return (*gradients, softmax_d, *(args.q.new_empty(0, dtype=torch.float32) for _ in range(4)))
+    return (*gradients, softmax_d, *_empty_workspaces(args.q))
 
 
 def _public_combine(
@@ -227,14 +230,18 @@ def _public_combine_fake(
     return (fresh if out is None else out), lse
 
 
+def _metadata_call(values: Sequence[Any]) -> tuple[Any, ...]:
+    """All arguments: the dispatcher leaves out trailing ones that equal their defaults."""
+    return (*values, *(METADATA_DEFAULTS[name] for name in schemas.METADATA_NAMES[len(values) :]))
+
+
 def _public_metadata(*values: Any) -> Tensor:
-    return engine().scheduler_metadata((*values, *_METADATA_DEFAULTS[len(values) - 9 :]))
+    return engine().scheduler_metadata(_metadata_call(values))
 
 
 def _public_metadata_fake(*values: Any) -> Tensor:
-    call = (*values, *_METADATA_DEFAULTS[len(values) - 9 :])
-    lengths: Tensor = call[8]
-    return lengths.new_empty(engine().metadata_length(call), dtype=torch.int32)
+    lengths: Tensor = values[schemas.METADATA_NAMES.index("seqused_k")]
+    return lengths.new_empty(engine().metadata_length(_metadata_call(values)), dtype=torch.int32)
 
 
 # -- registration
@@ -285,7 +292,7 @@ def register() -> types.ModuleType:
                 schemas.PUBLIC,
                 {
                     "fwd": (_public_fwd, _public_fwd_fake),
-                    "bwd": (public_bwd, _public_bwd_fake),
+                    "bwd": (_public_bwd, _public_bwd_fake),
                     "fwd_combine": (_public_combine, _public_combine_fake),
                     "get_scheduler_metadata": (_public_metadata, _public_metadata_fake),
                 },

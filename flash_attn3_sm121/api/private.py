@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.api import ops
-from flash_attn3_sm121.api.attend import attend, default_scale, is_plain, length_of
-from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.api.attend import attend, is_plain, length_of, scale_of
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -78,9 +78,18 @@ def _flash_attn_forward(
     pack_gqa: bool | None = None,
     sm_margin: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, lse, out_accum, lse_accum); the last two are empty unless a kernel split the keys."""
-    if softmax_scale is None:
-        softmax_scale = q.shape[-1] ** -0.5
+    """One forward call with every argument that upstream's op has.
+
+    Args: as of `flash_attn_func`, `flash_attn_varlen_func` and `flash_attn_with_kvcache`; the window as two numbers
+    (or, as older callers pass it, as one pair). `out_` gets the result where it is given.
+
+    Returns:
+        (out, lse, out_accum, lse_accum); the last two are empty unless a kernel split the keys.
+
+    Raises:
+        TypeError: the call writes (new keys, `out_`) and is being traced by a compiler.
+        CallError: the arguments do not fit together.
+    """
     args = ForwardArgs(
         q=q,
         k=k,
@@ -105,7 +114,7 @@ def _flash_attn_forward(
         q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
-        softmax_scale=default_scale(q, None) if softmax_scale is None else softmax_scale,
+        softmax_scale=scale_of(q, None, softmax_scale),
         causal=causal,
         window_left=window_size_left,
         window_right=window_size_right,
@@ -158,20 +167,45 @@ def _flash_attn_backward(
     deterministic: bool = False,
     sm_margin: int = 0,
 ) -> Tensor:
-    """Write the gradients into dq, dk and dv; returns softmax_d, the row sums of dO * O."""
-    max_q, max_k = length_of(max_seqlen_q, q), length_of(max_seqlen_k, k)
-    lengths = (cu_seqlens_q, cu_seqlens_k, sequed_q, sequed_k, max_q, max_k)
-    scale = default_scale(q, None) if softmax_scale is None else softmax_scale
-    tail = (scale, is_causal, window_size_left, window_size_right)
-    if is_plain(q):
-        results = ops.public_bwd(
-            *(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths, *tail, softcap, deterministic, sm_margin)
-        )
-        return results[3]
-    gradients = torch.ops.flash_attn3_sm121.backward(
-        *(dout, None, q, k, v, out, softmax_lse, *lengths, None, *tail, 0, softcap, deterministic, sm_margin)
+    """The backward of `_flash_attn_forward`; the gradients are written into `dq`, `dk` and `dv`.
+
+    Args:
+        dout: the gradient of `out`.
+        out, softmax_lse: what the forward returned.
+        sequed_q, sequed_k: upstream's spelling of seqused_q and seqused_k; both are taken.
+        deterministic: whether the gradients must have the same bits each time.
+
+    Returns:
+        softmax_d, the row sums of dO * O, in the layout of the LSE.
+
+    Raises:
+        CallError: the arguments do not fit together.
+    """
+    args = BackwardArgs(
+        dout=dout,
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        softmax_lse=softmax_lse,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        seqused_q=sequed_q,
+        seqused_k=sequed_k,
+        max_seqlen_q=length_of(max_seqlen_q, q),
+        max_seqlen_k=length_of(max_seqlen_k, k),
+        softmax_scale=scale_of(q, None, softmax_scale),
+        causal=is_causal,
+        window_left=window_size_left,
+        window_right=window_size_right,
+        softcap=softcap,
+        deterministic=deterministic,
+        sm_margin=sm_margin,
     )
-    for mine, found in zip((dq, dk, dv), gradients[:3], strict=True):
-        if mine is not None:
-            mine.copy_(found)
+    if is_plain(q):
+        _, softmax_d = ops.written_gradients(args, (dq, dk, dv))
+        return softmax_d
+    for into, gradient in zip((dq, dk, dv), ops.functional_backward(args)[:3], strict=True):
+        if into is not None:
+            into.copy_(gradient)
     return ops.row_sums(out, dout)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.api import attend, eager, interface, kvcache, ops, private
+from flash_attn3_sm121.api import attend, eager, fast, interface, kvcache, ops, private
 from flash_attn3_sm121.bench import upstream
 from flash_attn3_sm121.bench.machine import commit, machine, today
 from flash_attn3_sm121.call import schemas
@@ -29,7 +29,7 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 NAMESPACE = "flash_attn3_overhead"
 CALLS, ROUNDS = 200, 60
-_HOLDERS = (attend, eager, interface, kvcache, ops, private)
+_HOLDERS = (attend, eager, fast, interface, kvcache, ops, private)
 
 _LIBRARY: Any = None
 

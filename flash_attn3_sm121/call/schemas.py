@@ -2,9 +2,15 @@
 
 Upstream's are kept to the letter, aliases included: clients inspect them and call them positionally. Ours are
 functional (nothing is returned that aliases an input), which is what torch.compile and torch.export want.
+
+The order of an op's arguments is written here and nowhere else. `*_FIELDS` give it as field names of ForwardArgs and
+BackwardArgs; `caller` makes a function of a few arguments that calls an op with each of them at its place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 PUBLIC_NAMESPACE = "flash_attn_3"
 OWN_NAMESPACE = "flash_attn3_sm121"
@@ -96,7 +102,8 @@ _METADATA = (
     "int sm_margin=0",
 )
 
-# The pin's bwd returns the three aliased gradients and five workspaces.
+# The pin's bwd returns the three aliased gradients and these workspaces; later releases return the workspaces alone.
+BWD_WORKSPACES = ("softmax_d", "softmax_lse_log2", "dq_accum", "dk_accum", "dv_accum")
 PUBLIC: dict[str, str] = {
     "fwd": f"({', '.join(_FWD)}) -> (Tensor(out!), Tensor, Tensor, Tensor)",
     "bwd": f"({', '.join(_BWD)}) -> (Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -193,5 +200,71 @@ OWN: dict[str, str] = {
 
 def argument_names(schema: str) -> tuple[str, ...]:
     """The names of a schema's arguments, in order."""
-    inside = schema[1 : schema.index(") -> ")]
-    return tuple(part.split("=")[0].split()[-1] for part in inside.split(", "))
+    return tuple(declaration.split("=")[0].split()[-1] for declaration in _declarations(schema))
+
+
+def _declarations(schema: str) -> list[str]:
+    return schema[1 : schema.index(") -> ")].split(", ")
+
+
+def defaults(schema: str) -> dict[str, Any]:
+    """The arguments of a schema that have a default, with it."""
+    constants = {"None": None, "False": False, "True": True}
+    found: dict[str, Any] = {}
+    for name, declaration in zip(argument_names(schema), _declarations(schema), strict=True):
+        _, there, text = declaration.partition("=")
+        if there:
+            found[name] = constants[text] if text in constants else float(text) if "." in text else int(text)
+    return found
+
+
+def caller(op: Callable[..., Any], schema: str, *names: str, **fixed: Any) -> Callable[..., Any]:
+    """A function of a few arguments that calls an op positionally, which is a fifth faster than by keywords.
+
+    Args:
+        schema: the schema of the op.
+        names: the arguments that the function takes, in the order that it takes them.
+        fixed: arguments that always have the same value. All others have the schema's default.
+    """
+    everything = argument_names(schema)
+    given = {**defaults(schema), **fixed}
+    unknown = {*names, *fixed} - {*everything}
+    missing = [name for name in everything if name not in names and name not in given]
+    if unknown or missing:
+        raise ValueError(f"caller: unknown arguments {sorted(unknown)}, arguments without a value {missing}")
+    values = ", ".join(name if name in names else repr(given[name]) for name in everything)
+    call: Callable[..., Any] = eval(f"lambda {', '.join(names)}: op({values})", {"op": op})
+    return call
+
+
+# The fields of ForwardArgs and BackwardArgs that are called otherwise in an op.
+_FIELD_OF = {
+    "q_v": "qv",
+    "is_causal": "causal",
+    "window_size_left": "window_left",
+    "window_size_right": "window_right",
+    "is_rotary_interleaved": "rotary_interleaved",
+    "k_cache": "k",
+    "v_cache": "v",
+}
+
+
+def _fields(schema: str) -> tuple[str, ...]:
+    return tuple(_FIELD_OF.get(name, name) for name in argument_names(schema))
+
+
+def _tensors(schema: str) -> tuple[str, ...]:
+    declared = zip(_fields(schema), _declarations(schema), strict=True)
+    return tuple(name for name, declaration in declared if declaration.startswith("Tensor"))
+
+
+FWD_FIELDS = _fields(PUBLIC["fwd"])
+BWD_FIELDS = _fields(PUBLIC["bwd"])
+FORWARD_FIELDS = _fields(OWN["forward"])
+APPEND_FIELDS = _fields(OWN["append"])
+BACKWARD_FIELDS = _fields(OWN["backward"])
+METADATA_NAMES = argument_names(PUBLIC["get_scheduler_metadata"])
+
+# The tensors of a call, as fields. Scheduler metadata is none: nothing depends on what it looks like.
+FORWARD_TENSORS = (*(name for name in _tensors(PUBLIC["fwd"]) if name != "scheduler_metadata"), "s_aux")
+BACKWARD_TENSORS = (*_tensors(OWN["backward"]), "qv")

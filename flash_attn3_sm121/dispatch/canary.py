@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.native.library import FORWARD_POSITIONAL, LoadedOps, backward_positional
+from flash_attn3_sm121.native import library as native
+from flash_attn3_sm121.native.library import LoadedOps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def run_forward(
     out = torch.full((*q.shape[:-1], dims[1]), float("nan"), dtype=low_dtype, device=device)
     args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out)
     try:
-        out, lse, *_ = ops.fwd(*FORWARD_POSITIONAL(args))
+        out, lse, *_ = native.run_forward(ops, args)
     except RuntimeError as error:
         return _raised(error)
     exact, exact_lse = fallback(_causal(_exact(q), _exact(k), _exact(v), scale))
@@ -112,9 +113,8 @@ def run_backward(
     args = gradients(lambda tensor: tensor)
     low, exact = fallback_backward(args), fallback_backward(gradients(_exact))
     found = [torch.full_like(tensor, float("nan")) for tensor in (q, k, v)]
-    assert ops.bwd is not None  # decided before: the library lists the feature
     try:
-        ops.bwd(*backward_positional(args, *found))
+        native.run_backward(ops, args, *found)
     except RuntimeError as error:
         return _raised(error)
     for name, mine, rough, right in zip(("dq", "dk", "dv"), found, low, exact, strict=False):

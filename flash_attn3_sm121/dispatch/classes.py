@@ -1,48 +1,85 @@
-"""Classes of calls: what the engine remembers a decision by, and upstream's normal form of the window."""
+"""Classes of calls: the key under which the engine remembers what was decided for a call.
+
+Everything that the decision looks at is in the key, and nothing that changes from step to step (shapes, lengths).
+`class_of` makes it from a call's arguments. `dense_class` and `decode_class` make the same key for the two kinds of
+calls that have a fast path, without a ForwardArgs.
+"""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from flash_attn3_sm121.call import backend as backends
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.native import library
+
+_SCALARS = ("causal", "window_left", "window_right", "attention_chunk", "softcap", "num_splits", "pack_gqa")
 
 # Fetched in C, in one go: this runs on every call.
-FORWARD_TENSORS = operator.attrgetter(*library.FORWARD_TENSORS)
-FORWARD_SCALARS = operator.attrgetter(
-    "window_left", "window_right", "attention_chunk", "softcap", "num_splits", "causal", "pack_gqa"
-)
-BACKWARD_TENSORS = operator.attrgetter(*library.BACKWARD_TENSORS)
-BACKWARD_SCALARS = operator.attrgetter(
+_forward_tensors = operator.attrgetter(*schemas.FORWARD_TENSORS)
+_forward_scalars = operator.attrgetter(*_SCALARS)
+_backward_tensors = operator.attrgetter(*schemas.BACKWARD_TENSORS)
+_backward_scalars = operator.attrgetter(
     "causal", "window_left", "window_right", "attention_chunk", "softcap", "deterministic"
 )
 
 
-def class_of(args: ForwardArgs | BackwardArgs, tensors: tuple[Tensor | None, ...], scalars: tuple[Any, ...]) -> Any:
-    """What decides: calls of one class share their plan."""
-    q = args.q
+Tensors = tuple["Tensor | None", ...]
+
+
+def tensors_of(args: ForwardArgs | BackwardArgs) -> Tensors:
+    """Every tensor of a call, None where an argument is absent, always in the same order."""
+    found: Tensors
+    found = _forward_tensors(args) if isinstance(args, ForwardArgs) else _backward_tensors(args)
+    return found
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the last dimension has stride 1, which kernels want of what they read."""
+    return tensor.is_contiguous() or tensor.stride(-1) == 1  # the first costs a quarter of the second
+
+
+def class_of(args: ForwardArgs | BackwardArgs, tensors: Tensors) -> tuple[Any, ...]:
+    """The key of a call. Raises AttributeError where an argument is no tensor."""
+    forward = isinstance(args, ForwardArgs)
+    scalars = _forward_scalars(args) if forward else _backward_scalars(args)
     types = [t if t is None else t.dtype for t in tensors]
-    return (*types, *scalars, q.device, q.size(-1), args.v.size(-1), backends.requested())
+    q = args.q
+    return (forward, *types, *scalars, q.device, q.size(-1), args.v.size(-1), backends.requested())
 
 
-def shapes_of(tensors: tuple[Tensor | None, ...], *lengths: int | None) -> Any:
-    """All that validation looks at, beside what decides."""
+def _class_maker(present: tuple[str, ...], perhaps: tuple[str, ...] = ()) -> Callable[..., tuple[Any, ...]]:
+    """A function that makes the key of a forward call from its parts.
+
+    Written out by names, a key takes half the time of one that is put together in loops.
+
+    Args:
+        present, perhaps: the fields of ForwardArgs that are tensors in such calls, and those that may be None.
+
+    Returns:
+        A function of (*present, *perhaps, dim, *scalars); `dim` is the last size of q.
+    """
+    types = {name: f"{name}.dtype" for name in present}
+    types |= {name: f"None if {name} is None else {name}.dtype" for name in perhaps}
+    parts = ", ".join((*(types.get(name, "None") for name in schemas.FORWARD_TENSORS), *_SCALARS))
+    names = ", ".join((*present, *perhaps, "dim", *_SCALARS))
+    maker: Callable[..., tuple[Any, ...]] = eval(
+        f"lambda {names}: (True, {parts}, q.device, dim, v.size(-1), requested())", {"requested": backends.requested}
+    )
+    return maker
+
+
+# The key of a dense call without other tensors.
+dense_class = _class_maker(("q", "k", "v"))
+# The key of a call over a cache (k, v) that uses no tensors beside these.
+decode_class = _class_maker(("q", "k", "v", "seqused_k"), ("k_new", "v_new", "page_table", "kv_batch_idx"))
+
+
+def shapes_of(args: ForwardArgs | BackwardArgs, tensors: Tensors) -> tuple[Any, ...]:
+    """All that validation looks at beyond the key."""
     parts = [None if t is None else (t.shape, t.device) for t in tensors]
-    return (*parts, *(length is None for length in lengths))
-
-
-def normalised_window(args: ForwardArgs | BackwardArgs) -> tuple[int, int]:
-    """Upstream's normal form: -1 for a side that cannot cut anything off, 0 on the right where causal."""
-    capacity = args.max_seqlen_k if args.cu_seqlens_k is not None else args.k.shape[1]
-    if isinstance(args, ForwardArgs) and args.page_table is not None:
-        capacity = args.page_table.shape[1] * args.k.shape[1]
-    length = args.max_seqlen_q if args.cu_seqlens_q is not None else args.q.shape[1]
-    assert capacity is not None and length is not None  # validated
-    left, right = args.window_left, args.window_right
-    left = -1 if left < 0 or left >= capacity - 1 else left
-    right = -1 if right < 0 or right >= length - 1 else right
-    return left, 0 if args.causal else right
+    return (*parts, args.max_seqlen_q is None, args.max_seqlen_k is None)

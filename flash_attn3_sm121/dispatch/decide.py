@@ -6,7 +6,7 @@ person reads in `explain` and in the error of a forced backend that cannot serve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flash_attn3_sm121.arch import capability
@@ -27,13 +27,18 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """`backend` is None only when one was forced and refuses."""
+    """The backend that serves a call, and why each other one does not.
+
+    `backend` is None only when one was forced and refuses. Where it is "native", `build` is the library that serves,
+    and `code` the machine code in it that would run.
+    """
 
     backend: str | None
     forced: str | None
     refusals: tuple[Refusal, ...]
     family: str | None = None
-    code: str | None = None  # the machine code that would run
+    code: str | None = None
+    build: BuildFacts | None = None
 
     def __str__(self) -> str:
         chosen = self.backend or "none"
@@ -157,36 +162,36 @@ def decide(
     native: NativeState,
     call: CallFacts,
     flex_refusal: str | None,
-    flex_preferred: bool = False,
     forced: str | None = None,
 ) -> Decision:
-    """Choose among native, flex and sdpa, in that order; sdpa serves everything that passed validation."""
+    """Choose a backend: the forced one, else native where it serves the call, else sdpa, which serves every valid call.
+
+    FlexAttention is never chosen unasked: on a CPU sdpa was faster in every workload measured (docs/performance.md).
+
+    Args:
+        flex_refusal: why FlexAttention cannot serve the call, or None.
+        forced: the backend that was asked for, or None.
+    """
     served = native_refusal(device, native, call)
-    refusals: list[Refusal] = []
+    reasons: dict[str, str] = {}
     if isinstance(served, str):
-        refusals.append(Refusal(backend="native", reason=served))
+        reasons["native"] = served
     if flex_refusal is not None:
-        refusals.append(Refusal(backend="flex", reason=flex_refusal))
-    refused = {refusal.backend for refusal in refusals}
+        reasons["flex"] = flex_refusal
     if forced is not None:
-        backend = None if forced in refused else forced
-        reasons = [Refusal(backend=name, reason=f"{forced} was asked for") for name in _others(forced, refused)]
-        refusals += reasons
-    elif "native" not in refused:
+        backend = None if forced in reasons else forced
+        otherwise = dict.fromkeys(BACKENDS, f"{forced} was asked for")
+    elif "native" not in reasons:
         backend = "native"
-        refusals += [Refusal(backend=name, reason="native serves this call") for name in _others("native", refused)]
-    elif "flex" not in refused and flex_preferred:
-        backend = "flex"
-        refusals.append(Refusal(backend="sdpa", reason="flex is measured to be faster for this kind of call"))
+        otherwise = dict.fromkeys(BACKENDS, "native serves this call")
     else:
         backend = "sdpa"
-        if "flex" not in refused:
-            refusals.append(Refusal(backend="flex", reason="not measured to be faster here; it can be asked for"))
+        otherwise = {"flex": "not measured to be faster here; it can be asked for"}
+    refused = (*reasons, *(name for name in BACKENDS if name in otherwise and name not in reasons and name != backend))
+    refusals = tuple(Refusal(backend=name, reason=reasons.get(name) or otherwise[name]) for name in refused)
     if backend == "native" and not isinstance(served, str):
         code = served.code_for(*(device.capability or (0, 0)))
-        return Decision(backend=backend, forced=forced, refusals=tuple(refusals), family=served.family, code=code)
-    return Decision(backend=backend, forced=forced, refusals=tuple(refusals))
-
-
-def _others(chosen: str, refused: Sequence[str] | set[str]) -> list[str]:
-    return [name for name in BACKENDS if name != chosen and name not in refused]
+        return Decision(
+            backend=backend, forced=forced, refusals=refusals, family=served.family, code=code, build=served
+        )
+    return Decision(backend=backend, forced=forced, refusals=refusals)

@@ -25,7 +25,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import host, static, whole
 from flash_attn3_sm121.fallback.combine import combine
 
-__all__ = ["backward", "combine", "forward", "short_way"]
+__all__ = ["backward", "combine", "dense_op", "forward"]
 
 
 @contextmanager
@@ -65,9 +65,9 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
         return host.forward(args)
 
 
-def short_way(args: ForwardArgs) -> Callable[..., Any] | None:
-    """Something with the signature of upstream's op for calls of the same shapes and flags, where it needs no plan."""
-    return whole.op if whole.serves(args) else None
+def dense_op(args: ForwardArgs) -> Callable[..., Any] | None:
+    """The function that answers dense calls of these shapes and flags alone, if there is one (see `whole.dense_op`)."""
+    return whole.dense_op if whole.serves(args) else None
 
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
-"""The shortest way on a CPU: a dense call that one kernel call answers, without a plan.
+"""Dense calls on a CPU that one call of torch's fused kernel answers, without cutting the mask into pieces.
 
-Plain causal attention over a square, or no mask at all, is where nothing is to be won over torch's kernel and only the
-way there can be lost: a hundred microseconds of Python, four times that after a kernel that emptied the core's caches.
+Plain causal attention over a square, and attention without a mask: torch's kernel does nothing in vain there. What is
+saved is the Python around it: a hundred microseconds, and four times that after a kernel that emptied the caches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NONE = (None,) * 16
 
 
 def serves(args: ForwardArgs) -> bool:
-    """Whether it is such a call: a matter of shapes, types and the arguments that are no tensors, of nothing else."""
+    """Whether a call is such a call. Shapes, dtypes, strides and the arguments that are no tensors decide it."""
     q, k, v = args.q, args.k, args.v
     if q.device.type != "cpu" or args.window_left >= 0 or args.attention_chunk > 0 or _EXTRAS(args) != _NONE:
         return False
@@ -41,12 +41,14 @@ def serves(args: ForwardArgs) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """(out, lse) of a call that `serves` spoke for; the lse is not contiguous."""
+    """(out, lse) of a call that `serves` accepts; the lse is not contiguous."""
     out, lse = cpu_kernel.forward(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale, causal=causal)
     return out.transpose(1, 2).contiguous(), lse
 
 
-def op(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, None, None]:
-    """The same with the 34 positional arguments of upstream's op."""
-    out, lse = attend(q, k, v, rest[20], rest[21])
+def dense_op(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool, *_: Any
+) -> tuple[Tensor, Tensor, None, None]:
+    """`attend` as the op of a dense call: the window, which hides nothing, and what changes speed only are ignored."""
+    out, lse = attend(q, k, v, softmax_scale, causal)
     return out, lse, None, None

@@ -9,32 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_attn3_sm121.flex.auto import MEASURED_WINS, MeasuredWin, measured_win
 from flash_attn3_sm121.flex.refuse import Software, refusal, software
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-    from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 
-__all__ = [
-    "MEASURED_WINS",
-    "MeasuredWin",
-    "Software",
-    "backward",
-    "forward",
-    "measured_win",
-    "preferred",
-    "refusal",
-    "short_way",
-    "software",
-]
-
-
-def preferred(call: CallFacts, device: DeviceFacts | None = None) -> bool:
-    """Whether FlexAttention was measured to be the faster choice for this call; without a device nobody knows."""
-    return device is not None and measured_win(call, device) is not None
+__all__ = ["Software", "backward", "dense_op", "forward", "refusal", "software"]
 
 
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
@@ -44,7 +26,7 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
     return backend.forward(args)
 
 
-def short_way(args: ForwardArgs) -> None:
+def dense_op(args: ForwardArgs) -> None:
     """There is none: a compiled kernel needs its block mask."""
 
 

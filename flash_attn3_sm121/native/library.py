@@ -10,10 +10,11 @@ import functools
 import operator
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import NativeLoadError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -27,84 +28,45 @@ Op = Callable[..., Any]
 OPS = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
 REQUIRED_OPS = ("fwd", "get_scheduler_metadata")
 
-FORWARD_TENSORS = (
-    "q",
-    "k",
-    "v",
-    "k_new",
-    "v_new",
-    "qv",
-    "out",
-    "cu_seqlens_q",
-    "cu_seqlens_k",
-    "cu_seqlens_k_new",
-    "seqused_q",
-    "seqused_k",
-    "page_table",
-    "kv_batch_idx",
-    "leftpad_k",
-    "rotary_cos",
-    "rotary_sin",
-    "seqlens_rotary",
-    "q_descale",
-    "k_descale",
-    "v_descale",
-    "s_aux",
+# A call as the positional arguments of upstream's `fwd` op. attrgetter does it in C.
+_forward_values: Callable[[ForwardArgs], tuple[Any, ...]] = operator.attrgetter(*schemas.FWD_FIELDS)
+_GRADIENTS = ("dq", "dk", "dv")
+_backward_values: Callable[[BackwardArgs], tuple[Any, ...]] = operator.attrgetter(
+    *(name for name in schemas.BWD_FIELDS if name not in _GRADIENTS)
 )
-BACKWARD_TENSORS = (
-    "dout",
-    "q",
-    "k",
-    "v",
-    "out",
-    "softmax_lse",
-    "dlse",
-    "qv",
-    "cu_seqlens_q",
-    "cu_seqlens_k",
-    "seqused_q",
-    "seqused_k",
-    "s_aux",
-)
-# A call as the 34 positional arguments of upstream's `fwd` op. attrgetter does it in C.
-FORWARD_POSITIONAL: Callable[[ForwardArgs], tuple[Any, ...]] = operator.attrgetter(
-    *FORWARD_TENSORS[:12],
-    "max_seqlen_q",
-    "max_seqlen_k",
-    *FORWARD_TENSORS[12:-1],
-    "softmax_scale",
-    "causal",
-    "window_left",
-    "window_right",
-    "attention_chunk",
-    "softcap",
-    "rotary_interleaved",
-    "scheduler_metadata",
-    "num_splits",
-    "pack_gqa",
-    "sm_margin",
-)
+_FIRST_GRADIENT = schemas.BWD_FIELDS.index("dq")  # dk and dv follow
+_Call = TypeVar("_Call", ForwardArgs, BackwardArgs)
 
 
-def backward_positional(args: BackwardArgs, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Any, ...]:
-    """A call as the 22 positional arguments of upstream's `bwd` op."""
-    lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k)
-    mask = (args.softmax_scale, args.causal, args.window_left, args.window_right, args.softcap)
-    return (
-        *(args.dout, args.q, args.k, args.v, args.out, args.softmax_lse, dq, dk, dv, *lengths),
-        *(args.max_seqlen_q, args.max_seqlen_k, *mask, args.deterministic, args.sm_margin),
-    )
+def run_forward(ops: LoadedOps, args: ForwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, lse, out_accum, lse_accum) of a library's forward."""
+    results: tuple[Tensor, Tensor, Tensor, Tensor] = ops.fwd(*_forward_values(args))
+    return results
 
 
-def make_contiguous(args: ForwardArgs | BackwardArgs) -> None:
-    """Kernels want unit stride in the last dimension of what they read; `out` is the caller's to get right."""
+def run_backward(ops: LoadedOps, args: BackwardArgs, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+    """Write the gradients into dq, dk and dv; softmax_d (rowsum of dO * O) is returned."""
+    assert ops.bwd is not None, "the library lists backward among its features"
+    values = _backward_values(args)
+    results = ops.bwd(*values[:_FIRST_GRADIENT], dq, dk, dv, *values[_FIRST_GRADIENT:])
+    workspaces: dict[str, Tensor] = dict(zip(reversed(schemas.BWD_WORKSPACES), reversed(results), strict=False))
+    return workspaces["softmax_d"]
+
+
+def readable(args: _Call) -> _Call:
+    """The same call with tensors that kernels read: their last dimension has stride 1.
+
+    `out` stays as it is, since results must land there. The LSE of a backward becomes contiguous as a whole.
+    """
     forward = isinstance(args, ForwardArgs)
-    for name in FORWARD_TENSORS if forward else BACKWARD_TENSORS:
+    changed: dict[str, Tensor] = {}
+    for name in schemas.FORWARD_TENSORS if forward else schemas.BACKWARD_TENSORS:
         tensor: Tensor | None = getattr(args, name)
         if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
-            setattr(args, name, tensor.contiguous())
-    if isinstance(args, BackwardArgs):
-        args.softmax_lse = args.softmax_lse.contiguous()  # the kernels assume its strides
+            changed[name] = tensor.contiguous()
+    if isinstance(args, BackwardArgs) and not args.softmax_lse.is_contiguous():
+        changed["softmax_lse"] = args.softmax_lse.contiguous()
+    return replace(args, **changed) if changed else args  # type: ignore[arg-type]
 
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
@@ -116,29 +78,58 @@ def is_unreadable(error: RuntimeError) -> bool:
     return any(words in str(error) for words in _UNREADABLE)
 
 
-def assert_room(k_cache: Tensor, pages: Tensor | None, seqlens: Tensor, new: Tensor | int) -> None:
-    """Stop a write past the end of the cache, in stream order before it happens and without waiting for the device."""
+def assert_room(args: ForwardArgs) -> None:
+    """Stop a write past the end of the cache, or a read past the end of the rotary tables.
+
+    The assertions run in stream order, before the kernel, and do not wait for the device. A row with a negative
+    cache_seqlens is padding: kernels skip it.
+    """
+    assert args.k_new is not None and args.seqused_k is not None  # validated
+    cu = args.cu_seqlens_k_new
+    new = args.k_new.shape[1] if cu is None else cu[1:] - cu[:-1]
+    assert_room_for(new, args.k, args.page_table, args.seqused_k)
+    if args.rotary_cos is not None:
+        _assert_angles(args, new)
+
+
+def assert_room_for(new: Tensor | int, k_cache: Tensor, page_table: Tensor | None, cache_seqlens: Tensor) -> None:
+    """The first half of `assert_room`, for callers without a ForwardArgs."""
     import torch
 
-    capacity = k_cache.shape[1] if pages is None else k_cache.shape[1] * pages.shape[1]
+    capacity = k_cache.shape[1] if page_table is None else k_cache.shape[1] * page_table.shape[1]
     torch._assert_async(
-        ((seqlens >= 0) & (seqlens + new <= capacity)).all(),
+        (cache_seqlens + new <= capacity).all(),
         f"KV cache overflow: cache_seqlens + new keys must stay within the capacity of {capacity}",
     )
 
 
-def assert_angles(args: ForwardArgs, new: Tensor | int) -> None:
-    """The same for reads past the end of the rotary tables: kernels do not know how long these are."""
+def _assert_angles(args: ForwardArgs, new: Tensor | int) -> None:
     import torch
 
     assert args.rotary_cos is not None and args.seqused_k is not None
     first = args.seqused_k if args.seqlens_rotary is None else args.seqlens_rotary
     positions = args.rotary_cos.shape[0]
+    inside = (first >= 0) & (first + new <= positions)
     torch._assert_async(
-        ((first >= 0) & (first + new <= positions)).all(),
+        (inside | (args.seqused_k < 0)).all(),
         f"rotary_cos and rotary_sin hold {positions} positions: rotary_seqlens (or cache_seqlens) + new keys must "
         "stay within them",
     )
+
+
+def without_padding(args: ForwardArgs) -> ForwardArgs:
+    """The same call, its padded rows (cache_seqlens below 0) in the form that kernels skip.
+
+    Kernels skip a row without keys, before and after it is appended to. One new key and -1 make none; where a call
+    appends more, the length has to be that much below zero.
+    """
+    import torch
+
+    lengths, k_new, cu = args.seqused_k, args.k_new, args.cu_seqlens_k_new
+    if lengths is None or k_new is None or (cu is None and k_new.shape[1] <= 1):
+        return args
+    new = k_new.shape[1] if cu is None else cu[1:] - cu[:-1]
+    return replace(args, seqused_k=torch.where(lengths < 0, -new, lengths))
 
 
 def blank_unused_rows(out: Tensor, lse: Tensor, args: ForwardArgs) -> None:
@@ -170,15 +161,15 @@ def blank_unused_gradients(dq: Tensor, dk: Tensor, dv: Tensor, args: BackwardArg
 
 def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:
     """How long upstream's scheduler metadata is, from the arguments of its op in their order."""
-    batch, max_q, max_k, causal, left, right = call[0], call[1], call[2], call[16], call[17], call[18]
-    splits = call[21]
-    left = -1 if left < 0 or left >= max_k - 1 else left
-    right = 0 if causal else (-1 if right < 0 or right >= max_q - 1 else right)
+    given = dict(zip(schemas.METADATA_NAMES, call, strict=True))
+    left, right = given["window_size_left"], given["window_size_right"]
+    left = -1 if left < 0 or left >= given["max_seqlen_k"] - 1 else left
+    right = 0 if given["is_causal"] else (-1 if right < 0 or right >= given["max_seqlen_q"] - 1 else right)
     is_causal = left < 0 and right == 0
     is_local = (left >= 0 or right >= 0) and not is_causal
     vectors = 2 + (not is_local) + (is_causal or is_local)
-    rounded: int = (batch + 3) // 4 * 4
-    return rounded * vectors + (arch >= 90 or splits > 1)
+    rounded: int = (given["batch_size"] + 3) // 4 * 4
+    return rounded * vectors + (arch >= 90 or given["num_splits"] > 1)
 
 
 def mark_native_metadata(metadata: Tensor) -> Tensor:

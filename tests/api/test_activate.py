@@ -13,7 +13,7 @@ from torch.nn import attention
 
 from flash_attn3_sm121.api import activation
 from flash_attn3_sm121.errors import BackendError
-from tests.native.test_native import Kernels, engine, half
+from tests.fakes.libraries import Kernels, engine, half
 
 
 @pytest.fixture

@@ -11,39 +11,8 @@ from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 from flash_attn3_sm121.dispatch.decide import Decision, NativeState, decide
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.fakes.libraries import CPU, GB10, H100, RTX5090, SM8X, SM90, TURING, build
 
-
-def build(family: str, *images: str, proxy: bool = False, **change: Any) -> BuildFacts:
-    spec = FAMILIES[Family(family)]
-    facts = BuildFacts(
-        family=family,
-        effective_arch=spec.effective_arch,
-        library=f"flash_attn3_{family}.so",
-        sha256="0" * 64,
-        namespace=f"flash_attn3_{family}",
-        images=images,
-        ptx=(),
-        dtypes=spec.dtypes,
-        head_dims=(64, 128),
-        backward_head_dims=(64, 128),
-        features=tuple(sorted(spec.features)),
-        smem_limit=spec.smem_limit,
-        profile="test",
-        platform="linux_aarch64",
-        cuda="13.0",
-        upstream="3effce8",
-        proxy=proxy,
-    )
-    return replace(facts, **change)
-
-
-GB10 = DeviceFacts(type="cuda", name="GB10", capability=(12, 1), smem_limit=101376)
-H100 = DeviceFacts(type="cuda", name="H100", capability=(9, 0), smem_limit=232448)
-RTX5090 = DeviceFacts(type="cuda", name="RTX 5090", capability=(12, 0), smem_limit=101376)
-TURING = DeviceFacts(type="cuda", name="T4", capability=(7, 5), smem_limit=65536)
-CPU = DeviceFacts(type="cpu", name="cpu")
-SM8X = build("sm8x", "sm_121")
-SM90 = build("sm90", "sm_90a")
 NO_SOFTCAP = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"softcap", "paged"})))
 PROXY = build("sm8x", "sm_90", proxy=True)
 
@@ -164,11 +133,11 @@ def test_forcing_on_a_cpu(forced: str | None, flex_refusal: str | None, expected
         assert f"(forced: {forced})" in str(decision)
 
 
-def test_flex_serves_by_itself_only_where_it_was_measured_to_win() -> None:
+def test_flex_is_never_chosen_unasked() -> None:
     state = NativeState(builds=())
-    chosen = decide(device=GB10, native=state, call=bf16(), flex_refusal=None, flex_preferred=True)
-    assert chosen.backend == "flex"
-    assert decide(device=GB10, native=state, call=bf16(), flex_refusal=None).backend == "sdpa"
+    chosen = decide(device=GB10, native=state, call=bf16(), flex_refusal=None)
+    assert chosen.backend == "sdpa"
+    assert "  not flex: not measured to be faster here; it can be asked for" in str(chosen)
 
 
 def test_every_backend_but_the_chosen_one_has_a_reason() -> None:

@@ -18,7 +18,7 @@ from flash_attn3_sm121.api import activation
 from flash_attn3_sm121.errors import BackendError
 from tests.clients.envs import python_of, run
 from tests.docs.pages import PAGES, ROOT, blocks, section
-from tests.native.test_native import Kernels, engine
+from tests.fakes.libraries import Kernels, engine
 
 CLIENTS = ROOT / "docs" / "clients.md"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

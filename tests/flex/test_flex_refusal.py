@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
-from flash_attn3_sm121.flex import MEASURED_WINS, MeasuredWin, Software, measured_win, refusal, software
+from flash_attn3_sm121.flex import Software, refusal, software
 from flash_attn3_sm121.flex.refuse import UNSERVED
 
 NOW = Software(torch=(2, 13), triton="3.6.0")
@@ -69,28 +68,6 @@ def test_a_wide_backward_is_served_where_shared_memory_allows() -> None:
 def test_unserved_features(feature: str) -> None:
     assert feature in FEATURE_WORDS
     assert refusal(call(features=frozenset({feature, "causal"})), GB10, NOW) == UNSERVED[feature]
-
-
-def test_never_chosen_unasked_without_evidence() -> None:
-    results = Path(__file__).parents[2] / "docs" / "results"
-    for win in MEASURED_WINS:
-        assert (results / win.evidence).is_file()
-    assert measured_win(CALL, CPU) is None
-
-
-def test_a_measured_win_covers_only_what_was_measured() -> None:
-    win = MeasuredWin(
-        device_type="cuda",
-        capability=(12, 1),
-        features=frozenset({"causal", "local"}),
-        head_dims=(128,),
-        evidence="x.json",
-    )
-    window = call(features=frozenset({"causal", "local", "packgqa"}), seqlen_k=8192)
-    assert measured_win(window, GB10, (win,)) is win
-    for other in ({"features": frozenset({"causal"})}, {"head_dim": 64, "head_dim_v": 64}):
-        assert measured_win(dataclasses.replace(window, **other), GB10, (win,)) is None  # type: ignore[arg-type]
-    assert measured_win(window, H100, (win,)) is None
 
 
 def test_versions_come_from_metadata_and_refusing_imports_no_torch() -> None:

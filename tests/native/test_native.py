@@ -12,72 +12,13 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.api.ops import FWD_FIELDS
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.backend import use_backend
-from flash_attn3_sm121.call.facts import DeviceFacts, Settings
-from flash_attn3_sm121.dispatch.engine import Engine
 from flash_attn3_sm121.errors import BackendError, FactsError, NativeLoadError
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
-from tests.dispatch.test_decide import GB10, SM8X, build
+from tests.fakes.libraries import CAUSAL, SM8X, Kernels, build, engine, half, install
 from tests.fakes.shapes import dense, packed
-
-CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_right": 0}
-
-
-class Kernels:
-    """Counts its calls and answers with the fallback's numbers, or spoils them."""
-
-    def __init__(self, spoil: Callable[[Tensor], object] = lambda _: None) -> None:
-        self.calls: list[ForwardArgs] = []
-        self.backward_calls = 0
-        self.spoil = spoil
-
-    def fwd(self, *values: Any) -> tuple[Tensor, ...]:
-        args = ForwardArgs(**dict(zip(FWD_FIELDS, values, strict=True)))
-        self.calls.append(args)
-        out, lse = fallback.forward(args)
-        self.spoil(out)
-        return out, lse, torch.empty(0), torch.empty(0)
-
-    def bwd(self, *values: Any) -> tuple[Tensor, ...]:
-        self.backward_calls += 1
-        dout, q, k, v, out, lse, dq, dk, dv, *rest = values
-        scale, causal, left, right = rest[6:10]
-        args = BackwardArgs(
-            dout=dout, q=q, k=k, v=v, out=out, softmax_lse=lse, softmax_scale=scale, causal=causal,
-            window_left=left, window_right=0 if causal else right,
-        )  # fmt: skip
-        for mine, found in zip((dq, dk, dv), fallback.backward(args), strict=False):
-            assert found is not None
-            mine.copy_(found)
-        self.spoil(dq)
-        return (dq, dk, dv, (dout * out).sum(-1), *(torch.empty(0) for _ in range(4)))
-
-    def metadata(self, *values: Any) -> Tensor:
-        return torch.ones(native.metadata_length(values, arch=121), dtype=torch.int32)
-
-    def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
-        return native.LoadedOps(fwd=self.fwd, bwd=self.bwd, fwd_combine=None, get_scheduler_metadata=self.metadata)
-
-
-def engine(
-    opener: Callable[[Path, BuildFacts], native.LoadedOps],
-    *,
-    facts: BuildFacts = SM8X,
-    device: DeviceFacts = GB10,
-    **settings: Any,
-) -> Engine:
-    """An engine that takes the CPU for a GB10 with one library."""
-    library = native.Library(facts=facts, path=Path(facts.library), opener=opener)
-    return Engine(
-        settings=Settings(**{"canary": False, **settings}), libraries=lambda: (library,), gather=lambda _: device
-    )
-
-
-def half(**sizes: int) -> tuple[Tensor, Tensor, Tensor]:
-    return dense(dtype=torch.bfloat16, **sizes)
 
 
 @pytest.fixture
@@ -332,7 +273,7 @@ def test_libraries_are_found_by_their_facts(tmp_path: Path) -> None:
         native.find(tmp_path)
 
 
-# -- the short way of plain decoding
+# -- the fast path of plain decoding
 
 
 def decode(caches: list[Tensor], lengths: Tensor, token: tuple[Tensor, ...], **more: Any) -> Any:
@@ -342,15 +283,15 @@ def decode(caches: list[Tensor], lengths: Tensor, token: tuple[Tensor, ...], **m
     return flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=lengths, causal=True, **more)
 
 
-def test_decoding_takes_the_short_way_once_settled(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_takes_the_fast_path_once_settled(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     serving = engine(kernels.open)
-    monkeypatch.setattr("flash_attn3_sm121.api.kvcache.engine", lambda: serving)
-    long_way = 0
+    install(monkeypatch, serving)
+    engine_calls = 0
     forward = serving.forward
 
     def counting(args: ForwardArgs) -> Any:
-        nonlocal long_way
-        long_way += 1
+        nonlocal engine_calls
+        engine_calls += 1
         return forward(args)
 
     monkeypatch.setattr(serving, "forward", counting)
@@ -365,7 +306,7 @@ def test_decoding_takes_the_short_way_once_settled(kernels: Kernels, monkeypatch
         )
         torch.testing.assert_close(found, fallback.forward(right)[0])
         lengths += 1
-    assert (long_way, len(kernels.calls)) == (1, 5)
+    assert (engine_calls, len(kernels.calls)) == (1, 5)
     torch.testing.assert_close(caches, mirror)
     with pytest.raises(RuntimeError, match="KV cache overflow"):
         decode(caches, torch.tensor([0, 8], dtype=torch.int32), token)
@@ -376,10 +317,10 @@ def test_decoding_takes_the_short_way_once_settled(kernels: Kernels, monkeypatch
     assert (len(results), results[1].shape) == (4, (2, 4, 1))
 
 
-def test_a_failed_canary_closes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_canary_closes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels()
     serving = engine(kernels.open, canary=True)
-    monkeypatch.setattr("flash_attn3_sm121.api.kvcache.engine", lambda: serving)
+    install(monkeypatch, serving)
     caches = [torch.zeros(2, 8, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
     lengths, token = torch.tensor([0, 2], dtype=torch.int32), half(sq=1, sk=1)
     for _ in range(3):

@@ -14,7 +14,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.native import library
-from tests.native.test_native import CAUSAL, Kernels, engine, half
+from tests.fakes.libraries import CAUSAL, Kernels, engine, half, install
 
 REFUSALS = (
     "FlashAttention-3: k starts at no multiple of 16 bytes",
@@ -97,13 +97,13 @@ def test_another_error_is_raised_as_it_is() -> None:
     assert not library.is_unreadable(RuntimeError(kernels.words))
 
 
-def test_the_short_way_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_path_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Choosy()
     serving = engine(kernels.open)
-    monkeypatch.setattr("flash_attn3_sm121.api.kvcache.engine", lambda: serving)
+    install(monkeypatch, serving)
     caches = [torch.zeros(2, 8, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
     lengths, token = torch.tensor([0, 2], dtype=torch.int32), half(sq=1, sk=1)
-    for _ in range(2):  # the second takes the short way
+    for _ in range(2):  # the second takes the fast path
         flash_attn_with_kvcache(token[0], *caches, k=token[1], v=token[2], cache_seqlens=lengths, causal=True)
     assert len(kernels.calls) == 2
     mirror = [cache.clone() for cache in caches]
@@ -121,14 +121,12 @@ def test_the_short_way_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(caches, mirror)
 
 
-def test_the_short_way_of_dense_calls_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_path_of_dense_calls_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Choosy()
     serving = engine(kernels.open)
-    monkeypatch.setattr("flash_attn3_sm121.api.interface.engine", lambda: serving)
-    monkeypatch.setattr("flash_attn3_sm121.api.eager.engine", lambda: serving)
-    monkeypatch.setattr("flash_attn3_sm121.api.attend.engine", lambda: serving)
+    install(monkeypatch, serving)
     q, k, v = (tensor.requires_grad_() for tensor in half())
-    for _ in range(2):  # the second takes the short way
+    for _ in range(2):  # the second takes the fast path
         right = flash_attn_func(q, k, v, causal=True)
     assert len(kernels.calls) == 2
     (expected,) = torch.autograd.grad(right.sum(), k)

@@ -1,4 +1,4 @@
-"""The short way of plain dense calls: the same numbers, the same refusals, without a plan on every call."""
+"""The fast path of plain calls: the same numbers and refusals as through the engine, which the first call asks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.dispatch.engine import Engine
 from flash_attn3_sm121.errors import CallError
-from tests.native.test_native import Kernels, engine, half
+from tests.fakes.libraries import Kernels, engine, half, install
 
-MODULES = ("attend", "eager", "interface")
 CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_left": 5, "window_right": 0}
 
 
@@ -28,17 +27,16 @@ def kernels() -> Iterator[Kernels]:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[str]]:
-    """Make an engine everybody's; what it returns gathers the calls that took the long way."""
+    """Make an engine everybody's; the list that is returned gathers the calls that it served itself."""
 
-    def install(serving: Engine) -> list[str]:
-        long_way: list[str] = []
+    def serve_with(serving: Engine) -> list[str]:
+        engine_calls: list[str] = []
         forward = serving.forward
-        monkeypatch.setattr(serving, "forward", lambda args: (long_way.append("forward"), forward(args))[1])
-        for module in MODULES:
-            monkeypatch.setattr(f"flash_attn3_sm121.api.{module}.engine", lambda: serving)
-        return long_way
+        monkeypatch.setattr(serving, "forward", lambda args: (engine_calls.append("forward"), forward(args))[1])
+        install(monkeypatch, serving)
+        return engine_calls
 
-    return install
+    return serve_with
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Any:
@@ -49,8 +47,8 @@ def expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return fallback.forward(ForwardArgs(q=q.detach(), k=k.detach(), v=v.detach(), **CAUSAL))
 
 
-def test_inference_is_settled_once(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
-    long_way = serve(engine(kernels.open))
+def test_inference_asks_the_engine_once(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
+    engine_calls = serve(engine(kernels.open))
     for _ in range(4):
         q, k, v = half()
         out, lse = attend(q, k, v, return_attn_probs=True)
@@ -58,11 +56,13 @@ def test_inference_is_settled_once(kernels: Kernels, serve: Callable[[Engine], l
         torch.testing.assert_close(out, right)
         torch.testing.assert_close(lse, right_lse)
         assert out.is_contiguous() and lse.is_contiguous()
-    assert (len(long_way), len(kernels.calls)) == (1, 4)
+    assert (len(engine_calls), len(kernels.calls)) == (1, 4)
 
 
-def test_both_ways_hand_the_kernel_the_same_call(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
-    long_way = serve(engine(kernels.open))
+def test_engine_and_fast_path_hand_the_kernel_the_same_call(
+    kernels: Kernels, serve: Callable[[Engine], list[str]]
+) -> None:
+    engine_calls = serve(engine(kernels.open))
     q, k, v = half()
     for _ in range(2):
         attend(q, k, v, num_splits=1, pack_gqa=True, sm_margin=3)
@@ -70,7 +70,7 @@ def test_both_ways_hand_the_kernel_the_same_call(kernels: Kernels, serve: Callab
         {name: getattr(call, name) for name in ForwardArgs.__slots__ if name not in ("q", "k", "v")}
         for call in kernels.calls
     )
-    assert first == second and len(long_way) == 1
+    assert first == second and len(engine_calls) == 1
     assert kernels.calls[1].q is q and kernels.calls[1].v is v
 
 
@@ -78,7 +78,7 @@ def test_both_ways_hand_the_kernel_the_same_call(kernels: Kernels, serve: Callab
 def test_training_gives_the_same_gradients(
     kernels: Kernels, serve: Callable[[Engine], list[str]], lse_too: bool
 ) -> None:
-    long_way = serve(engine(kernels.open))
+    engine_calls = serve(engine(kernels.open))
     for turn in range(3):
         inputs = [x.requires_grad_() for x in half()]
         out, lse = attend(*inputs, return_attn_probs=True)
@@ -95,7 +95,7 @@ def test_training_gives_the_same_gradients(
         for a, b in zip(found, want[:3], strict=True):
             torch.testing.assert_close(a, b)
             assert a.is_contiguous()
-        assert len(long_way) == 1, f"turn {turn}"
+        assert len(engine_calls) == 1, f"turn {turn}"
     assert kernels.backward_calls == (0 if lse_too else 3), "no kernel honours the gradient of the LSE"
 
 
@@ -130,35 +130,35 @@ def test_a_changed_input_is_noticed(kernels: Kernels, serve: Callable[[Engine], 
         out.float().sum().backward()
 
 
-def test_what_must_take_the_long_way(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
-    long_way = serve(engine(kernels.open))
+def test_what_must_take_the_engine_calls(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
+    engine_calls = serve(engine(kernels.open))
     q, k, v = half()
     attend(q, k, v)
     strided = q.transpose(-1, -2).contiguous().transpose(-1, -2)
     torch.testing.assert_close(attend(strided, k, v), expected(q, k, v)[0])
-    assert len(long_way) == 2 and len(kernels.calls) == 2
+    assert len(engine_calls) == 2 and len(kernels.calls) == 2
     with use_backend("sdpa"):
         attend(q, k, v)
-    assert len(long_way) == 3 and len(kernels.calls) == 2
+    assert len(engine_calls) == 3 and len(kernels.calls) == 2
     attend(q, k, v, s_aux=torch.zeros(q.shape[2]))
-    assert len(long_way) == 4 and len(kernels.calls) == 2
+    assert len(engine_calls) == 4 and len(kernels.calls) == 2
     with pytest.raises(TypeError, match=r"k must be a torch\.Tensor, found list"):
         attend(q, [1.0], v)  # type: ignore[arg-type]
 
 
-def test_a_window_in_the_fallback_has_no_short_way(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
-    long_way = serve(engine(kernels.open))
+def test_a_window_in_the_fallback_has_no_fast_path(kernels: Kernels, serve: Callable[[Engine], list[str]]) -> None:
+    engine_calls = serve(engine(kernels.open))
     q, k, v = (x.float() for x in half())
     for _ in range(3):
         torch.testing.assert_close(attend(q, k, v), expected(q, k, v)[0])
-    assert len(long_way) == 3 and not kernels.calls
+    assert len(engine_calls) == 3 and not kernels.calls
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (500, 0)], ids=["no window", "one that hides nothing"])
 def test_plain_causal_in_the_fallback_has_one(
     kernels: Kernels, serve: Callable[[Engine], list[str]], window: tuple[int, int]
 ) -> None:
-    long_way = serve(engine(kernels.open))
+    engine_calls = serve(engine(kernels.open))
     for shape in ((2, 40, 4, 16), (1, 33, 4, 16)):
         for _ in range(3):
             q, k, v = (torch.randn(shape).requires_grad_() for _ in range(3))
@@ -179,7 +179,7 @@ def test_plain_causal_in_the_fallback_has_one(
                 )  # fmt: skip
             for a, b in zip(found, want[:3], strict=True):
                 torch.testing.assert_close(a, b)
-    assert len(long_way) == 2, "once for each shape"
+    assert len(engine_calls) == 2, "once for each shape"
     assert fa3.flash_attn_func(*(x[:, :, ::2] for x in (q, k, v)), causal=True).is_contiguous()
     with pytest.raises(CallError, match="must have shape"):
         fa3.flash_attn_func(q, k, v[:, :5], causal=True)

@@ -1,0 +1,128 @@
+"""The fast path: plain dense calls and plain decoding, straight to the op once their class was decided.
+
+The Python around a kernel shows in these calls. Each function makes the key of the call's class from the arguments as
+they come, looks up the plan that the engine made for the first call of the class, and calls the plan's op. It returns
+None where there is no plan or the call needs more than the op; the caller then goes through the engine.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flash_attn3_sm121.api import eager
+from flash_attn3_sm121.dispatch.classes import decode_class, dense_class
+from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.dispatch.python_backend import Results
+from flash_attn3_sm121.native import library
+
+
+def dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float | None,
+    causal: bool,
+    left: int,
+    right: int,
+    attention_chunk: int,
+    softcap: float,
+    num_splits: int,
+    pack_gqa: bool | None,
+    sm_margin: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """(out, lse) of a dense call, differentiable in q, k and v; the lse need not be contiguous."""
+    dim = q.size(-1)
+    plan = engine().plans.get(
+        dense_class(q, k, v, dim, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
+    )
+    if plan is None:
+        return None
+    op = plan.dense_op(q, k, v)
+    if op is None:
+        return None
+    scale = dim**-0.5 if softmax_scale is None else softmax_scale
+    scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
+    try:
+        return eager.dense(op, q, k, v, scale, scalars, sm_margin, deterministic)
+    except RuntimeError as error:
+        if library.is_unreadable(error):
+            return None  # the engine knows which backend reads such tensors
+        raise
+
+
+def decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    page_table: Tensor | None,
+    cache_batch_idx: Tensor | None,
+    softmax_scale: float | None,
+    causal: bool,
+    left: int,
+    right: int,
+    attention_chunk: int,
+    softcap: float,
+    num_splits: int,
+    pack_gqa: bool | None,
+    sm_margin: int,
+    rotary_interleaved: bool,
+) -> Results | None:
+    """(out, lse, out_accum, lse_accum) of a call over a cache."""
+    dim = q.size(-1)
+    plan = engine().plans.get(
+        decode_class(
+            q,
+            k_cache,
+            v_cache,
+            cache_seqlens,
+            k,
+            v,
+            page_table,
+            cache_batch_idx,
+            dim,
+            causal,
+            left,
+            right,
+            attention_chunk,
+            softcap,
+            num_splits,
+            pack_gqa,
+        )
+    )
+    if plan is None:
+        return None
+    op = plan.decode_op(q, k)
+    if op is None:
+        return None
+    if k is not None and plan.check_cache:
+        library.assert_room_for(1, k_cache, page_table, cache_seqlens)
+    scale = dim**-0.5 if softmax_scale is None else softmax_scale
+    try:
+        return op(
+            q,
+            k_cache,
+            v_cache,
+            cache_seqlens,
+            k,
+            v,
+            page_table,
+            cache_batch_idx,
+            scale,
+            causal,
+            left,
+            right,
+            attention_chunk,
+            softcap,
+            num_splits,
+            pack_gqa,
+            sm_margin,
+            rotary_interleaved,
+        )
+    except RuntimeError as error:
+        if library.is_unreadable(error):
+            return None  # the engine knows which backend reads such tensors
+        raise

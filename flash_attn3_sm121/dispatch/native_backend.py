@@ -1,0 +1,120 @@
+"""Calls that a family library serves: what is done around its kernels, which trust their arguments more than we do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121.call import schemas
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.validation import check_backward, check_forward
+from flash_attn3_sm121.dispatch import python_backend
+from flash_attn3_sm121.dispatch.classes import Tensors, is_readable
+from flash_attn3_sm121.dispatch.decide import Decision
+from flash_attn3_sm121.dispatch.python_backend import BackwardResult, Computes, DenseOp, Gradients, Results
+from flash_attn3_sm121.native import library as native
+
+_SCALARS = (
+    *("softmax_scale", "is_causal", "window_size_left", "window_size_right", "attention_chunk", "softcap"),
+    *("num_splits", "pack_gqa", "sm_margin"),
+)
+_DENSE = ("q", "k", "v", *_SCALARS)
+_DECODE = (
+    "q",
+    "k",
+    "v",
+    "seqused_k",
+    "k_new",
+    "v_new",
+    "page_table",
+    "kv_batch_idx",
+    *_SCALARS,
+    "is_rotary_interleaved",
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class NativePlan:
+    """How calls of one class are served by a family library."""
+
+    decision: Decision
+    ops: native.LoadedOps
+    can_split: bool  # the library can do what num_splits asks for
+    check_cache: bool
+    instead: Callable[[RuntimeError], Computes]  # who serves tensors that kernels cannot read; raises other errors
+    _dense: DenseOp | None = field(init=False, default=None)
+    _decode: DenseOp | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.can_split:
+            schema = schemas.PUBLIC["fwd"]
+            self._dense = schemas.caller(self.ops.fwd, schema, *_DENSE, is_rotary_interleaved=True)
+            self._decode = schemas.caller(self.ops.fwd, schema, *_DECODE)
+
+    def dense_op(self, q: Tensor, k: Tensor, v: Tensor) -> DenseOp | None:
+        """A function of (q, k, v, softmax_scale, causal, ...) for a dense call, if the op can take it as it is."""
+        return self._dense if q.numel() and is_readable(q) and is_readable(k) and is_readable(v) else None
+
+    def decode_op(self, q: Tensor, k: Tensor | None) -> DenseOp | None:
+        """A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
+
+        None where the op cannot take the call as it is: with more than one new key a row, padded rows are to be marked
+        (`native.without_padding`).
+        """
+        if k is not None and not (k.size(1) == 1 and (k.is_contiguous() or k.stride(-1) == 1)):
+            return None
+        return self._decode if q.numel() and (q.is_contiguous() or q.stride(-1) == 1) else None
+
+    def forward(self, args: ForwardArgs, tensors: Tensors) -> Results:
+        if args.q.numel() == 0:  # kernels divide by the number of heads, and cannot be launched for nothing
+            return self._by_fallback(python_backend.load("sdpa"), args)
+        if args.k_new is not None:
+            if self.check_cache:
+                native.assert_room(args)
+            args = native.without_padding(args)
+        args = self._prepared(args, tensors)
+        try:
+            out, lse, out_accum, lse_accum = native.run_forward(self.ops, args)
+        except RuntimeError as error:
+            return self._by_fallback(self.instead(error), args)
+        if args.seqused_q is not None:
+            native.blank_unused_rows(out, lse, args)
+        return out, lse, out_accum, lse_accum
+
+    def _prepared(self, args: ForwardArgs, tensors: Tensors) -> ForwardArgs:
+        """The call as a kernel may have it."""
+        if args.num_splits < 1 and not self.can_split:
+            args = replace(args, num_splits=1)
+        if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata):
+            args = replace(args, scheduler_metadata=None)  # a fallback's zeros would be taken at their word
+        for tensor in tensors:
+            if tensor is not None and not is_readable(tensor):
+                return native.readable(args)
+        return args
+
+    @staticmethod
+    def _by_fallback(backend: Computes, args: ForwardArgs) -> Results:
+        check_forward(args)
+        return python_backend.forward(backend, args)
+
+    def backward(self, args: BackwardArgs, tensors: Tensors, into: Gradients | None) -> BackwardResult:
+        if args.q.numel() == 0 or args.k.numel() == 0:
+            check_backward(args)
+            return python_backend.backward(python_backend.load("sdpa"), args, into)
+        args = native.readable(args)
+        dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
+        native.blank_unused_gradients(dq, dk, dv, args)
+        try:
+            softmax_d = native.run_backward(self.ops, args, dq, dk, dv)
+        except RuntimeError as error:
+            other = self.instead(error)
+            check_backward(args)
+            return python_backend.backward(other, args, into)
+        return BackwardResult(dq=dq, dk=dk, dv=dv, softmax_d=softmax_d)
+
+
+def _fresh(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

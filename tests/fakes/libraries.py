@@ -1,0 +1,117 @@
+"""Devices, build facts and family libraries that exist on paper, and an engine over them.
+
+`Kernels` stands for a loaded library: it counts its calls and answers with the fallback's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flash_attn3_sm121 import fallback
+from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.call import schemas
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.facts import DeviceFacts, Settings
+from flash_attn3_sm121.dispatch.engine import Engine
+from flash_attn3_sm121.native import library as native
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.fakes.shapes import dense
+
+
+def build(family: str, *images: str, proxy: bool = False, **change: Any) -> BuildFacts:
+    spec = FAMILIES[Family(family)]
+    facts = BuildFacts(
+        family=family,
+        effective_arch=spec.effective_arch,
+        library=f"flash_attn3_{family}.so",
+        sha256="0" * 64,
+        namespace=f"flash_attn3_{family}",
+        images=images,
+        ptx=(),
+        dtypes=spec.dtypes,
+        head_dims=(64, 128),
+        backward_head_dims=(64, 128),
+        features=tuple(sorted(spec.features)),
+        smem_limit=spec.smem_limit,
+        profile="test",
+        platform="linux_aarch64",
+        cuda="13.0",
+        upstream="3effce8",
+        proxy=proxy,
+    )
+    return replace(facts, **change)
+
+
+GB10 = DeviceFacts(type="cuda", name="GB10", capability=(12, 1), smem_limit=101376)
+H100 = DeviceFacts(type="cuda", name="H100", capability=(9, 0), smem_limit=232448)
+RTX5090 = DeviceFacts(type="cuda", name="RTX 5090", capability=(12, 0), smem_limit=101376)
+TURING = DeviceFacts(type="cuda", name="T4", capability=(7, 5), smem_limit=65536)
+CPU = DeviceFacts(type="cpu", name="cpu")
+SM8X = build("sm8x", "sm_121")
+SM90 = build("sm90", "sm_90a")
+
+CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_right": 0}
+
+
+class Kernels:
+    """Counts its calls and answers with the fallback's numbers, or spoils them."""
+
+    def __init__(self, spoil: Callable[[Tensor], object] = lambda _: None) -> None:
+        self.calls: list[ForwardArgs] = []
+        self.backward_calls = 0
+        self.spoil = spoil
+
+    def fwd(self, *values: Any) -> tuple[Tensor, ...]:
+        args = ForwardArgs(**dict(zip(schemas.FWD_FIELDS, values, strict=True)))
+        self.calls.append(args)
+        out, lse = fallback.forward(args)
+        self.spoil(out)
+        return out, lse, torch.empty(0), torch.empty(0)
+
+    def bwd(self, *values: Any) -> tuple[Tensor, ...]:
+        self.backward_calls += 1
+        given = dict(zip(schemas.BWD_FIELDS, values, strict=True))
+        into = [given.pop(name) for name in ("dq", "dk", "dv")]
+        args = BackwardArgs(**{**given, "window_right": 0 if given["causal"] else given["window_right"]})
+        for mine, found in zip(into, fallback.backward(args), strict=False):
+            assert found is not None
+            mine.copy_(found)
+        self.spoil(into[0])
+        return (*into, (args.dout * args.out).sum(-1), *(torch.empty(0) for _ in range(4)))
+
+    def metadata(self, *values: Any) -> Tensor:
+        return torch.ones(native.metadata_length(values, arch=121), dtype=torch.int32)
+
+    def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
+        return native.LoadedOps(fwd=self.fwd, bwd=self.bwd, fwd_combine=None, get_scheduler_metadata=self.metadata)
+
+
+def engine(
+    opener: Callable[[Path, BuildFacts], native.LoadedOps],
+    *,
+    facts: BuildFacts = SM8X,
+    device: DeviceFacts = GB10,
+    **settings: Any,
+) -> Engine:
+    """An engine that takes the CPU for a GB10 with one library."""
+    library = native.Library(facts=facts, path=Path(facts.library), opener=opener)
+    return Engine(
+        settings=Settings(**{"canary": False, **settings}), libraries=lambda: (library,), gather=lambda _: device
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, serving: Engine) -> None:
+    """Let every public function ask this engine."""
+    for name in ("activation", "attend", "eager", "fast", "interface", "kvcache", "ops", "private"):
+        monkeypatch.setattr(f"flash_attn3_sm121.api.{name}.engine", lambda: serving)
+
+
+def half(**sizes: int) -> tuple[Tensor, Tensor, Tensor]:
+    return dense(dtype=torch.bfloat16, **sizes)
