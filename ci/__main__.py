@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
     "matrix": ("ci.commands.matrix", "the jobs of a workflow run: family x platform x shard, wheels, tests"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
-    "prove": ("ci.prove.gb10.cli", "execute 12.1's kernels in software: races, bounds, numbers, without a GPU"),
+    "prove": ("ci.commands.prove", "execute 12.1's kernels in software: races, bounds, numbers, without a GPU"),
     "gpu-test": ("ci.prove.gpu.cli", "what a wheel does on this machine's device: numbers, crashes, speed"),
     "fresh": ("ci.prove.fresh", "README's two commands on a bare Debian, as a new user would type them"),
     "emulate": ("ci.prove.emulated.cli", "install an aarch64 wheel under qemu-user and use it there"),

@@ -6,16 +6,16 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci.plan.platforms import Platform
+from ci.process import execute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What planning and scheduling need to know about the build machine."""
+    """What planning needs to know about the build machine."""
 
     platform: Platform
     cores: int
@@ -38,8 +38,7 @@ def gpus() -> tuple[str, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = execute([tool, "--query-gpu=compute_cap", "--format=csv,noheader"], timeout=60)
     return parse_compute_caps(done.stdout) if done.returncode == 0 else ()
 
 
@@ -64,7 +63,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def gather() -> Machine:
+def this_machine() -> Machine:
+    """What this machine has."""
     return Machine(platform=Platform.parse(platform.machine()), cores=cores(), memory_gb=memory_gb(), gpus=gpus())
 
 
@@ -80,34 +80,8 @@ def commit_of(root: Path) -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    command = [git, "-C", str(root), "rev-parse", "HEAD"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    if said.returncode != 0:
+    head = execute([git, "-C", root, "rev-parse", "HEAD"])
+    if head.returncode != 0:
         return "unknown"
-    command = [git, "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
-    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return said.stdout.strip() + ("+" if changed else "")
-
-
-def parse_stat(text: str) -> tuple[int, int]:
-    """(session, resident pages) of a /proc/<pid>/stat line; the command name may hold spaces and parentheses."""
-    words = text.rpartition(")")[2].split()
-    return int(words[3]), int(words[21])
-
-
-def session_rss_gb(sessions: frozenset[int]) -> float:
-    """Resident memory of all processes of these sessions."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            session, pages = parse_stat(stat.read_text(encoding="utf-8", errors="replace"))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-        if session in sessions:
-            total += pages
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e9
-
-
-def memory_probe(sessions: frozenset[int]) -> tuple[float, float]:
-    """What the executor asks: memory available now, and what these sessions hold."""
-    return memory_gb(), session_rss_gb(sessions) if sessions else 0.0
+    changed = execute([git, "-C", root, "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    return head.stdout.strip() + ("+" if changed else "")

@@ -6,7 +6,6 @@ says what they were made from: artifacts with different identities are never put
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,8 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ci.cache import objects
+from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport
+from ci.plan.plan import FamilyPlan
 from flash_attn3_sm121.errors import AssembleError
 
 SCHEMA = 2
@@ -80,38 +80,42 @@ def _from_json(text: str, *, origin: str) -> Artifact:
     data["identity"] = Identity(**data["identity"])
     data["targets"] = tuple(data["targets"])
     data["flags"] = {unit: tuple(words) for unit, words in data["flags"].items()}
-    data["reports"] = tuple(
-        ObjectReport.from_json(json.dumps({"schema": objects.SCHEMA, **report})) for report in data["reports"]
-    )
+    data["reports"] = tuple(ObjectReport.from_fields(report) for report in data["reports"])
     return Artifact(**data)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(path)
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An artifact and where its files lie. `plan` is what it was made from, in the process that made it."""
+
+    artifact: Artifact
+    paths: Mapping[str, Path]
+    plan: FamilyPlan | None = None
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return str(next(iter(self.paths.values())).parent)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write(folder: Path, artifact: Artifact, files: Mapping[str, Path]) -> Path:
+def write(folder: Path, part: Part) -> Path:
     """Make `folder/<artifact name>/` beside and rename it into place; an older one of that name is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    final, beside = folder / artifact.name, folder / f".{artifact.name}.new"
+    name = part.artifact.name
+    final, beside = folder / name, folder / f".{name}.new"
     if beside.exists():
         shutil.rmtree(beside)
     beside.mkdir()
-    for name, path in files.items():
-        shutil.copyfile(path, beside / name)
-    (beside / MANIFEST).write_text(artifact.to_json(), encoding="utf-8")
+    for file, path in part.paths.items():
+        shutil.copyfile(path, beside / file)
+    (beside / MANIFEST).write_text(part.artifact.to_json(), encoding="utf-8")
     if final.exists():
         shutil.rmtree(final)
     beside.rename(final)
     return final
 
 
-def read(folder: Path) -> Artifact:
+def read(folder: Path) -> Part:
     """Read an artifact and check its files against their hashes."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -125,4 +129,4 @@ def read(folder: Path) -> Artifact:
         found = file_sha256(folder / name)
         if found != expected:
             raise AssembleError(f"{folder}/{name}: expected sha256 {expected}, found {found}", hint="copy it again")
-    return artifact
+    return Part(artifact=artifact, paths={name: folder / name for name in artifact.files})

@@ -1,28 +1,62 @@
-"""Building families: from a plan and prepared inputs to artifacts. Compiling, linking, packing are separate steps."""
+"""Building families: from a plan and gathered inputs to family libraries, and to the artifacts that others assemble."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ci.build import compile as compiling
-from ci.build.artifact import Artifact, Identity, file_sha256, write
-from ci.build.children import Children
-from ci.build.executor import Executor, Job
-from ci.build.inputs import Inputs
+from ci.build.artifact import Artifact, Identity, Part
+from ci.build.compile import check_space, free_gb
 from ci.build.link import Linker
-from ci.build.workdir import WorkDir, workdir
+from ci.build.ninja import Ninja, measuring, unit_edge
+from ci.build.workdir import WorkFolder, work_folder
+from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
 from ci.console import Narrator
-from ci.machine import memory_probe
+from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan, PlannedUnit
+from ci.sources import SourceTree
+from ci.sources.lock import SourceLock
+from ci.sources.patched import Edited
+from ci.toolchain import Toolchain
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import CompileError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a build starts from: everything that decides the bytes of a library, beside the plan."""
+
+    tree: SourceTree
+    edited: Edited
+    toolchain: Toolchain
+    torch_headers: Path
+    torch_headers_id: str
+
+    @property
+    def lock_document(self) -> Mapping[str, object]:
+        """The pin as provenance shows it."""
+        lock: SourceLock = self.tree.lock
+        return {
+            "upstream": {"url": lock.upstream.url, "commit": lock.upstream.commit},
+            "cutlass": {"url": lock.cutlass.url, "commit": lock.cutlass.commit},
+            "trees": {tree.path: tree.id for tree in lock.trees},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to build, which decides no byte of a library."""
+
+    cache: Path
+    narrate: Narrator
+    cores: int
+    memory_gb: float
+    jobs: int | None = None  # compilers at once, as asked for; else one a core
+    launcher: str | None = None  # a compiler cache in front of each compiler; part of the objects' keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +68,24 @@ class Keyed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One unit's object in the cache."""
+
+    name: str
+    path: Path
+    report: ObjectReport
+
+
+@dataclass(frozen=True, kw_only=True)
 class Builder:
-    """One build's surroundings. Everything it makes is in the cache or in the folder it is told to write to."""
+    """Compiles and links families. Everything it makes is in the cache or in the folder it is told to write to."""
 
     inputs: Inputs
-    cache: Path
-    narrate: Narrator
-    jobs: int
-    launcher: str | None = None
+    settings: Settings
 
     @property
     def store(self) -> ObjectStore:
-        return ObjectStore(cache=self.cache)
+        return ObjectStore(cache=self.settings.cache)
 
     def keys(self, units: Sequence[PlannedUnit]) -> tuple[Keyed, ...]:
         """Every unit's key, from the contents of what it depends on."""
@@ -55,101 +95,105 @@ class Builder:
             cxx=self.inputs.toolchain.cxx_version,
             torch_headers=self.inputs.torch_headers_id,
         )
+        launcher = self.settings.launcher
         return tuple(
-            Keyed(planned=unit, key=object_key(unit, sources=sources, tools=tools, launcher=self.launcher))
-            for unit in units
+            Keyed(planned=unit, key=object_key(unit, sources=sources, tools=tools, launcher=launcher)) for unit in units
         )
 
-    def compile(self, groups: Sequence[tuple[WorkDir, Sequence[Keyed]]], *, children: Children) -> None:
-        """Compile what the store lacks, all groups in one queue: one's last long unit does not leave cores idle.
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[WorkFolder]:
+        """A folder to compile and link in."""
+        inputs = self.inputs
+        with work_folder(self.settings.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
+            yield work
 
-        Units of a group share its folder, so their names must differ; two families have units of the same name.
+    def compile(self, families: Mapping[str, Sequence[Keyed]], *, work: WorkFolder) -> dict[str, tuple[Compiled, ...]]:
+        """Compile what the cache lacks, all families in one queue: the last long unit of one leaves no core idle.
+
+        Args:
+            families: the units of each family, by a name that is its folder's too.
+
+        Raises:
+            CompileError: a compiler failed; what was compiled before stays in the cache.
         """
-        for _, units in groups:
-            assert len({unit.planned.unit.name for unit in units}) == len(units), "a name twice in one folder"
-        assert len({work.root for work, _ in groups}) == len(groups), "two groups in one folder"
-        missing = [(work, unit) for work, units in groups for unit in units if self.store.find(unit.key) is None]
-        count = sum(len(units) for _, units in groups)
-        self.narrate.note(f"{count} units, {count - len(missing)} in the cache, {len(missing)} to compile")
+        settings = self.settings
+        objects = {unit.key: self.store.find(unit.key) for units in families.values() for unit in units}
+        count, missing = sum(len(units) for units in families.values()), [key for key in objects if not objects[key]]
+        settings.narrate.note(f"{count} units, {count - len(missing)} in the cache, {len(missing)} to compile")
         if missing:
-            compiling.check_space(self.cache, free_gb=compiling.free_gb(self.cache))
-            jobs = [_job(self._compiler(work, children), unit) for work, unit in missing]
-            Executor(limit=self.jobs, memory=memory_probe, narrate=self.narrate, children=children).run(jobs)
+            self._run_ninja(families, missing, work)
+            objects |= {key: self.store.find(key) for key in missing}
+        return {name: tuple(_compiled(unit, objects[unit.key]) for unit in units) for name, units in families.items()}
 
-    def _compiler(self, work: WorkDir, children: Children) -> compiling.UnitCompiler:
-        toolchain, launcher = self.inputs.toolchain, self.launcher
-        return compiling.UnitCompiler(
-            toolchain=toolchain,
-            work=work,
-            store=self.store,
-            children=children,
-            narrate=self.narrate,
-            launcher=launcher,
-            env=compiling.environment(os.environ, toolchain=toolchain, work=work, launcher=launcher),
+    def _run_ninja(self, families: Mapping[str, Sequence[Keyed]], missing: Sequence[str], work: WorkFolder) -> None:
+        """Ninja makes the missing objects: an entry that is there but damaged goes first, or ninja would trust it."""
+        settings, toolchain = self.settings, self.inputs.toolchain
+        check_space(settings.cache, free_gb=free_gb(settings.cache))
+        for key in missing:
+            self.store.object(key).unlink(missing_ok=True)
+        edges = []
+        for name, units in families.items():
+            folder = work.family(name)
+            for unit in units:
+                folder.write(unit.planned.unit)
+                output = str(self.store.object(unit.key).absolute())
+                options = ("--key", unit.key)
+                edges.append(
+                    unit_edge(
+                        unit.planned, folder=name, output=output, options=options, toolchain=toolchain,
+                        launcher=settings.launcher,
+                    )
+                )  # fmt: skip
+        edges.sort(key=lambda edge: (-edge.cost.cpu_s, edge.name))  # the longest first: no core waits for it at the end
+        at_once = concurrency(
+            [edge.cost for edge in edges], cores=settings.cores, memory_gb=settings.memory_gb, wanted=settings.jobs
         )
+        measure = measuring(settings.cache, toolchain=toolchain, launcher=settings.launcher)
+        Ninja(root=work.root, narrate=settings.narrate).build(edges, measure=measure, at_once=at_once)
 
-    def reports(self, units: Sequence[Keyed]) -> tuple[ObjectReport, ...]:
-        """Every compiled unit's report, in order."""
-        return tuple(self._found(unit)[1] for unit in units)
+    def build(self, plan: BuildPlan, *, work: WorkFolder) -> tuple[Part, ...]:
+        """Compile this plan's shard, and link whole families. The parts' files lie in `work` or in the cache."""
+        units = {str(family.family): self.keys(family.of_shard(plan.shard)) for family in plan.families}
+        compiled = self.compile(units, work=work)
+        return tuple(self._part(plan, family, compiled[str(family.family)], work) for family in plan.families)
 
-    def workdir(self) -> AbstractContextManager[WorkDir]:
-        """A folder to compile one family in."""
-        return workdir(self.cache, sources=self.inputs.edited.folder, torch=self.inputs.torch_headers)
-
-    def _found(self, unit: Keyed) -> tuple[Path, ObjectReport]:
-        found = self.store.find(unit.key)
-        if found is None:
-            raise CompileError(f"the object of {unit.planned.unit.name} vanished from the cache", hint="run it again")
-        return found
-
-    def build(self, plan: BuildPlan, *, output: Path) -> tuple[Path, ...]:
-        """Compile this plan's shard and write its artifacts; whole families are linked as well."""
-        made: list[Path] = []
-        children = Children()
-        with contextlib.ExitStack() as stack:
-            families = [
-                (family, stack.enter_context(self.workdir()), self.keys(family.of_shard(plan.shard)))
-                for family in plan.families
-            ]
-            self.compile([(work, units) for _, work, units in families], children=children)
-            for family, work, units in families:
-                objects = [(unit.planned.unit.name, *self._found(unit)) for unit in units]
-                artifact = self.artifact(plan, family, reports=self.reports(units))
-                paths = {f"{name}.o": path for name, path, _ in objects}
-                if plan.shard.whole:
-                    linker = self.linker(work, children)
-                    library = linker.link(family, [(name, path) for name, path, _ in objects])
-                    paths = {family.library: library}
-                artifact = replace(artifact, files={name: file_sha256(path) for name, path in paths.items()})
-                made.append(write(output, artifact, paths))
-        return tuple(made)
-
-    def linker(self, work: WorkDir, children: Children) -> Linker:
-        env = compiling.environment(os.environ, toolchain=self.inputs.toolchain, work=work, launcher=None)
-        return Linker(toolchain=self.inputs.toolchain, work=work, children=children, narrate=self.narrate, env=env)
-
-    def artifact(self, plan: BuildPlan, family: FamilyPlan, *, reports: tuple[ObjectReport, ...]) -> Artifact:
-        """The artifact's description, without files yet."""
-        return Artifact(
+    def _part(self, plan: BuildPlan, family: FamilyPlan, objects: Sequence[Compiled], work: WorkFolder) -> Part:
+        if plan.shard.whole:
+            library = self.link(family, [(item.name, item.path) for item in objects], work=work)
+            paths, hashes = {family.library: library}, {family.library: file_sha256(library)}
+        else:
+            paths = {f"{item.name}.o": item.path for item in objects}
+            hashes = {f"{item.name}.o": item.report.sha256 for item in objects}
+        artifact = Artifact(
             kind="library" if plan.shard.whole else "objects",
             family=str(family.family),
             identity=identity(plan, self.inputs),
             targets=tuple(target.name for target in family.targets),
             flags={planned.unit.name: planned.flags for planned in family.of_shard(plan.shard)},
             shard=str(plan.shard),
-            files={},
-            reports=reports,
+            files=hashes,
+            reports=tuple(item.report for item in objects),
+        )
+        return Part(artifact=artifact, paths=paths, plan=family)
+
+    def link(self, family: FamilyPlan, objects: Sequence[tuple[str, Path]], *, work: WorkFolder) -> Path:
+        """The library of a family, from its units' objects (name, file) in the plan's order."""
+        return self.linker(str(family.family), work=work).link(family, objects)
+
+    def linker(self, family: str, *, work: WorkFolder) -> Linker:
+        return Linker(
+            toolchain=self.inputs.toolchain,
+            folder=work.family(family),
+            logs=self.settings.cache / "logs",
+            narrate=self.settings.narrate,
         )
 
 
-def _job(compiler: compiling.UnitCompiler, unit: Keyed) -> Job:
-    cost = unit.planned.cost
-    return Job(
-        name=f"{unit.planned.unit.name}-{unit.key[:8]}",
-        cpu_s=cost.cpu_s,
-        need_gb=cost.rss_gb,
-        action=lambda: compiler.compile(unit.planned, unit.key),
-    )
+def _compiled(unit: Keyed, found: tuple[Path, ObjectReport] | None) -> Compiled:
+    name = unit.planned.unit.name
+    if found is None:
+        raise CompileError(f"the object of {name} vanished from the cache", hint="run it again")
+    return Compiled(name=name, path=found[0], report=found[1])
 
 
 def identity(plan: BuildPlan, inputs: Inputs) -> Identity:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.build.children import Children
-from ci.build.compile import failure
+from ci.build.compile import environment, failure
 from ci.build.workdir import WorkDir
+from ci.cache.folders import put_file
 from ci.console import Narrator
 from ci.plan.plan import FamilyPlan
+from ci.process import execute
 from ci.toolchain import Toolchain
 
 # Torch's op loader finds the ops through static constructors; no symbol of the library is for anybody else, so two
@@ -25,38 +27,39 @@ TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so")
 
 @dataclass(frozen=True, kw_only=True)
 class Linker:
-    """Links in the work folder; all names are relative to it."""
+    """Links in a family's work folder; all names in commands are relative to it."""
 
     toolchain: Toolchain
-    work: WorkDir
-    children: Children
+    folder: WorkDir
+    logs: Path
     narrate: Narrator
-    env: Mapping[str, str]
 
     def link(self, family: FamilyPlan, objects: Sequence[tuple[str, Path]]) -> Path:
         """The library of a family, from its units' objects (name, file) in the plan's order."""
-        self._prepare()
+        self.make_stubs()
+        put_file(self.folder.root / "stubs" / "exports.map", EXPORTS)
         names = []
         for name, made in objects:
-            shutil.copyfile(made, self.work.root / "obj" / f"{name}.o")
+            shutil.copyfile(made, self.folder.root / "obj" / f"{name}.o")
             names.append(f"obj/{name}.o")
         output = f"obj/{family.library}"
-        self._run(link_command(self.toolchain, names, output=output), name=family.library)
-        return self.work.root / output
+        self.call(link_command(self.toolchain, names, output=output), name=family.library)
+        return self.folder.root / output
 
-    def _prepare(self) -> None:
-        (self.work.root / "stubs" / "exports.map").write_text(EXPORTS, encoding="ascii")
-        (self.work.root / "stubs" / "empty.c").write_text("", encoding="ascii")
+    def make_stubs(self) -> None:
+        """Empty libraries with the names of torch's."""
+        put_file(self.folder.root / "stubs" / "empty.c", "")
         for soname in TORCH_LIBRARIES:
-            self._run(stub_command(self.toolchain, soname), name=soname)
+            self.call(stub_command(self.toolchain, soname), name=soname)
 
-    def _run(self, argv: list[str], *, name: str) -> None:
-        self.narrate.command(argv)
-        log = self.work.root / "obj" / f"{name}.log"
-        ended = self.children.run(argv, cwd=self.work.root, env=self.env, log=log)
-        if ended.code != 0:
-            text = log.read_text(encoding="utf-8", errors="replace")
-            raise failure(argv, ended.code, text, log=log, work=self.work.root)
+    def call(self, argv: Sequence[str], *, name: str) -> None:
+        """Run one command of a link. Raises CompileError (or DiskError) where it fails."""
+        env = environment(os.environ, folder=self.folder.root, launcher=None, fingerprint="")
+        done = execute(argv, narrate=self.narrate, cwd=self.folder.root, env=env)
+        if done.returncode != 0:
+            output = done.stdout + done.stderr
+            log = put_file(self.logs / f"{name}.log", output)
+            raise failure(argv, done.returncode, output, log=log, work=self.folder.root)
 
 
 def stub_command(toolchain: Toolchain, soname: str) -> list[str]:

@@ -1,83 +1,82 @@
-"""A folder to compile in: the edited sources under fixed relative names, so that commands hold no path of this machine.
+"""The folder that ninja runs in, with a folder a family in it. All names are relative: commands hold no path of this
+machine but the tools'.
 
-    src      -> the edited sources (a shared, read-only entry of the content cache)
-    torch    -> torch's headers
-    units/   our generated files        keep/<unit>/  nvcc's intermediate files
-    obj/     objects                    stubs/        what linking needs
-
-Each run has one to itself; what a killed run left is removed by the next one, which sees that nobody holds its lock.
+    build.ninja        what is compiled, kept until the next build takes the folder
+    <family>/
+      src, torch       links to the edited sources and torch's headers (shared entries of the content cache)
+      units/           our generated files        keep/<unit>/  nvcc's intermediate files
+      obj/             objects                    stubs/        what linking needs
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.cache.folders import remove_tree
+from filelock import FileLock, Timeout
+
+from ci.cache.folders import put_file, remove_tree
 from ci.plan.units import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkDir:
-    """Paths inside one run's folder."""
+    """The paths inside one family's folder."""
 
     root: Path
 
     def unit_file(self, unit: Unit) -> Path:
         return self.root / "units" / unit.file
 
-    def keep(self, unit: Unit) -> Path:
-        return self.root / "keep" / unit.name
-
-    def object(self, unit: Unit) -> Path:
-        return self.root / "obj" / unit.object
-
     def write(self, unit: Unit) -> None:
-        """Put the unit's text in place, with an empty folder for intermediate files."""
-        self.unit_file(unit).write_text(unit.text, encoding="utf-8")
-        self.drop_intermediate(unit)
-        self.keep(unit).mkdir()
+        put_file(self.unit_file(unit), unit.text)
 
-    def drop_intermediate(self, unit: Unit) -> None:
-        if self.keep(unit).exists():
-            remove_tree(self.keep(unit))
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFolder:
+    """The folder of one build; two families have units of the same name, so each has its own folder in it."""
+
+    root: Path
+    sources: Path
+    torch: Path
+
+    def family(self, name: str) -> WorkDir:
+        """The folder of a family, made at the first call."""
+        made = WorkDir(root=self.root / name)
+        if not made.root.exists():
+            for folder in ("units", "keep", "obj", "stubs", "tmp"):
+                (made.root / folder).mkdir(parents=True)
+            (made.root / "src").symlink_to(self.sources.absolute())
+            (made.root / "torch").symlink_to(self.torch.absolute())
+        return made
 
 
 @contextmanager
-def _slot(parent: Path) -> Iterator[Path]:
-    """The first folder that no living run uses, emptied of what a killed one left.
+def work_folder(cache: Path, *, sources: Path, torch: Path) -> Iterator[WorkFolder]:
+    """The first folder that no living build uses, emptied of what an earlier one left.
 
-    Few fixed names, and not a new one each time: compiler caches take the folder into their keys.
+    There are few fixed names, and not a new one each time: compiler caches take the folder into their keys. The folder
+    stays afterwards, so that ninja can be asked about the build; intermediate files and objects go.
     """
+    parent = cache.absolute() / "work"
+    parent.mkdir(parents=True, exist_ok=True)
     for index in itertools.count():
-        with (parent / f"run.{index}.lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            root = parent / f"run.{index}"
+        lock = FileLock(parent / f"run.{index}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        root = parent / f"run.{index}"
+        try:
             if root.exists():
                 remove_tree(root)
             root.mkdir()
-            try:
-                yield root
-            finally:
-                remove_tree(root)
-            return
-
-
-@contextmanager
-def workdir(cache: Path, *, sources: Path, torch: Path) -> Iterator[WorkDir]:
-    """A fresh folder, removed when the block ends."""
-    parent = cache.absolute() / "work"
-    parent.mkdir(parents=True, exist_ok=True)
-    with _slot(parent) as root:
-        for name in ("units", "keep", "obj", "stubs", "tmp"):
-            (root / name).mkdir()
-        (root / "src").symlink_to(sources.absolute())
-        (root / "torch").symlink_to(torch.absolute())
-        yield WorkDir(root=root)
+            yield WorkFolder(root=root, sources=sources, torch=torch)
+        finally:
+            for folder in (path for name in ("keep", "obj", "stubs", "tmp") for path in root.glob(f"*/{name}")):
+                remove_tree(folder)
+            lock.release()
+        return

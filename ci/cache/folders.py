@@ -6,28 +6,26 @@ whole entry or none, two runs never make the same one twice, and `kill -9` leave
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
 
 FOLDER = "flash-attn3-sm121"
 
 
-def cache_root(environ: Mapping[str, str] | None = None) -> Path:
-    """`FA3_CACHE`, else the XDG cache folder, else `~/.cache`; the folder is not created here."""
-    env = os.environ if environ is None else environ
-    if env.get("FA3_CACHE"):
-        return Path(env["FA3_CACHE"]).expanduser().absolute()
-    if env.get("XDG_CACHE_HOME"):
-        return Path(env["XDG_CACHE_HOME"]).expanduser().absolute() / FOLDER
-    home = env.get("HOME")
-    base = Path(home) if home else Path.home()
-    return base / ".cache" / FOLDER
+def cache_root() -> Path:
+    """`FA3_CACHE`, else the system's cache folder (`$XDG_CACHE_HOME`, `~/.cache`); the folder is not created here."""
+    if asked := os.environ.get("FA3_CACHE"):
+        return Path(asked).expanduser().absolute()
+    return platformdirs.user_cache_path(FOLDER, appauthor=False)
 
 
 @contextmanager
@@ -35,14 +33,37 @@ def locked(cache: Path, key: str, *, waiting: Callable[[], None] | None = None) 
     """Hold the cache's lock for `key`. `waiting` is called once if another process holds it."""
     folder = cache / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key.replace('/', '-')}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    lock = FileLock(folder / f"{key.replace('/', '-')}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if waiting is not None:
+            waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def put_file(path: Path, content: str | bytes) -> Path:
+    """Write a file whole or not at all: beside its place, then renamed into it. Folders are made where they lack."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        return beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

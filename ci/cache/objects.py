@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci.cache.folders import making
+from ci.cache.folders import file_sha256, making
 from ci.cache.includes import Closures
 from ci.plan.plan import PlannedUnit
 from flash_attn3_sm121.errors import CompileError
@@ -53,10 +53,14 @@ class ObjectReport:
     @classmethod
     def from_json(cls, text: str) -> ObjectReport:
         data: dict[str, Any] = json.loads(text)
-        if data.pop("schema", None) != SCHEMA:
-            raise CompileError("an object report of another schema")
-        data["usage"] = tuple(KernelUsage(**usage) for usage in data["usage"])
-        return cls(**data)
+        if (schema := data.pop("schema", None)) != SCHEMA:
+            raise CompileError(f"an object report: expected schema {SCHEMA}, found {schema!r}")
+        return cls.from_fields(data)
+
+    @classmethod
+    def from_fields(cls, data: Mapping[str, Any]) -> ObjectReport:
+        """A report from its fields, as `asdict` gives them."""
+        return cls(**{**data, "usage": tuple(KernelUsage(**usage) for usage in data["usage"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class Sources:
         total = hashlib.sha256(hashlib.sha256(text.encode()).digest())
         for name in self._closures.of(text, origin=origin):
             if name not in self._hashes:
-                self._hashes[name] = hashlib.sha256((self._folder / name).read_bytes()).hexdigest()
+                self._hashes[name] = file_sha256(self._folder / name)
             total.update(f"{name}\0{self._hashes[name]}\n".encode())
         return total.hexdigest()
 
@@ -113,16 +117,20 @@ class ObjectStore:
     def entry(self, key: str) -> str:
         return f"objects/{key[:2]}/{key}"
 
+    def object(self, key: str) -> Path:
+        """Where the object of that key is, or will be."""
+        return self.cache / self.entry(key) / "unit.o"
+
     def find(self, key: str) -> tuple[Path, ObjectReport] | None:
         """The object and its report, if it is there and whole; a damaged entry counts as absent."""
-        folder = self.cache / self.entry(key)
-        report, made = folder / "report.json", folder / "unit.o"
+        made = self.object(key)
+        report = made.with_name("report.json")
         if not report.is_file() or not made.is_file():
             return None
         known = ObjectReport.from_json(report.read_text(encoding="utf-8"))
-        if hashlib.sha256(made.read_bytes()).hexdigest() != known.sha256:
+        if file_sha256(made) != known.sha256:
             return None
-        if not all((folder / f"{name}.xz").is_file() for name in known.ptx):
+        if not all(made.with_name(f"{name}.xz").is_file() for name in known.ptx):
             return None
         return made, known
 
@@ -152,4 +160,4 @@ class ObjectStore:
                 (folder / f"{name}.xz").write_bytes(lzma.compress(text))
             (folder / "log.txt").write_text(log, encoding="utf-8")
             (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-        return self.cache / self.entry(report.key) / "unit.o"
+        return self.object(report.key)

@@ -9,7 +9,7 @@ from ci.build.artifact import read
 from ci.commands import common, wheel
 from ci.commands.options import Request
 from ci.console import Narrator, format_bytes
-from ci.wheel.assemble import check_together, read_parts
+from ci.wheel.assemble import check_together
 from ci.wheel.finish import make_wheel
 from flash_attn3_sm121.errors import AssembleError
 
@@ -25,8 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     narrate = Narrator()
-    identity = check_together(read_parts(args.artifacts))
-    targets = " ".join(dict.fromkeys(target for folder in args.artifacts for target in read(folder).targets))
+    parts = [read(folder) for folder in args.artifacts]
+    identity = check_together(parts)
+    targets = " ".join(dict.fromkeys(target for part in parts for target in part.artifact.targets))
     base = Request(
         profile=identity.profile,
         archs=targets,
@@ -37,19 +38,22 @@ def run(args: argparse.Namespace) -> int:
         cuda_home=args.cuda_home,
     )
     session = common.begin(base, narrate)
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     if inputs.edited.digest != identity.edits or inputs.tree.lock.key != identity.sources:
         raise AssembleError(
             "the artifacts were made from other sources or edits than this checkout holds",
             hint="assemble with the checkout that built them",
         )
-    finished = make_wheel(
-        args.artifacts,
-        builder=common.builder(session, inputs),
-        tool=common.disassembler(inputs),
-        schemas=common.upstream_schemas(inputs),
-        output=args.output,
-    )
+    builder = common.builder(session, inputs)
+    with builder.folder() as work:
+        finished = make_wheel(
+            parts,
+            builder=builder,
+            work=work,
+            tool=common.disassembler(inputs),
+            schemas=common.upstream_schemas(inputs),
+            output=args.output,
+        )
     if not finished.proxy and not args.no_publish:
         wheel.publish(finished.path, narrate)
     print(f"wheel   {finished.path}\nsize    {format_bytes(finished.size)}\nsha256  {finished.sha256}")

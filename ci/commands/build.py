@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ci.build import artifact
 from ci.commands import common, options
 from ci.console import Narrator
 
@@ -16,7 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args), Narrator())
-    inputs = common.gather(session)
-    for folder in common.builder(session, inputs).build(session.plan, output=args.output):
-        print(folder)
+    builder = common.builder(session, common.gather_inputs(session))
+    with builder.folder() as work:
+        for part in builder.build(session.plan, work=work):
+            print(artifact.write(args.output, part))
     return 0

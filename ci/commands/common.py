@@ -1,17 +1,15 @@
-"""What the building commands share: from a request to gathered inputs and a plan."""
+"""What the building commands share: from a request to a plan, gathered inputs and a builder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from ci.build.family import Builder
-from ci.build.inputs import Inputs
+from ci.build.family import Builder, Inputs, Settings
 from ci.cache.folders import cache_root
 from ci.commands import options
 from ci.commands.options import Request
 from ci.console import Narrator
-from ci.machine import Machine
+from ci.machine import Machine, this_machine
 from ci.plan import cuda
 from ci.plan.plan import BuildPlan
 from ci.sources.fetch import fetch
@@ -20,30 +18,40 @@ from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
-from ci.verify.gather import Disassembler
+from ci.verify.reading import Disassembler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One command's surroundings."""
+    """One command: what was asked for, the plan that it comes to, and how to build."""
 
     request: Request
     machine: Machine
     plan: BuildPlan
-    cache: Path
-    narrate: Narrator
+    settings: Settings
 
 
 def begin(request: Request, narrate: Narrator) -> Session:
     """Plan first: what makes no sense is refused before anything is fetched."""
-    machine = options.this_machine()
+    machine = this_machine()
     plan = options.plan_of(request, machine=machine, cuda=cuda.planned(request.cuda_home))
-    return Session(request=request, machine=machine, plan=plan, cache=cache_root(), narrate=narrate)
+    return Session(request=request, machine=machine, plan=plan, settings=settings_of(request, machine, narrate))
 
 
-def gather(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs:
-    """Fetch and check everything that the build starts from."""
-    request, narrate, cache = session.request, session.narrate, session.cache
+def settings_of(request: Request, machine: Machine, narrate: Narrator) -> Settings:
+    return Settings(
+        cache=cache_root(),
+        narrate=narrate,
+        cores=machine.cores,
+        memory_gb=machine.memory_gb,
+        jobs=request.jobs,
+        launcher=request.launcher,
+    )
+
+
+def gather_inputs(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs:
+    """Fetch and check everything that the build starts from. `without` leaves edits out, for tests of what they do."""
+    request, narrate, cache = session.request, session.settings.narrate, session.settings.cache
     tree = fetch(read_lock(request.lock or DEFAULT_LOCK), source=request.source, cache=cache, narrate=narrate)
     toolchain = resolve(target=str(session.plan.platform), cuda_home=request.cuda_home, cache=cache, narrate=narrate)
     headers = torch_headers(cache=cache, narrate=narrate)
@@ -54,14 +62,7 @@ def gather(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs
 
 
 def builder(session: Session, inputs: Inputs) -> Builder:
-    """A builder that runs at most as many compilers as was asked for, else as there are cores; memory limits it too."""
-    return Builder(
-        inputs=inputs,
-        cache=session.cache,
-        narrate=session.narrate,
-        jobs=session.request.jobs or session.machine.cores,
-        launcher=session.request.launcher,
-    )
+    return Builder(inputs=inputs, settings=session.settings)
 
 
 def disassembler(inputs: Inputs) -> Disassembler:
@@ -69,6 +70,6 @@ def disassembler(inputs: Inputs) -> Disassembler:
 
 
 def upstream_schemas(inputs: Inputs) -> dict[str, str]:
-    """What upstream's own source declares, read from the pristine tree."""
+    """The op schemas that upstream's own source declares, read from the pristine tree."""
     path = inputs.tree.hopper / "flash_api_stable.cpp"
     return schemas.from_source(path.read_text(encoding="utf-8"), origin=path.name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ci.cache.folders import put_file
 from ci.commands import options
 from ci.console import Narrator
+from ci.machine import this_machine
 from ci.plan import cuda
 from ci.sources.lock import read_lock
 from ci.wheel import wheel
@@ -23,7 +25,7 @@ def version(environ: Mapping[str, str]) -> str:
     """The version that a wheel built with this environment gets. Fetches nothing."""
     if skips_cuda(environ):
         return wheel.pure_name().version
-    plan = options.plan_of(options.from_environment(environ), machine=options.this_machine(), cuda=cuda.pinned())
+    plan = options.plan_of(options.from_environment(environ), machine=this_machine(), cuda=cuda.pinned())
     targets = [target.name for target in plan.targets]
     return wheel.native_version(read_lock().short, targets, profile=plan.profile, proxy=False)
 
@@ -34,7 +36,7 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
         name = wheel.pure_name()
         # Only our own licence: nothing of FlashAttention's or CUTLASS' is compiled in.
         files = wheel.wheel_files(name, libraries={}, licenses=wheel.license_files(()))
-        return wheel.write(folder, name, files)
+        return put_file(folder / name.file, wheel.wheel_bytes(name, files))
     from ci.commands import common
     from ci.commands.wheel import build
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if family is None:
         raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
     chosen_rows = document.choice(args.only, family.selection)
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-standin-") as scratch:
         made = library.make(common.builder(session, inputs), family, output=Path(scratch))
         chosen = list(calls(family.selection))
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         for path, report in zip(made.objects, made.reports, strict=True):
             if not report.usage:
                 continue  # the host file holds no device code
-            found = kernels.parse_sass(tool.run("-sass", path, narrate))
+            found = kernels.parse_sass(tool.listing("-sass", path, narrate))
             code |= {name: counts for (image, name), counts in found.items() if image == family.images[0]}
     failed = [answer for answer in answers if answer.error]
     if failed:

@@ -11,25 +11,23 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ci import ROOT, machine
-from ci.build import compile as compiling
-from ci.build.children import Children
-from ci.build.executor import Executor, Job
-from ci.build.family import Builder
-from ci.build.inputs import Inputs
-from ci.build.workdir import WorkDir, workdir
+from ci.build.family import Builder, Inputs
+from ci.build.ninja import Ninja, measuring, unit_edge
+from ci.build.workdir import WorkFolder
+from ci.cache.folders import put_file
 from ci.commands import common, options
 from ci.console import Narrator
+from ci.plan.costs import Cost as PlannedCost
+from ci.plan.ninja import Edge, concurrency
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
-from flash_attn3_sm121.errors import CompileError, UsageError
+from flash_attn3_sm121.errors import UsageError
 
 BUILT, ANEW = "the build that made them", "compiled for this measurement"
 
@@ -62,9 +60,8 @@ def chosen(found: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, .
 
 
 def run(args: argparse.Namespace) -> int:
-    narrate = Narrator()
     args.profile = args.profile or "full"
-    session = common.begin(options.from_arguments(args), narrate)
+    session = common.begin(options.from_arguments(args), Narrator())
     if len(session.plan.families) != 1:
         raise UsageError("measure one family at a time", hint="--archs 12.1")
     found = measure.groups(session.plan.families[0])
@@ -73,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{group.name:28} {len(group.ours)} of ours, {len(group.upstream)} of upstream's")
         return 0
     picked = chosen(found, args)
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
         "cuda": ".".join(str(part) for part in inputs.toolchain.version),
@@ -96,13 +93,8 @@ def run(args: argparse.Namespace) -> int:
     }
     record = Record(output=args.output, found=found, results=results, facts=facts)
     record.write()
-    with workdir(session.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
-        compiler = Compiler(inputs=inputs, work=work, narrate=narrate, record=record)
-        jobs = [_job(task, compiler) for task in tasks]
-        limit = session.request.jobs or session.machine.cores
-        Executor(
-            limit=limit, memory=machine.memory_probe, narrate=narrate, children=compiler.children, longest_first=False
-        ).run(jobs)
+    with common.builder(session, inputs).folder() as work:
+        _compile(tasks, session=session, inputs=inputs, work=work, record=record)
     print(_told(record.document(), output=args.output))
     return 0
 
@@ -126,7 +118,8 @@ def _take_built(picked: tuple[Group, ...], results: dict[str, Result], builder: 
     """Our side from the object cache: what the build that made each object has measured."""
     keyed = {group.name: builder.keys(group.ours) for group in picked}
     every = [unit for units in keyed.values() for unit in units]
-    missing = [unit.planned.unit.name for unit in every if builder.store.find(unit.key) is None]
+    reports = {unit.key: found[1] for unit in every if (found := builder.store.find(unit.key)) is not None}
+    missing = [unit.planned.unit.name for unit in every if unit.key not in reports]
     if missing:
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
@@ -136,9 +129,12 @@ def _take_built(picked: tuple[Group, ...], results: dict[str, Result], builder: 
     for name, units in keyed.items():
         results.setdefault(name, Result()).ours = {
             unit.planned.unit.file: Cost(
-                file=unit.planned.unit.file, cpu_s=report.cpu_s, wall_s=report.wall_s, rss_gb=report.rss_gb
+                file=unit.planned.unit.file,
+                cpu_s=reports[unit.key].cpu_s,
+                wall_s=reports[unit.key].wall_s,
+                rss_gb=reports[unit.key].rss_gb,
             )
-            for unit, report in zip(units, builder.reports(units), strict=True)
+            for unit in units
         }
 
 
@@ -150,66 +146,69 @@ class Record:
     found: tuple[Group, ...]
     results: dict[str, Result]
     facts: Mapping[str, Any]
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def document(self) -> dict[str, Any]:
         return measure.summary(self.found, self.results, facts=self.facts)
 
     def add(self, task: Task, cost: Cost) -> None:
-        with self._lock:
-            result = self.results.setdefault(task.group.name, Result())
-            (result.ours if task.ours else result.upstream)[task.file] = cost
-            self.write()
+        result = self.results.setdefault(task.group.name, Result())
+        (result.ours if task.ours else result.upstream)[task.file] = cost
+        self.write()
 
     def write(self) -> None:
-        """Whole or not at all: a kill between two bytes must not cost the hours before it."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.output.with_name(f".{self.output.name}.new")
-        fresh.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.output)
+        put_file(self.output, json.dumps(self.document(), indent=1) + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compiler:
-    """Compiles files of both sides: ours from the edited tree, upstream's from the pristine one."""
+def _compile(
+    tasks: Sequence[Task], *, session: common.Session, inputs: Inputs, work: WorkFolder, record: Record
+) -> None:
+    """Compile files of both sides, in their order: ours from the edited tree, upstream's from the pristine one."""
+    settings = session.settings
+    edges = [_edge(task, inputs, work) for task in tasks]
+    by_name = {edge.name: (task, Path(edge.output)) for task, edge in zip(tasks, edges, strict=True)}
 
-    inputs: Inputs
-    work: WorkDir
-    narrate: Narrator
-    record: Record
-    children: Children = field(default_factory=Children)
+    def finished(name: str) -> None:
+        task, written = by_name[name]
+        record.add(task, Cost(file=task.file, **json.loads(written.read_text(encoding="utf-8"))))
 
-    def run(self, task: Task) -> str:
-        argv = self._ours(task) if task.ours else self._upstream(task)
-        self.narrate.command(argv)
-        env = compiling.environment(os.environ, toolchain=self.inputs.toolchain, work=self.work, launcher=None)
-        log = self.work.root / "keep" / f"{Path(task.file).stem}.log"
-        ended = self.children.run(argv, cwd=self.work.root, env=env, log=log)
-        if ended.code != 0:
-            raise CompileError(f"$ {' '.join(argv)}\nexit code {ended.code}\n{log.read_text(errors='replace')[-4000:]}")
-        if task.ours:
-            self.work.drop_intermediate(task.ours.unit)
-        cost = Cost(file=task.file, cpu_s=ended.cpu_s, wall_s=ended.wall_s, rss_gb=ended.rss_gb)
-        self.record.add(task, cost)
-        return f"{task.file}: {cost.cpu_s:.0f} CPU s, {cost.rss_gb:.1f} GB"
-
-    def _ours(self, task: Task) -> list[str]:
-        assert task.ours
-        self.work.write(task.ours.unit)
-        return compiling.command(task.ours, toolchain=self.inputs.toolchain, work=self.work, launcher=None)
-
-    def _upstream(self, task: Task) -> list[str]:
-        hopper, tools = self.inputs.tree.hopper, self.inputs.toolchain
-        flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(task.file)]
-        includes = [f"-I{hopper}", f"-I{self.inputs.tree.cutlass_include}"]
-        made = self.work.root / "obj" / f"upstream_{Path(task.file).stem}.o"
-        return [str(tools.nvcc), "-ccbin", tools.cxx, *flags, *includes, "-c", str(hopper / task.file), "-o", str(made)]
+    Ninja(root=work.root, narrate=settings.narrate).build(
+        edges,
+        measure=measuring(settings.cache, toolchain=inputs.toolchain, launcher=None),
+        at_once=concurrency(
+            [edge.cost for edge in edges], cores=settings.cores, memory_gb=settings.memory_gb, wanted=settings.jobs
+        ),
+        finished=finished,
+    )
 
 
-def _job(task: Task, compiler: Compiler) -> Job:
-    cpu_s, need_gb = measure.estimate(task)
-    name = task.file if task.ours else f"upstream's {Path(task.file).name}"
-    return Job(name=name, cpu_s=cpu_s, need_gb=need_gb, action=lambda: compiler.run(task))
+def _edge(task: Task, inputs: Inputs, work: WorkFolder) -> Edge:
+    folder = work.family("ours" if task.ours else "upstream")
+    written = str(folder.root / "cost" / f"{Path(task.file).stem}.json")
+    if task.ours is not None:
+        folder.write(task.ours.unit)
+        return unit_edge(
+            task.ours, folder="ours", output=written, options=("--cost", written), toolchain=inputs.toolchain,
+            launcher=None,
+        )  # fmt: skip
+    cpu_s, rss_gb = measure.estimate(task)
+    name = Path(task.file).stem
+    return Edge(
+        name=f"upstream {name}",
+        folder="upstream",
+        source=str(inputs.tree.hopper / task.file),
+        output=written,
+        options=("--unit", name, "--cost", written),
+        command=tuple(_upstream(task, inputs)),
+        cost=PlannedCost(cpu_s=cpu_s, rss_gb=rss_gb),
+    )
+
+
+def _upstream(task: Task, inputs: Inputs) -> list[str]:
+    hopper, tools = inputs.tree.hopper, inputs.toolchain
+    flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(task.file)]
+    includes = [f"-I{hopper}", f"-I{inputs.tree.cutlass_include}"]
+    made = f"obj/{Path(task.file).stem}.o"
+    return [str(tools.nvcc), "-ccbin", tools.cxx, *flags, *includes, "-c", str(hopper / task.file), "-o", made]
 
 
 def _earlier(path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.machine import Machine, gather
+from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import profiles
 from ci.plan.plan import BuildPlan, Shard, make_plan
@@ -117,7 +117,3 @@ def plan_of(request: Request, *, machine: Machine, cuda: tuple[int, int]) -> Bui
         shard=Shard.parse(request.shard),
         proxy=request.proxy,
     )
-
-
-def this_machine() -> Machine:
-    return gather()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ci.commands import options
+from ci.machine import this_machine
 from ci.plan import cuda, plan
 from ci.plan import text as plantext
 from flash_attn3_sm121.console import show
@@ -22,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     request = options.from_arguments(args)
-    machine = options.this_machine()
+    machine = this_machine()
     built = options.plan_of(request, machine=machine, cuda=cuda.planned(args.cuda_home))
     if args.json:
         sys.stdout.write(plan.to_json(built))

@@ -13,8 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ci.build.artifact import file_sha256
-from ci.build.inputs import Inputs
+from ci.build.family import Builder, Inputs
+from ci.cache.folders import file_sha256
 from ci.commands import common, options
 from ci.console import Narrator
 from ci.wheel.finish import make_wheel
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args), Narrator())
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-reproduce-") as scratch:
         places = [Path(scratch) / "one"] + ([] if args.against else [Path(scratch) / "another" / "and deeper"])
         made = [build_cold(session, inputs, place) for place in places]
@@ -48,15 +48,16 @@ def build_cold(session: common.Session, inputs: Inputs, place: Path) -> Path:
     sources = place / "sources"
     shutil.copytree(inputs.edited.folder, sources)
     moved = dataclasses.replace(inputs, edited=dataclasses.replace(inputs.edited, folder=sources))
-    builder = dataclasses.replace(common.builder(session, moved), cache=place / "cache")
-    artifacts = builder.build(session.plan, output=place / "artifacts")
-    return make_wheel(
-        artifacts,
-        builder=builder,
-        tool=common.disassembler(moved),
-        schemas=common.upstream_schemas(moved),
-        output=place / "wheels",
-    ).path
+    builder = Builder(inputs=moved, settings=dataclasses.replace(session.settings, cache=place / "cache"))
+    with builder.folder() as work:
+        return make_wheel(
+            builder.build(session.plan, work=work),
+            builder=builder,
+            work=work,
+            tool=common.disassembler(moved),
+            schemas=common.upstream_schemas(moved),
+            output=place / "wheels",
+        ).path
 
 
 def differing(first: Path, second: Path) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from ci.commands import common, options
 from ci.console import Narrator, format_bytes, format_seconds
 from ci.plan import plan, text
+from ci.process import execute, failure_text
 from ci.wheel.finish import Finished, make_wheel
 from flash_attn3_sm121.errors import CompileError
 
@@ -30,15 +29,11 @@ def run(args: argparse.Namespace) -> int:
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
     if args.plan:
+        settings = session.settings
         sys.stdout.write(
             plan.to_json(session.plan)
             if args.json
-            else text.to_text(
-                session.plan,
-                jobs=session.request.jobs,
-                cores=session.machine.cores,
-                memory_gb=session.machine.memory_gb,
-            )
+            else text.to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
         )
         return 0
     finished = build(session, output=args.output)
@@ -51,30 +46,29 @@ def run(args: argparse.Namespace) -> int:
 
 def build(session: common.Session, *, output: Path) -> Finished:
     """The whole way, from a planned session to a wheel that passed."""
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     builder = common.builder(session, inputs)
-    with tempfile.TemporaryDirectory(prefix="fa3-artifacts-") as scratch:
-        artifacts = builder.build(session.plan, output=Path(scratch))
+    schemas = common.upstream_schemas(inputs)
+    with builder.folder() as work:
         return make_wheel(
-            artifacts,
+            builder.build(session.plan, work=work),
             builder=builder,
+            work=work,
             tool=common.disassembler(inputs),
-            schemas=common.upstream_schemas(inputs),
+            schemas=schemas,
             output=output,
         )
 
 
 def publish(path: Path, narrate: Narrator) -> None:
-    """Hand the wheel to the hub's own command, which judges it once more."""
+    """Hand the wheel to the hub's own command."""
     argv = [sys.executable, "-m", "flash_attn3_sm121", "hub", "publish", str(path)]
-    narrate.command(argv)
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = execute(argv, narrate=narrate)
+    said = done.stdout + done.stderr
     if done.returncode != 0:
-        raise CompileError(
-            f"$ {' '.join(argv)}\nexit code {done.returncode}\n{done.stdout}{done.stderr}",
-            hint=f"the wheel is good and stays at {path}; only the hub did not take it",
-        )
-    narrate.note((done.stdout + done.stderr).rstrip())
+        hint = f"the wheel is good and stays at {path}; only the hub did not take it"
+        raise CompileError(failure_text(argv, done.returncode, said), hint=hint)
+    narrate.note(said.rstrip())
 
 
 def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bool) -> None:
@@ -89,8 +83,7 @@ def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bo
         }
         print(json.dumps(value, indent=1))
         return
-    kernels = sum(len(library["kernels"]) for library in finished.verdict["libraries"].values())
     print(f"wheel   {finished.path}")
-    print(f"size    {format_bytes(finished.size)}, {kernels} kernels, {len(finished.verdict['checks'])} checks passed")
+    print(f"size    {format_bytes(finished.size)}, {finished.kernels} kernels, {finished.checks} checks passed")
     print(f"sha256  {finished.sha256}")
     print(f"time    {format_seconds(seconds)}{'' if published else ', not published'}")

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ci.plan import archs as archlist
+from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find
-from ci.plan.schedule import job_count
 from flash_attn3_sm121.arch import CAPABILITIES, Family
 from flash_attn3_sm121.errors import UsageError
 
@@ -95,11 +95,9 @@ def all_targets() -> str:
 
 def shard_minutes(plan: BuildPlan, runner: Runner) -> tuple[int, float]:
     """(compilers at once, minutes) that this plan's shard takes on a runner."""
-    units = [item for family in plan.families for item in family.of_shard(plan.shard)]
-    needs = [item.cost.rss_gb for item in units]
-    at_once = job_count(needs, cores=runner.cores, memory_gb=runner.memory_gb, wanted=None)
-    longest = max((item.cost.cpu_s for item in units), default=0.0)
-    return at_once, max(plan.cost.cpu_s / at_once, longest) * SLOWER / 60
+    units = [item.cost for family in plan.families for item in family.of_shard(plan.shard)]
+    at_once = concurrency(units, cores=runner.cores, memory_gb=runner.memory_gb, wanted=None)
+    return at_once.jobs, at_once.seconds(units) * SLOWER / 60
 
 
 def build_jobs(

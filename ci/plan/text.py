@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from ci.console import format_seconds
+from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
-from ci.plan.schedule import job_count
 from flash_attn3_sm121.console import Table
 
 
@@ -41,17 +41,17 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
 
 def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) -> str:
     """The whole plan; `jobs` None means as many as cores and memory allow."""
-    needs = tuple(item.cost.rss_gb for family in plan.families for item in family.of_shard(plan.shard))
-    at_once = job_count(needs, cores=cores, memory_gb=memory_gb, wanted=jobs)
+    units = [item.cost for family in plan.families for item in family.of_shard(plan.shard)]
+    at_once = concurrency(units, cores=cores, memory_gb=memory_gb, wanted=jobs)
     cuda = ".".join(str(part) for part in plan.cuda)
     lines = [f"profile {plan.profile}, platform {plan.platform.tag}, CUDA {cuda}, shard {plan.shard}", ""]
     for family in plan.families:
         lines += [*_family(plan, family), ""]
     cost = plan.cost
     kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
-    here = format_seconds(cost.cpu_s / at_once)
+    here = format_seconds(at_once.seconds(units))
     lines.append(
-        f"total: {len(needs)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
-        f"; {here} with {at_once} at once here, less what is cached"
+        f"total: {len(units)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
+        f"; {here} with {at_once.jobs} at once here, less what is cached"
     )
     return "\n".join(lines) + "\n"

@@ -8,19 +8,18 @@ from dataclasses import asdict
 from typing import Any
 
 from ci.verify.checks import Check, passed
-from ci.verify.gather import LibraryReading
-from ci.verify.judge import label, spill_budget
 from ci.verify.kernels import Kernel
+from ci.verify.libraryrules import label, spill_budget
+from ci.verify.reading import LibraryReading
 from ci.verify.smem import of_kernel
 
 SCHEMA = 1
 
 
 def document(
-    libraries: Sequence[LibraryReading], checks: Sequence[Check], *, facts: Sequence[Any], notes: Sequence[str] = ()
+    libraries: Sequence[LibraryReading], checks: Sequence[Check], *, proxy: bool, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The verdict for programs; `verdict` is pass or fail. Holds no time and no path: it is part of the wheel."""
-    proxy = any(item.proxy for item in facts)
     return {
         "schema": SCHEMA,
         "verdict": "pass" if passed(checks) else "fail",

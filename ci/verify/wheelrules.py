@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ci.plan.platforms import Platform
 from ci.verify import policy
 from ci.verify.checks import Check, nothing, same
-from ci.verify.gather import LIB, WheelReading
-from ci.verify.judge import judge_library
+from ci.verify.libraryrules import judge_library
+from ci.verify.reading import LIB, WheelReading
 from flash_attn3_sm121.errors import VerifyError
 
 LICENSES = ("LICENSE", "LICENSE.cutlass", "LICENSE.flash-attention")
@@ -19,18 +19,28 @@ MAX_SIZE = 400_000_000
 _NAME = re.compile(r"(?P<name>\w+)-(?P<version>[^-]+)-(?P<python>\w+)-(?P<abi>\w+)-(?P<platform>[\w.]+)\.whl")
 
 
-def judge_wheel(reading: WheelReading, *, schemas: Mapping[str, str]) -> tuple[Check, ...]:
-    """All rules: each library's, then the wheel's own."""
+def judge_wheel(reading: WheelReading, *, library_checks: Sequence[Check] | None = None) -> tuple[Check, ...]:
+    """All rules: each library's, then the wheel's own.
+
+    Args:
+        library_checks: what `judge_library` said of its libraries, where that was asked before.
+    """
     described = {facts.library: facts for facts in reading.facts}
-    checks: list[Check] = []
+    checks = list(library_checks or ())
     for library in reading.libraries:
         if library.name not in described:
             checks.append(same("has build facts", library.name, found=[], expected=[library.name]))
-        else:
-            checks += judge_library(library, described[library.name], schemas=schemas)
+        elif library_checks is None:
+            checks += judge_library(library, described[library.name], schemas=_declared(reading))
     names = [library.name for library in reading.libraries]
     checks.append(same("a library for each facts file", "wheel", found=names, expected=described))
     return (*checks, *_record(reading), *_layout(reading), *_tags(reading), *_agreement(reading))
+
+
+def _declared(reading: WheelReading) -> Mapping[str, str]:
+    """The op schemas of upstream's source, as the wheel's provenance has them."""
+    declared = reading.provenance.get("op_schemas")
+    return declared if isinstance(declared, dict) else {}
 
 
 def _record(reading: WheelReading) -> Iterable[Check]:

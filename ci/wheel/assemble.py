@@ -1,40 +1,17 @@
-"""From artifacts to a wheel: artifacts that belong together, shards joined, facts, verdict, wheel."""
+"""Parts of a wheel put together: what belongs to one making, shards joined to a whole family."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from ci.build import family
-from ci.build.artifact import Artifact, Identity, read
+from ci.build.artifact import Artifact, Identity, Part
 from ci.plan import archs, profiles
 from ci.plan.cuda import parse as parse_cuda
 from ci.plan.plan import FamilyPlan, Shard, plan_family
-from ci.plan.platforms import Platform
-from ci.verify import policy, report
-from ci.verify.gather import LibraryReading
-from ci.verify.judge import judge_library
-from ci.wheel import provenance
-from ci.wheel.wheel import WheelName, license_files, wheel_files
 from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.errors import AssembleError
-from flash_attn3_sm121.native.buildfacts import BuildFacts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """An artifact and the folder that it lies in."""
-
-    folder: Path
-    artifact: Artifact
-
-
-def read_parts(folders: Sequence[Path]) -> tuple[Part, ...]:
-    return tuple(Part(folder=folder, artifact=read(folder)) for folder in folders)
 
 
 def check_together(parts: Sequence[Part]) -> Identity:
@@ -47,7 +24,7 @@ def check_together(parts: Sequence[Part]) -> Identity:
         if differences:
             lines = "".join(f"\n  {line}" for line in differences)
             raise AssembleError(
-                f"{first.folder} and {part.folder} do not belong together; they differ in:{lines}",
+                f"{first.place} and {part.place} do not belong together; they differ in:{lines}",
                 hint="build them from the same sources with the same toolchain and profile",
             )
     return first.artifact.identity
@@ -62,7 +39,7 @@ def by_family(parts: Sequence[Part]) -> dict[str, tuple[Part, ...]]:
         if any(part.artifact.kind == "library" for part in group):
             if len(group) > 1:
                 raise AssembleError(
-                    f"family {name} is there {len(group)} times: {', '.join(str(p.folder) for p in group)}"
+                    f"family {name} is there {len(group)} times: {', '.join(str(p.place) for p in group)}"
                 )
         else:
             _check_shards(name, group)
@@ -87,7 +64,7 @@ def _check_shards(name: str, group: Sequence[Part]) -> None:
         )
     for shard, part in zip(shards, group, strict=True):
         if have[shard.index] > 1:
-            twice = [str(p.folder) for p, s in zip(group, shards, strict=True) if s == shard]
+            twice = [str(p.place) for p, s in zip(group, shards, strict=True) if s == shard]
             raise AssembleError(f"family {name}: shard {part.artifact.shard} is there twice: {', '.join(twice)}")
 
 
@@ -108,97 +85,31 @@ def plan_of(artifact: Artifact) -> FamilyPlan:
     return planned
 
 
-def joined(group: Sequence[Part]) -> Artifact:
-    """The one artifact that a family's parts come to: all units, in the plan's order, whichever shard made them."""
-    first = group[0].artifact
-    if len(group) == 1:
+def joined(group: Sequence[Part]) -> Part:
+    """The one part that a family's parts come to: all units, in the plan's order, whichever shard made them.
+
+    Raises:
+        AssembleError: this checkout would plan other flags, or an object is missing.
+    """
+    first = group[0]
+    if first.plan is not None:
         return first
     flags = {unit: words for part in group for unit, words in part.artifact.flags.items()}
-    order = [item.unit.name for item in plan_of(replace(first, flags=flags)).units]
+    plan = plan_of(replace(first.artifact, flags=flags))
+    if first.artifact.kind == "library":
+        return replace(first, plan=plan)
+    paths = {name: path for part in group for name, path in part.paths.items()}
+    hashes = {name: sha256 for part in group for name, sha256 in part.artifact.files.items()}
     reports = {report.unit: report for part in group for report in part.artifact.reports}
-    return replace(
-        first,
-        flags={unit: flags[unit] for unit in order if unit in flags},
-        files={name: sha256 for part in group for name, sha256 in part.artifact.files.items()},
-        reports=tuple(reports[unit] for unit in order if unit in reports),
+    order = [item.unit.name for item in plan.units]
+    missing = [name for name in order if f"{name}.o" not in paths]
+    if missing or len(paths) != len(order):
+        unknown = sorted(set(paths) - {f"{name}.o" for name in order})
+        raise AssembleError(f"family {plan.family}: objects missing {missing}, unknown {unknown}")
+    artifact = replace(
+        first.artifact,
+        flags={name: flags[name] for name in order},
+        files={f"{name}.o": hashes[f"{name}.o"] for name in order},
+        reports=tuple(reports[name] for name in order),
     )
-
-
-def shard_objects(group: Sequence[Part]) -> tuple[FamilyPlan, tuple[tuple[str, Path], ...]]:
-    """All units' objects of a sharded family, in the plan's order, ready to be linked."""
-    planned = plan_of(joined(group))
-    found = {name.removesuffix(".o"): part.folder / name for part in group for name in part.artifact.files}
-    names = [item.unit.name for item in planned.units]
-    missing = [name for name in names if name not in found]
-    if missing or len(found) != len(names):
-        raise AssembleError(
-            f"family {planned.family}: objects missing {missing}, unknown {sorted(set(found) - set(names))}"
-        )
-    return planned, tuple((name, found[name]) for name in names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Library:
-    """A family library on its way into a wheel."""
-
-    path: Path
-    reading: LibraryReading
-    facts: BuildFacts
-    artifact: Artifact
-
-
-def library(artifact: Artifact, path: Path, reading: LibraryReading) -> Library:
-    """Put facts beside a linked library."""
-    platform = Platform.parse(artifact.identity.platform)
-    planned = plan_of(artifact)
-    facts = family.facts_of(planned, identity=artifact.identity, sha256=reading.sha256, platform_tag=platform.tag)
-    return Library(path=path, reading=reading, facts=facts, artifact=artifact)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assembly:
-    """A wheel ready to be written, with the verdict about its libraries."""
-
-    name: WheelName
-    files: Mapping[str, bytes]
-    verdict: Mapping[str, Any]
-
-
-def assemble(
-    libraries: Sequence[Library],
-    *,
-    lock: Mapping[str, object],
-    edits: Sequence[Mapping[str, str]],
-    schemas: Mapping[str, str],
-    licenses: Sequence[Path],
-) -> Assembly:
-    """The wheel of these libraries: its name, its files, and what verify says about each library."""
-    identity = libraries[0].artifact.identity
-    checks = [check for item in libraries for check in judge_library(item.reading, item.facts, schemas=schemas)]
-    facts = [item.facts for item in libraries]
-    verdict = report.document([item.reading for item in libraries], checks, facts=facts)
-    story = provenance.document(
-        [item.artifact for item in libraries],
-        lock=lock,
-        edits=edits,
-        libraries={item.reading.name: item.reading.sha256 for item in libraries},
-        schemas=schemas,
-    )
-    inside: dict[str, bytes] = {
-        "verify.json": report.to_json(verdict).encode(),
-        "provenance.json": provenance.to_json(story).encode(),
-    }
-    for item in libraries:
-        inside[item.reading.name] = item.path.read_bytes()
-        inside[f"{item.facts.family}.json"] = item.facts.to_json().encode()
-    versions = [version for item in libraries for _, version in item.reading.elf.versions]
-    targets = [target for item in libraries for target in item.artifact.targets]
-    name = WheelName.native(
-        pin=identity.pin,
-        targets=sorted(targets, key=lambda text: float(text.split("+")[0].rstrip("af"))),
-        profile=identity.profile,
-        proxy=bool(identity.proxy),
-        platform_tag=policy.lowest(versions).tag(Platform.parse(identity.platform)),
-    )
-    files = wheel_files(name, libraries=inside, licenses=license_files(licenses))
-    return Assembly(name=name, files=files, verdict=json.loads(report.to_json(verdict)))
+    return Part(artifact=artifact, paths={f"{name}.o": paths[f"{name}.o"] for name in order}, plan=plan)

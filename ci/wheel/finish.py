@@ -1,27 +1,30 @@
-"""The last steps of a build: join shards, read libraries, assemble, judge, write.
+"""The last steps of a build: link shards, read and judge the libraries, make the wheel, judge it, put it in place.
 
-A wheel that fails is not left where it could be mistaken for a good one.
+Each is done once. A wheel that fails is not written.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ci.build.artifact import file_sha256
-from ci.build.children import Children
+from ci.build import family
+from ci.build.artifact import Artifact, Part
 from ci.build.family import Builder
-from ci.build.workdir import workdir
+from ci.build.workdir import WorkFolder
+from ci.cache.folders import file_sha256, put_file
+from ci.plan.platforms import Platform
+from ci.verify import policy, report
 from ci.verify.checks import Check, passed
-from ci.verify.gather import Disassembler, WheelReading, read_wheel
-from ci.verify.readings import remembered
+from ci.verify.libraryrules import judge_library
+from ci.verify.reading import Disassembler, LibraryReading, read_wheel_bytes, remembered
 from ci.verify.wheelrules import judge_wheel
-from ci.wheel import assemble, wheel
-from ci.wheel.assemble import Assembly, Library, Part
+from ci.wheel import provenance
+from ci.wheel.assemble import by_family, check_together, joined
+from ci.wheel.wheel import WheelName, license_files, wheel_bytes, wheel_files
 from flash_attn3_sm121.errors import VerifyError
+from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,75 +35,118 @@ class Finished:
     sha256: str
     size: int
     proxy: bool
-    verdict: Mapping[str, Any]
+    kernels: int
+    checks: int
 
 
-def link_shards(groups: Mapping[str, Sequence[Part]], *, builder: Builder, folder: Path) -> dict[str, Path]:
-    """Family -> library file; sharded families are linked here, whole ones are taken from their artifact."""
-    found: dict[str, Path] = {}
-    inputs = builder.inputs
-    for name, group in groups.items():
-        first = group[0]
-        if first.artifact.kind == "library":
-            found[name] = first.folder / next(iter(first.artifact.files))
-            continue
-        planned, objects = assemble.shard_objects(group)
-        with workdir(builder.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
-            made = builder.linker(work, Children()).link(planned, objects)
-            found[name] = made.replace(folder / made.name)
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A family library on its way into a wheel."""
+
+    path: Path
+    reading: LibraryReading
+    facts: BuildFacts
+    artifact: Artifact
 
 
 def make_wheel(
-    folders: Sequence[Path], *, builder: Builder, tool: Disassembler, schemas: Mapping[str, str], output: Path
+    parts: Sequence[Part],
+    *,
+    builder: Builder,
+    work: WorkFolder,
+    tool: Disassembler,
+    schemas: Mapping[str, str],
+    output: Path,
 ) -> Finished:
-    """Artifacts to a checked wheel in `output`. Raises VerifyError, and leaves nothing, where it does not pass."""
-    inputs, narrate = builder.inputs, builder.narrate
-    parts = assemble.read_parts(folders)
-    identity = assemble.check_together(parts)
-    groups = assemble.by_family(parts)
-    with tempfile.TemporaryDirectory(prefix="fa3-assemble-") as scratch:
-        libraries = []
-        for name, path in link_shards(groups, builder=builder, folder=Path(scratch)).items():
-            reading = remembered(
-                path,
-                cache=builder.cache,
-                tool=tool,
-                fingerprint=inputs.toolchain.fingerprint,
-                narrate=narrate,
-            )
-            libraries.append(assemble.library(assemble.joined(groups[name]), path, reading))
-        made = assemble.assemble(
-            libraries,
-            lock=inputs.lock_document,
-            edits=inputs.edited.edits,
-            schemas=schemas,
-            licenses=inputs.tree.licenses,
+    """Parts to a checked wheel in `output`.
+
+    Args:
+        parts: finished libraries, or all shards of them; of one making.
+        schemas: the op schemas that upstream's source declares.
+
+    Raises:
+        AssembleError: the parts do not belong together.
+        VerifyError: the wheel does not pass; nothing is left of it then.
+    """
+    identity = check_together(parts)
+    libraries = [_library(joined(group), builder, work, tool) for group in by_family(parts).values()]
+    checks = [check for item in libraries for check in judge_library(item.reading, item.facts, schemas=schemas)]
+    name, files = _contents(libraries, checks, builder=builder, schemas=schemas)
+    data = wheel_bytes(name, files)
+    reading = read_wheel_bytes(data, name=name.file, libraries={item.reading.name: item.reading for item in libraries})
+    checks = list(judge_wheel(reading, library_checks=checks))
+    if not passed(checks):
+        raise rejected(name.file, checks)
+    return Finished(
+        path=put_file(output / name.file, data),
+        sha256=reading.sha256,
+        size=reading.size,
+        proxy=bool(identity.proxy),
+        kernels=sum(len(library.kernels) for library in reading.libraries),
+        checks=len(checks),
+    )
+
+
+def _library(part: Part, builder: Builder, work: WorkFolder, tool: Disassembler) -> Library:
+    """A family's library, linked where the part holds objects, read, with its facts."""
+    assert part.plan is not None
+    artifact, settings = part.artifact, builder.settings
+    (path,) = (
+        part.paths.values()
+        if artifact.kind == "library"
+        else (
+            builder.link(part.plan, [(name.removesuffix(".o"), file) for name, file in part.paths.items()], work=work),
         )
-        return _check_and_place(made, libraries, schemas=schemas, output=output, proxy=bool(identity.proxy))
+    )
+    sha256 = artifact.files.get(path.name) or file_sha256(path)
+    fingerprint = builder.inputs.toolchain.fingerprint
+    reading = remembered(
+        path, sha256=sha256, cache=settings.cache, tool=tool, fingerprint=fingerprint, narrate=settings.narrate
+    )
+    tag = Platform.parse(artifact.identity.platform).tag
+    facts = family.facts_of(part.plan, identity=artifact.identity, sha256=sha256, platform_tag=tag)
+    return Library(path=path, reading=reading, facts=facts, artifact=artifact)
 
 
-def _check_and_place(
-    made: Assembly, libraries: Sequence[Library], *, schemas: Mapping[str, str], output: Path, proxy: bool
-) -> Finished:
-    """Judge the finished wheel before it gets its name in `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".verify-", dir=output) as hidden:
-        path = wheel.write(Path(hidden), made.name, made.files)
-        reading = read_wheel(path, libraries={item.reading.name: item.reading for item in libraries})
-        checks = judge_wheel(reading, schemas=schemas)
-        if not passed(checks):
-            raise rejected(reading, checks)
-        sha256 = file_sha256(path)
-        final = path.replace(output / path.name)
-    return Finished(path=final, sha256=sha256, size=reading.size, proxy=proxy, verdict=made.verdict)
+def _contents(
+    libraries: Sequence[Library], checks: Sequence[Check], *, builder: Builder, schemas: Mapping[str, str]
+) -> tuple[WheelName, dict[str, bytes]]:
+    """The name of the wheel of these libraries, and all its files but RECORD."""
+    inputs, identity = builder.inputs, libraries[0].artifact.identity
+    verdict = report.document(
+        [item.reading for item in libraries], checks, proxy=any(item.facts.proxy for item in libraries)
+    )
+    story = provenance.document(
+        [item.artifact for item in libraries],
+        lock=inputs.lock_document,
+        edits=inputs.edited.edits,
+        libraries={item.reading.name: item.reading.sha256 for item in libraries},
+        schemas=schemas,
+    )
+    inside: dict[str, bytes] = {
+        "verify.json": report.to_json(verdict).encode(),
+        "provenance.json": provenance.to_json(story).encode(),
+    }
+    for item in libraries:
+        inside[item.reading.name] = item.path.read_bytes()
+        inside[f"{item.facts.family}.json"] = item.facts.to_json().encode()
+    versions = [version for item in libraries for _, version in item.reading.elf.versions]
+    targets = [target for item in libraries for target in item.artifact.targets]
+    name = WheelName.native(
+        pin=identity.pin,
+        targets=sorted(targets, key=lambda text: float(text.split("+")[0].rstrip("af"))),
+        profile=identity.profile,
+        proxy=bool(identity.proxy),
+        platform_tag=policy.lowest(versions).tag(Platform.parse(identity.platform)),
+    )
+    return name, wheel_files(name, libraries=inside, licenses=license_files(inputs.tree.licenses))
 
 
-def rejected(reading: WheelReading, checks: Sequence[Check]) -> VerifyError:
+def rejected(name: str, checks: Sequence[Check]) -> VerifyError:
     """The error for a wheel that does not pass: every failed check, and what to look at."""
     failed = [check for check in checks if not check.ok]
     lines = "\n".join(check.line() for check in failed)
     return VerifyError(
-        f"{reading.name} fails {len(failed)} of {len(checks)} checks; it is neither kept nor published:\n{lines}",
+        f"{name} fails {len(failed)} of {len(checks)} checks; it is neither kept nor published:\n{lines}",
         hint="python -m ci build leaves the libraries as artifacts to look into",
     )

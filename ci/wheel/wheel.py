@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import ROOT
-from ci.plan.platforms import Platform
 from ci.wheel import metadata
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import UsageError
@@ -131,21 +130,3 @@ def wheel_bytes(name: WheelName, files: Mapping[str, bytes]) -> bytes:
             entry.external_attr = (0o100755 if path.endswith(".so") else 0o100644) << 16
             archive.writestr(entry, data)
     return buffer.getvalue()
-
-
-def write(folder: Path, name: WheelName, files: Mapping[str, bytes]) -> Path:
-    """Write the wheel beside its place, then rename it there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / name.file
-    beside = folder / f".{name.file}.new"
-    try:
-        beside.write_bytes(wheel_bytes(name, files))
-        beside.replace(final)
-    finally:
-        beside.unlink(missing_ok=True)
-    return final
-
-
-def parse_platform(tag: str) -> Platform:
-    """The platform of a tag such as manylinux_2_34_aarch64."""
-    return next(platform for platform in Platform if tag.endswith(str(platform)))

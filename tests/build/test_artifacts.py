@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from ci.build import artifact
-from ci.build.artifact import Artifact, Identity
+from ci.build.artifact import Artifact, Identity, Part
+from ci.cache.folders import file_sha256
 from ci.cache.objects import KernelUsage, ObjectReport
 from ci.plan import archs as archlist
 from ci.plan.plan import FamilyPlan, Shard, plan_family
 from ci.plan.profiles import find, select
 from ci.wheel import assemble
-from ci.wheel.assemble import Part
 from flash_attn3_sm121.arch import Family
 from flash_attn3_sm121.errors import AssembleError
 
@@ -64,38 +64,40 @@ def make(folder: Path, plan: FamilyPlan, *, shard: str = "1/1", identity: Identi
         targets=tuple(target.name for target in plan.targets),
         flags={item.unit.name: item.flags for item in units},
         shard=shard,
-        files={name: artifact.file_sha256(path) for name, path in files.items()},
+        files={name: file_sha256(path) for name, path in files.items()},
         reports=tuple(report(item.unit.name) for item in units),
     )
-    written = artifact.write(folder / "artifacts", described, files)
-    return Part(folder=written, artifact=artifact.read(written))
+    return artifact.read(artifact.write(folder / "artifacts", Part(artifact=described, paths=files)))
+
+
+def folder_of(part: Part) -> Path:
+    return next(iter(part.paths.values())).parent
 
 
 def test_round_trip(tmp_path: Path) -> None:
     part = make(tmp_path, planned())
-    assert part.folder.name == "sm8x-aarch64-nanochat"
+    assert folder_of(part).name == "sm8x-aarch64-nanochat"
     assert part.artifact.identity == IDENTITY and part.artifact.reports[0].usage[0].registers == 255
-    again = artifact.write(
-        tmp_path / "artifacts", part.artifact, {"flash_attn3_sm8x.so": tmp_path / "made" / "flash_attn3_sm8x.so"}
-    )
-    assert artifact.read(again) == part.artifact
+    made = {"flash_attn3_sm8x.so": tmp_path / "made" / "flash_attn3_sm8x.so"}
+    again = artifact.write(tmp_path / "artifacts", Part(artifact=part.artifact, paths=made))
+    assert artifact.read(again) == part
     assert not [path for path in (tmp_path / "artifacts").iterdir() if path.name.startswith(".")]
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
-    part = make(tmp_path, planned())
-    (part.folder / "flash_attn3_sm8x.so").write_text("other", encoding="ascii")
+    folder = folder_of(make(tmp_path, planned()))
+    (folder / "flash_attn3_sm8x.so").write_text("other", encoding="ascii")
     with pytest.raises(AssembleError, match="expected sha256"):
-        artifact.read(part.folder)
-    (part.folder / "flash_attn3_sm8x.so").unlink()
+        artifact.read(folder)
+    (folder / "flash_attn3_sm8x.so").unlink()
     with pytest.raises(AssembleError, match=r"flash_attn3_sm8x\.so is missing"):
-        artifact.read(part.folder)
-    (part.folder / "artifact.json").write_text("{}", encoding="ascii")
+        artifact.read(folder)
+    (folder / "artifact.json").write_text("{}", encoding="ascii")
     with pytest.raises(AssembleError, match="schema"):
-        artifact.read(part.folder)
-    shutil.rmtree(part.folder)
+        artifact.read(folder)
+    shutil.rmtree(folder)
     with pytest.raises(AssembleError, match="no artifact in"):
-        artifact.read(part.folder)
+        artifact.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 def test_differences_are_named(tmp_path: Path, field: str, value: str) -> None:
     first = make(tmp_path / "one", planned())
     other = make(tmp_path / "two", planned(Family.SM80, "10.0"))
-    strange = Part(folder=other.folder, artifact=replace(other.artifact, identity=replace(IDENTITY, **{field: value})))
+    strange = replace(other, artifact=replace(other.artifact, identity=replace(IDENTITY, **{field: value})))
     assert assemble.check_together([first, other]) == IDENTITY
     with pytest.raises(AssembleError) as caught:
         assemble.check_together([first, strange])
@@ -136,9 +138,9 @@ def test_shards_are_joined_in_the_plans_order(tmp_path: Path) -> None:
     whole = planned(shards=3)
     parts = [make(tmp_path / str(i), whole, shard=f"{i}/3") for i in (3, 1, 2)]
     groups = assemble.by_family(parts)
-    plan, objects = assemble.shard_objects(groups["sm8x"])
-    assert [name for name, _ in objects] == [item.unit.name for item in plan.units]
-    assert all(path.is_file() for _, path in objects)
+    one = assemble.joined(groups["sm8x"])
+    assert list(one.paths) == [item.unit.object for item in whole.units]
+    assert all(path.is_file() for path in one.paths.values())
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from ci.build.children import Children
-from ci.build.inputs import Inputs
+from ci.build.family import Builder, Inputs
 from ci.cache.folders import cache_root
 from ci.commands import common, options
 from ci.commands.common import Session
 from ci.console import Narrator
 from ci.plan.plan import PlannedUnit
-from ci.verify import gather, kernels
+from ci.verify import kernels, reading
 from ci.verify.checks import Check
-from ci.verify.judge import judge_kernels
+from ci.verify.libraryrules import judge_kernels
 from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.errors import CompileError, VerifyError
 from tests.fakes.doctored import FACTS, SCHEMAS
@@ -113,18 +112,15 @@ def session() -> Session:
 
 @pytest.fixture(scope="module")
 def inputs(session: Session) -> Inputs:
-    return common.gather(session)
+    return common.gather_inputs(session)
 
 
 def compiled(session: Session, inputs: Inputs, unit: PlannedUnit, cache: Path) -> Path:
     """One unit's object, through the real builder, in a cache of its own."""
-    builder = replace(common.builder(session, inputs), cache=cache)
-    keyed = builder.keys([unit])
-    with builder.workdir() as work:
-        builder.compile([(work, keyed)], children=Children())
-    found = builder.store.find(keyed[0].key)
-    assert found is not None
-    return found[0]
+    builder = Builder(inputs=inputs, settings=replace(session.settings, cache=cache))
+    with builder.folder() as work:
+        ((made,),) = builder.compile({"sm8x": builder.keys([unit])}, work=work).values()
+    return made.path
 
 
 def unit_of(session: Session, kind: str) -> PlannedUnit:
@@ -145,12 +141,12 @@ def test_objects_are_the_same_in_another_folder(
 
 def test_without_the_guard_edit_the_empty_kernels_are_named(session: Session, tmp_path: Path) -> None:
     """Upstream's guard leaves every attention kernel's body out for 12.1; the verifier says so, kernel by kernel."""
-    inputs = common.gather(session, without=frozenset({"guard"}))
+    inputs = common.gather_inputs(session, without=frozenset({"guard"}))
     made = compiled(session, inputs, unit_of(session, "fwd"), cache_root())
     tool, narrate = common.disassembler(inputs), Narrator(quiet=True)
-    code = kernels.parse_sass(tool.run("-sass", made, narrate))
-    usage = kernels.parse_usage(tool.run("-res-usage", made, narrate))
-    found = gather.join(code, usage, origin=made.name)
+    code = kernels.parse_sass(tool.listing("-sass", made, narrate))
+    usage = kernels.parse_usage(tool.listing("-res-usage", made, narrate))
+    found = reading.join(code, usage, origin=made.name)
     bad: dict[str, Check] = {check.rule: check for check in judge_kernels(found, FACTS, "library") if not check.ok}
     assert set(bad) == {"no empty kernel", "attention kernels use tensor cores"}
     for words in ("forward hd64 bf16 packgqa [sm_121]", "forward hd64 bf16 causal packgqa varlen [sm_121]"):
@@ -163,7 +159,7 @@ def test_a_failing_nvcc_is_shown(session: Session, inputs: Inputs, tmp_path: Pat
     with pytest.raises(CompileError) as caught:
         compiled(session, inputs, broken, tmp_path)
     assert "this tile does not fit" in str(caught.value) and "nvcc" in str(caught.value)
-    assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()] and not (tmp_path / "objects").exists()
+    assert not list((tmp_path / "work").rglob("*.o")) and not list((tmp_path / "objects").rglob("unit.o"))
 
 
 def test_a_source_with_one_byte_changed_is_refused(inputs: Inputs, tmp_path: Path) -> None:

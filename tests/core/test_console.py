@@ -137,11 +137,15 @@ def test_durations_read_well(value: float | None, words: str) -> None:
     assert format_seconds(value) == words
 
 
-def test_where_the_cache_is() -> None:
-    home = {"HOME": "/home/u"}
-    assert cache_root(home) == Path("/home/u/.cache/flash-attn3-sm121")
-    assert cache_root({**home, "XDG_CACHE_HOME": "/x"}) == Path("/x/flash-attn3-sm121")
-    assert cache_root({**home, "XDG_CACHE_HOME": "/x", "FA3_CACHE": "/y"}) == Path("/y")
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FA3_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/u")
+    assert cache_root() == Path("/home/u/.cache/flash-attn3-sm121")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_root() == Path("/x/flash-attn3-sm121")
+    monkeypatch.setenv("FA3_CACHE", "/y")
+    assert cache_root() == Path("/y")
 
 
 def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ci.verify import schemas
 from ci.verify.elf import SharedLibrary, Symbol
-from ci.verify.gather import LibraryReading, WheelReading
 from ci.verify.kernels import Kernel
 from ci.verify.policy import SYSTEM_LIBRARIES
+from ci.verify.reading import LibraryReading, WheelReading
 from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -140,6 +140,6 @@ WHEEL = WheelReading(
     record=record_of(_files()),
     wheel_metadata="Wheel-Version: 1.0\nTag: py3-none-manylinux_2_34_aarch64\n",
     facts=(FACTS,),
-    provenance={"identity": {"pin": "3effce8"}, "libraries": {"flash_attn3_sm8x.so": SHA}},
+    provenance={"identity": {"pin": "3effce8"}, "libraries": {"flash_attn3_sm8x.so": SHA}, "op_schemas": SCHEMAS},
     libraries=(LIBRARY,),
 )

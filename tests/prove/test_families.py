@@ -126,7 +126,7 @@ def stand_in(
     session: common.Session, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Made]:
     """A family's library with the stand-in runtime, its gate open to all devices of the family; made once."""
-    builder = common.builder(session, common.gather(session))
+    builder = common.builder(session, common.gather_inputs(session))
     made: dict[str, Made] = {}
 
     def make(name: str) -> Made:

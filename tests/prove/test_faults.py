@@ -28,7 +28,7 @@ NEAR = {"out": 8e-3, "lse": 1e-5, "cache": 0.0, "behind the head": 0.0, "dq": 2.
 def make(folder: Path, *, mended: bool) -> Executable:
     session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=1), Narrator(quiet=True))
     withheld = frozenset() if mended else frozenset(edit.name for edit in MENDS)
-    inputs = common.gather(session, without=withheld)
+    inputs = common.gather_inputs(session, without=withheld)
     return executable.make(common.builder(session, inputs), few.family(more=mended), output=folder)
 
 

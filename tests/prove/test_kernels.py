@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.build.inputs import Inputs
+from ci.build.family import Inputs
 from ci.commands import common, options
 from ci.console import Narrator
 from ci.plan.plan import PlannedUnit
@@ -32,7 +32,7 @@ def session() -> common.Session:
 
 @pytest.fixture(scope="module")
 def inputs(session: common.Session) -> Inputs:
-    return common.gather(session)
+    return common.gather_inputs(session)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from ci.build.family import Builder
+from ci.build.family import Builder, Settings
 from ci.cache.objects import ObjectReport
 from ci.commands import common
 from ci.commands import measure as command
+from ci.console import Narrator
 from ci.plan import archs
 from ci.plan.plan import plan_family
 from ci.plan.profiles import find, select
@@ -36,6 +37,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Inputs with a compiler of ours, which the command is given in place of fetched ones."""
     for folder in ("hopper", "include", "edited"):
         (tmp_path / folder).mkdir()
+    for name in ("flash_fwd_combine.cu", "flash_prepare_scheduler.cu"):
+        (tmp_path / "hopper" / name).touch()
     nvcc = tmp_path / "nvcc"
     tools = Toolchain(
         host="x86_64",
@@ -63,7 +66,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         torch_headers_id="test",
     )
     monkeypatch.setenv("FA3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(common, "gather", lambda session: found)
+    monkeypatch.setattr(common, "gather_inputs", lambda session: found)
     return found
 
 
@@ -111,8 +114,8 @@ def test_built_takes_our_side_from_what_the_build_has_cost(tmp_path: Path, input
     with pytest.raises(UsageError, match="--built: 2 of 2 units are not in the object cache: combine, prepare"):
         run(tmp_path, *BOTH, "--built")
     assert compiled(tmp_path) == []
-    session = SimpleNamespace(cache=tmp_path / "cache", narrate=None, request=SimpleNamespace(jobs=1, launcher=None))
-    builder: Builder = common.builder(session, inputs)  # type: ignore[arg-type]
+    settings = Settings(cache=tmp_path / "cache", narrate=Narrator(quiet=True), cores=1, memory_gb=64)
+    builder = Builder(inputs=inputs, settings=settings)  # type: ignore[arg-type]
     for name, cpu_s in (("combine", 30.0), ("prepare", 10.0)):
         _store(tmp_path, builder, name=name, cpu_s=cpu_s)
     document = run(tmp_path, *BOTH, "--built")

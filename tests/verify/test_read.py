@@ -13,7 +13,7 @@ import pytest
 
 from ci.plan.platforms import Platform
 from ci.verify import elf, kernels, policy, schemas
-from ci.verify.gather import build_paths, join
+from ci.verify.reading import build_paths, join
 from flash_attn3_sm121.errors import VerifyError
 from tests.fakes.doctored import SCHEMAS, forward_name
 

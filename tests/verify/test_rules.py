@@ -10,7 +10,7 @@ import pytest
 from ci.verify import report
 from ci.verify.checks import Check, passed
 from ci.verify.elf import Symbol
-from ci.verify.judge import judge_kernels, judge_library, label
+from ci.verify.libraryrules import judge_kernels, judge_library, label
 from ci.verify.wheelrules import judge_wheel
 from tests.fakes import doctored
 from tests.fakes.doctored import FACTS, KERNELS, LIBRARY, SCHEMAS, WHEEL, forward_name, kernel
@@ -25,9 +25,9 @@ def test_a_sound_library_passes() -> None:
 
 
 def test_a_sound_wheel_passes() -> None:
-    checks = judge_wheel(WHEEL, schemas=SCHEMAS)
+    checks = judge_wheel(WHEEL)
     assert failed(checks) == []
-    document = report.document([LIBRARY], checks, facts=[FACTS])
+    document = report.document([LIBRARY], checks, proxy=False)
     assert document["verdict"] == "pass" and document["publishable"] is True
 
 
@@ -143,7 +143,7 @@ def test_a_proxy_build_may_hold_other_code_but_is_never_publishable() -> None:
     proxy = replace(LIBRARY, images=("sm_90",), kernels=tuple(replace(item, image="sm_90") for item in LIBRARY.kernels))
     checks = judge_library(proxy, facts, schemas=SCHEMAS)
     assert failed(checks) == []
-    document = report.document([proxy], checks, facts=[facts])
+    document = report.document([proxy], checks, proxy=True)
     assert document["verdict"] == "pass" and document["publishable"] is False
 
 
@@ -190,19 +190,19 @@ SPOILT_WHEELS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", SPOILT_WHEELS)
 def test_each_wheel_rule_fails_on_what_it_is_for(name: str) -> None:
     changes, rule = SPOILT_WHEELS[name]
-    checks = judge_wheel(replace(WHEEL, **changes), schemas=SCHEMAS)
+    checks = judge_wheel(replace(WHEEL, **changes))
     assert rule in failed(checks) and not passed(checks)
 
 
 def test_every_wheel_rule_is_shown_to_fail() -> None:
     library = {check.rule for check in judge_library(LIBRARY, FACTS, schemas=SCHEMAS)}
-    rules = {check.rule for check in judge_wheel(WHEEL, schemas=SCHEMAS)} - library
+    rules = {check.rule for check in judge_wheel(WHEEL)} - library
     assert rules <= {rule for _, rule in SPOILT_WHEELS.values()}
 
 
 def test_the_table_for_people() -> None:
-    checks = judge_wheel(WHEEL, schemas=SCHEMAS)
+    checks = judge_wheel(WHEEL)
     text = report.text(WHEEL.name, [LIBRARY], checks, kernels=True)
     assert "forward hd64 bf16 causal packgqa [sm_121]" in text and text.endswith(": pass\n")
-    spoilt = judge_wheel(replace(WHEEL, size=500_000_000), schemas=SCHEMAS)
+    spoilt = judge_wheel(replace(WHEEL, size=500_000_000))
     assert f"FAIL, 1 of {len(spoilt)} checks" in report.text(WHEEL.name, [], spoilt, kernels=False)

@@ -7,19 +7,19 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from ci.build.artifact import MANIFEST, Artifact, Identity, read, write
+from ci.build.artifact import MANIFEST, Artifact, Identity, Part, read, write
 from ci.cache.objects import ObjectReport
 from ci.plan import archs as archlist
 from ci.plan.plan import Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find
-from ci.wheel.assemble import by_family, check_together, joined, plan_of, read_parts, shard_objects
+from ci.wheel.assemble import by_family, check_together, joined, plan_of
 from flash_attn3_sm121.errors import AssembleError
 from tests.wheels import ROOT, BuiltWheel
 
@@ -43,6 +43,10 @@ Maker = Callable[..., Path]
 def _report(unit: str, data: bytes) -> ObjectReport:
     sha = hashlib.sha256(data).hexdigest()
     return ObjectReport(unit=unit, key=f"k-{unit}", sha256=sha, size=len(data), cpu_s=1, wall_s=1, rss_gb=1, usage=())
+
+
+def read_parts(folders: Sequence[Path]) -> list[Part]:
+    return [read(folder) for folder in folders]
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def make(tmp_path: Path) -> Maker:
             files={name: hashlib.sha256(name.encode()).hexdigest() for name in names},
             reports=tuple(_report(item.unit.name, f"{item.unit.name}.o".encode()) for item in units),
         )
-        return write(tmp_path / into, artifact, {name: scratch / name for name in names})
+        return write(tmp_path / into, Part(artifact=artifact, paths={name: scratch / name for name in names}))
 
     return maker
 
@@ -82,8 +86,9 @@ def make(tmp_path: Path) -> Maker:
 def test_an_artifact_is_read_as_it_was_written(make: Maker) -> None:
     first, second = make(shard="1/2"), make(shard="2/2")
     assert first.name == "sm8x-aarch64-smoke-1of2" and make().name == "sm8x-aarch64-smoke"
-    assert read(first).shard == "1/2" and read(second).reports[0].unit in read(second).flags
-    assert json.loads(read(first).to_json()) == json.loads((first / MANIFEST).read_text(encoding="utf-8"))
+    assert read(first).artifact.shard == "1/2"
+    assert read(second).artifact.reports[0].unit in read(second).artifact.flags
+    assert json.loads(read(first).artifact.to_json()) == json.loads((first / MANIFEST).read_text(encoding="utf-8"))
     assert make(shard="1/2") == first and not list(first.parent.glob(".*"))  # replaced, nothing left beside
 
 
@@ -150,35 +155,32 @@ def test_shards_of_other_architectures(make: Maker) -> None:
 
 def test_joined_shards_are_the_whole(make: Maker) -> None:
     """Every unit, its flags and its report, in the plan's order: as if one machine had made it."""
-    whole = read(make())
+    whole = read(make()).artifact
     for folders in ([make(shard="1/2"), make(shard="2/2")], [make(shard="2/2"), make(shard="1/2")]):
-        parts = read_parts(folders)
-        one = joined(parts)
-        assert dict(one.flags) == dict(whole.flags) and one.reports == whole.reports
-        planned, objects = shard_objects(parts)
-        assert [name for name, _ in objects] == [item.unit.name for item in planned.units]
-        assert all(path.read_bytes() == f"{name}.o".encode() for name, path in objects)
+        one = joined(read_parts(folders))
+        assert dict(one.artifact.flags) == dict(whole.flags) and one.artifact.reports == whole.reports
+        assert one.plan is not None and list(one.paths) == [item.unit.object for item in one.plan.units]
+        assert all(path.read_bytes() == name.encode() for name, path in one.paths.items())
 
 
 def test_other_flags_are_refused_whichever_shard_has_them(make: Maker) -> None:
-    parts = list(read_parts([make(shard="1/2"), make(shard="2/2")]))
+    parts = read_parts([make(shard="1/2"), make(shard="2/2")])
     for index, part in enumerate(parts):
         unit, words = next(iter(part.artifact.flags.items()))
         changed = replace(part.artifact, flags={**part.artifact.flags, unit: (*words, "-DEXTRA")})
         spoilt = [*parts[:index], replace(part, artifact=changed), *parts[index + 1 :]]
         with pytest.raises(AssembleError, match=rf"unit {unit}: compiled with other flags(?s:.*)-DEXTRA"):
-            shard_objects(spoilt)
+            joined(spoilt)
     with pytest.raises(AssembleError, match="no such unit"):
         plan_of(replace(parts[0].artifact, flags={"stranger": ("-O3",)}))
 
 
 def test_a_shard_without_an_object_it_should_have(make: Maker) -> None:
-    parts = list(read_parts([make(shard="1/2"), make(shard="2/2")]))
+    parts = read_parts([make(shard="1/2"), make(shard="2/2")])
     name = next(iter(parts[1].artifact.files))
-    fewer = {key: sha for key, sha in parts[1].artifact.files.items() if key != name}
-    parts[1] = replace(parts[1], artifact=replace(parts[1].artifact, files=fewer))
+    parts[1] = replace(parts[1], paths={key: path for key, path in parts[1].paths.items() if key != name})
     with pytest.raises(AssembleError, match=f"objects missing \\['{name.removesuffix('.o')}'\\]"):
-        shard_objects(parts)
+        joined(parts)
 
 
 @pytest.mark.nvcc

@@ -10,6 +10,7 @@ import pytest
 from ci.__main__ import main
 from ci.plan import archs, matrix
 from ci.plan.matrix import RUNNERS, all_targets, document, make_matrix
+from ci.plan.ninja import concurrency
 from ci.plan.plan import Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import PROFILES, find
@@ -50,8 +51,10 @@ def test_every_job_fits_its_runner(profile: str) -> None:
             shard=Shard.parse(job.shard),
         )
         (family,) = plan.families
-        needs = sorted((item.cost.rss_gb for item in family.of_shard(plan.shard)), reverse=True)
-        assert sum(needs[: job.jobs]) < runner.memory_gb and job.jobs <= runner.cores
+        costs = [item.cost for item in family.of_shard(plan.shard)]
+        at_once = concurrency(costs, cores=runner.cores, memory_gb=runner.memory_gb, wanted=job.jobs)
+        assert at_once.jobs == job.jobs <= runner.cores, "the build on that runner comes to the same"
+        assert max(cost.rss_gb for cost in costs) < runner.memory_gb
         assert job.estimate_min <= matrix.SHARD_MIN and job.estimate_min < job.timeout_min <= runner.job_limit_min
 
 

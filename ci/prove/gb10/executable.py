@@ -113,6 +113,6 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
         library=made.stand_in.library,
         namespace=made.stand_in.namespace,
         ptx=tuple(files),
-        executor=executor(builder.cache),
+        executor=executor(builder.settings.cache),
         kernels=tuple(use.kernel for report in made.reports for use in report.usage if use.image == "sm_121"),
     )

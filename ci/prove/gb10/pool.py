@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.console import Narrator, format_seconds
+from ci.console import Narrator
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.errors import CompileError
@@ -39,12 +38,6 @@ class Pool:
     folder: Path
     jobs: int
     narrate: Narrator
-    clock: Callable[[], float] = time.monotonic
-
-    @property
-    def _pause(self) -> float:
-        """Seconds between two lines that tell how far it is."""
-        return 1.0 if self.narrate.terminal else 30.0
 
     def run(self, cases: Sequence[Case]) -> tuple[Results, Counts]:
         """Every case's result in order, and how often instructions ran."""
@@ -53,9 +46,11 @@ class Pool:
         done = len(cases) - sum(len(chunk) for _, chunk in missing)
         if done:
             self.narrate.note(f"{done} of {len(cases)} cases are known from an earlier run")
-        begun = shown = self.clock()
-        known = done
-        with ThreadPoolExecutor(max_workers=self.jobs, thread_name_prefix="prove") as pool:
+        with (
+            self.narrate.progress("prove", len(cases), unit="cases") as progress,
+            ThreadPoolExecutor(max_workers=self.jobs, thread_name_prefix="prove") as pool,
+        ):
+            progress.done = done
             running = {pool.submit(self._chunk, *part): part for part in missing}
             try:
                 while running:
@@ -63,10 +58,8 @@ class Pool:
                     for future in ended:
                         done += len(running.pop(future)[1])
                         future.result()
-                    if running and self.clock() - shown >= self._pause:
-                        shown = self.clock()
-                        now = done + sum(_finished(path.with_suffix(".log")) for path, _ in running.values())
-                        self._show(now, len(cases), shown - begun, now - known)
+                    now = done + sum(_finished(path.with_suffix(".log")) for path, _ in running.values())
+                    progress.advance(now - progress.done)
             except BaseException:
                 for future in running:
                     future.cancel()
@@ -80,10 +73,6 @@ class Pool:
                 before = counts.get(kernel, [0] * len(mine))
                 counts[kernel] = [a + b for a, b in zip(before, mine, strict=True)]
         return [results[case.name] for case in cases], counts
-
-    def _show(self, now: int, total: int, elapsed: float, new: int) -> None:
-        left = f", about {format_seconds(elapsed / new * (total - now))} left" if new and now < total else ""
-        self.narrate.redraw(f"[{now}/{total}] cases executed{left}")
 
     def _file(self, chunk: Sequence[Case]) -> Path:
         text = json.dumps([case.document for case in chunk], sort_keys=True)

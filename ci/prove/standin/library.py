@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.build.children import Children
-from ci.build.compile import environment, failure
-from ci.build.family import Builder, Keyed
-from ci.build.link import TORCH_LIBRARIES, stub_command
-from ci.build.workdir import WorkDir
+from ci.build.family import Builder
+from ci.build.link import TORCH_LIBRARIES
 from ci.cache.objects import ObjectReport
 from ci.plan.plan import FamilyPlan
+from ci.process import output_of
 from ci.prove.standin.calls import Call, Device
 from ci.toolchain import Toolchain
-from flash_attn3_sm121.errors import CompileError
 
 SOURCE = Path(__file__).with_name("cudart.cpp")
 
@@ -58,10 +54,8 @@ class StandIn:
         argv = [sys.executable, "-m", "ci.prove.standin.drive", str(self.library), self.namespace]
         argv.append(json.dumps(device.properties))
         documents = json.dumps([call.document for call in calls])
-        done = subprocess.run(argv, input=documents, capture_output=True, text=True, cwd=ROOT, check=False)
-        if done.returncode != 0:
-            raise CompileError(f"$ {' '.join(argv)}\nexit code {done.returncode}\n{done.stderr}")
-        return tuple(_answer(call, found) for call, found in zip(calls, json.loads(done.stdout), strict=True))
+        answers = json.loads(output_of(argv, stdin=documents, cwd=ROOT))
+        return tuple(_answer(call, found) for call, found in zip(calls, answers, strict=True))
 
 
 def _answer(call: Call, found: dict[str, Any]) -> Answer:
@@ -90,42 +84,25 @@ class Made:
 
 def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Made:
     """Compile what the object cache lacks of the family, and link it under `output`."""
-    children = Children()
-    toolchain = builder.inputs.toolchain
-    keyed = builder.keys(family.units)
-    library = output / f"standin_{family.family}.so"
-    with builder.workdir() as work:
-        builder.compile([(work, keyed)], children=children)
-        reports = builder.reports(keyed)
-        objects = tuple(_object(builder, unit) for unit in keyed)
-        env = environment({}, toolchain=toolchain, work=work, launcher=None) | {"PATH": "/usr/bin:/bin"}
-        (work.root / "stubs" / "empty.c").write_text("", encoding="ascii")
-        for argv in _commands(toolchain, work, objects, library):
-            builder.narrate.command(argv)
-            log = work.root / "obj" / "standin.log"
-            ended = children.run(argv, cwd=work.root, env=env, log=log)
-            if ended.code != 0:
-                text = log.read_text(encoding="utf-8", errors="replace")
-                raise failure(argv, ended.code, text, log=log, work=work.root)
+    library, name = output / f"standin_{family.family}.so", str(family.family)
+    with builder.folder() as work:
+        compiled = builder.compile({name: builder.keys(family.units)}, work=work)[name]
+        objects = tuple(item.path for item in compiled)
+        linker = builder.linker(name, work=work)
+        linker.make_stubs()
+        for argv in _commands(builder.inputs.toolchain, objects, library):
+            linker.call(argv, name=library.name)
     stand_in = StandIn(library=library, namespace=family.namespace)
-    return Made(stand_in=stand_in, objects=objects, reports=reports)
+    return Made(stand_in=stand_in, objects=objects, reports=tuple(item.report for item in compiled))
 
 
-def _object(builder: Builder, unit: Keyed) -> Path:
-    found = builder.store.find(unit.key)
-    if found is None:
-        raise CompileError(f"the object of {unit.planned.unit.name} vanished from the cache", hint="run it again")
-    return found[0]
-
-
-def _commands(toolchain: Toolchain, work: WorkDir, objects: Sequence[Path], library: Path) -> list[list[str]]:
-    """The runtime, empty torch libraries to name, and the library. What we define wins over torch's: -Bsymbolic."""
+def _commands(toolchain: Toolchain, objects: Sequence[Path], library: Path) -> list[list[str]]:
+    """The runtime and the library. What we define wins over torch's: -Bsymbolic."""
     includes = [word for folder in toolchain.include_dirs for word in ("-isystem", str(folder))]
     compiled = [toolchain.cxx, "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", *includes]
     linked = [toolchain.cxx, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *map(str, objects), "obj/standin.o"]
     torch = ["-Wl,--no-as-needed", *(f"stubs/{soname}" for soname in TORCH_LIBRARIES)]
     return [
-        *(stub_command(toolchain, soname) for soname in TORCH_LIBRARIES),
         [*compiled, "-c", str(SOURCE), "-o", "obj/standin.o"],
         [*linked, *torch, "-Wl,-z,now"],
     ]

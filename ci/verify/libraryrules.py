@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from ci.plan.platforms import Platform
 from ci.verify import kernels, policy, smem
 from ci.verify.checks import Check, nothing, same
-from ci.verify.gather import LibraryReading
 from ci.verify.kernels import Kernel
+from ci.verify.reading import LibraryReading
 from flash_attn3_sm121.arch import FAMILIES, TUNED_CAPABILITIES, Family, Image, capability
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 

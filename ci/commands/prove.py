@@ -66,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
     if family is None or "sm_121" not in family.images:
         raise UsageError("kernels for 12.1 are what can be executed", hint="add 12.1 to the architectures")
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     folder: Path = args.folder / session.plan.profile
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
     results_folder = folder / _identity(executable)
     results_folder.mkdir(exist_ok=True)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
-    jobs = session.request.jobs or session.machine.cores
+    jobs = session.settings.jobs or session.settings.cores
     pool = Pool(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {
