@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.folders import locked, make_read_only, making
 from ci.console import Narrator
-from ci.sources.lock import SourceLock
+from ci.sources.lock import SourceLock, check_checkout
 from ci.sources.routes import ROUTES, Request, Route, copy_checkout, fill_checked
-from ci.sources.tree import SourceTree
-from ci.sources.verify import check_checkout
 from flash_attn3_sm121.errors import FlashAttn3Error, SourceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTree:
+    """Pristine sources in the content cache: read-only and shared, so copy before editing."""
+
+    lock: SourceLock
+    hopper: Path
+    cutlass_include: Path
+    route: str  # "cache", or the route that filled it: "checkout", "sdist", "git"
+    licenses: tuple[Path, ...]  # licence texts to ship with a binary made from the trees
 
 
 def fetch(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.sources.treeid import Entry, format_manifest, parse_manifest, tree_id
+from ci.sources.treeid import Entry, compare, format_manifest, parse_manifest, scan, tree_id
 from flash_attn3_sm121.errors import SourceError
 
 SCHEMA = 1
@@ -177,3 +177,23 @@ def write_lock(path: Path, lock: SourceLock) -> tuple[Path, ...]:
         beside.write_text(text, encoding="utf-8")
         beside.replace(file)
     return tuple(texts)
+
+
+def check_checkout(root: Path, lock: SourceLock) -> None:
+    """Raise SourceError, naming the files, unless `root` holds both locked trees at their places."""
+    problems = [problem for tree in lock.trees if (problem := mismatch(root, tree)) is not None]
+    if problems:
+        raise SourceError("; ".join(problems))
+
+
+def mismatch(root: Path, tree: LockedTree) -> str | None:
+    """Why `root/<tree.path>` is not the locked tree, or None."""
+    folder = root / tree.path
+    if not folder.is_dir():
+        return f"{folder}: no such folder"
+    found = scan(folder)
+    difference = compare(tree.files, found)
+    identity = tree_id(found)
+    if not difference and identity == tree.id:
+        return None
+    return f"{folder}: expected git tree {tree.id}, found {identity}: {difference}"

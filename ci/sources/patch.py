@@ -1,7 +1,7 @@
 """Edits: small, anchored, checked changes to a build copy of upstream's sources. The pristine tree is never touched.
 
-An anchor is a short piece of the file that must occur exactly as often as the edit says. Upstream moved on, or another
-pin: the edit that no longer fits fails by name, before anything is written.
+An anchor is a short piece of the file that must occur exactly as often as the edit says. Where upstream has changed,
+the edit that no longer fits fails by its name, before anything is written.
 """
 
 from __future__ import annotations
@@ -35,22 +35,14 @@ class Edit:
     changes: tuple[Change, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AppliedEdits:
-    """What was done: names in order, and the hash that stands for it in a build's key."""
-
-    names: tuple[str, ...]
-    digest: str
-
-
 def digest(edits: Sequence[Edit]) -> str:
     """A hash of everything that the edits do; reasons are not part of it."""
     content = [{key: value for key, value in asdict(edit).items() if key != "why"} for edit in edits]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def edited(edit: Edit, text: str) -> str:
-    """The file's new text. Pure; raises EditError naming edit, file, anchor, expected and found counts."""
+def edited_text(edit: Edit, text: str) -> str:
+    """The file's new text. Raises EditError naming edit, file, anchor, expected and found counts."""
     for change in edit.changes:
         found = text.count(change.anchor)
         if found != change.count:
@@ -78,8 +70,8 @@ def _mismatch(edit: Edit, what: str, *, expected: int, found: int) -> EditError:
     )
 
 
-def plan(root: Path, edits: Sequence[Edit]) -> Mapping[str, str]:
-    """New text of every file that the edits change, none of it written yet; several edits of one file are chained."""
+def edited_files(root: Path, edits: Sequence[Edit]) -> Mapping[str, str]:
+    """New text of every file that the edits change, by name; several edits of one file are chained."""
     texts: dict[str, str] = {}
     for edit in edits:
         path = root / edit.file
@@ -88,15 +80,14 @@ def plan(root: Path, edits: Sequence[Edit]) -> Mapping[str, str]:
                 texts[edit.file] = path.read_text(encoding="utf-8")
             except OSError as error:
                 raise EditError(f"edit {edit.name}: cannot read {edit.file}: {error.strerror}") from error
-        texts[edit.file] = edited(edit, texts[edit.file])
+        texts[edit.file] = edited_text(edit, texts[edit.file])
     return texts
 
 
-def apply(root: Path, edits: Sequence[Edit]) -> AppliedEdits:
+def apply(root: Path, edits: Sequence[Edit]) -> None:
     """Change the copy under `root`: all of the edits, or, when one does not fit, none."""
-    for name, text in plan(root, edits).items():
+    for name, text in edited_files(root, edits).items():
         (root / name).write_text(text, encoding="utf-8")
-    return AppliedEdits(names=tuple(edit.name for edit in edits), digest=digest(edits))
 
 
 def without(edits: Sequence[Edit], names: frozenset[str]) -> tuple[Edit, ...]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from ci import ROOT
 from ci.cache.folders import locked, make_read_only, making
 from ci.console import Narrator
-from ci.sources import SourceTree
-from ci.sources import patches as edits
+from ci.sources import SourceTree, patch
+from ci.sources.patches import EDITS
 
 _OWN_SUFFIXES = (".h", ".hpp", ".cuh", ".cu", ".cpp")
 
@@ -38,8 +38,8 @@ def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
 
 def edited_tree(tree: SourceTree, *, cache: Path, narrate: Narrator, without: frozenset[str] = frozenset()) -> Edited:
     """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for)."""
-    chosen = edits.without(edits.EDITS, without)
-    total = hashlib.sha256(edits.digest(chosen).encode())
+    chosen = patch.without(EDITS, without)
+    total = hashlib.sha256(patch.digest(chosen).encode())
     for path in own_sources():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
@@ -49,7 +49,7 @@ def edited_tree(tree: SourceTree, *, cache: Path, narrate: Narrator, without: fr
         if not (cache / key).is_dir():
             with making(cache, key) as work:
                 _fill(work, tree)
-                edits.apply(work, chosen)
+                patch.apply(work, chosen)
                 make_read_only(work)
             narrate.note(f"sources: {len(chosen)} edits applied")
     described = tuple({"name": edit.name, "file": edit.file, "why": edit.why} for edit in chosen)

@@ -6,9 +6,7 @@ They are the same for all families: what differs comes from the defines that csr
 from __future__ import annotations
 
 from ci.sources.mends import MENDS
-from ci.sources.patch import Change, Edit, apply, digest, without
-
-__all__ = ["EDITS", "apply", "digest", "without"]
+from ci.sources.patch import Change, Edit
 
 _API = "hopper/flash_api_stable.cpp"
 _FORWARD = "hopper/flash_fwd_launch_template.h"

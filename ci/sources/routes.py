@@ -12,8 +12,7 @@ from pathlib import Path
 from ci.cache.archive import unpack_tar
 from ci.console import Narrator
 from ci.index import Wanted
-from ci.sources.lock import LockedTree, Repository, SourceLock
-from ci.sources.verify import check_checkout
+from ci.sources.lock import LockedTree, Repository, SourceLock, check_checkout
 from flash_attn3_sm121.errors import SourceError
 
 CUTLASS = "csrc/cutlass"  # where upstream has CUTLASS as a submodule

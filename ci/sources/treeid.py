@@ -20,8 +20,8 @@ FILE, EXECUTABLE, LINK, FOLDER = "100644", "100755", "120000", "40000"
 MODES = (FILE, EXECUTABLE, LINK)
 
 # Left behind by tools that ran inside a checkout; git ignores them everywhere and no compiler reads them.
-LITTER_FOLDERS = frozenset({".git", "__pycache__"})
-LITTER_SUFFIXES = (".pyc", ".egg-info")
+IGNORED_FOLDERS = frozenset({".git", "__pycache__"})
+IGNORED_SUFFIXES = (".pyc", ".egg-info")
 
 _LINE = re.compile(r"(?P<mode>\d{6}) (?P<blob>[0-9a-f]{40}) (?P<path>[^\0\n]+)")
 
@@ -72,10 +72,10 @@ def scan(root: Path) -> list[Entry]:
         raise SourceError(f"not a folder: {root}")
     entries: list[Entry] = []
     for folder, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if n not in LITTER_FOLDERS and not n.endswith(LITTER_SUFFIXES))
+        names[:] = sorted(n for n in names if n not in IGNORED_FOLDERS and not n.endswith(IGNORED_SUFFIXES))
         links = [n for n in names if (Path(folder) / n).is_symlink()]
         for name in (*files, *links):
-            if name.endswith(LITTER_SUFFIXES) or name in LITTER_FOLDERS:
+            if name.endswith(IGNORED_SUFFIXES) or name in IGNORED_FOLDERS:
                 continue
             path = Path(folder) / name
             entries.append(_entry(path, path.relative_to(root).as_posix()))

@@ -1,7 +1,6 @@
 """The CUDA toolchain: pinned packages or an installed toolkit, resolved to paths and a fingerprint."""
 
 from ci.toolchain.headers import HeaderTree, torch_headers
-from ci.toolchain.model import Toolchain
-from ci.toolchain.resolve import check_targets, machine, resolve
+from ci.toolchain.resolve import Toolchain, check_targets, machine, resolve
 
 __all__ = ["HeaderTree", "Toolchain", "check_targets", "machine", "resolve", "torch_headers"]

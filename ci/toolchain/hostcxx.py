@@ -13,7 +13,7 @@ MINIMUM = 9  # the first g++ whose C++17 library is complete enough for CUTLASS 
 PACKAGES = {"aarch64": "g++-aarch64-linux-gnu", "x86_64": "g++-x86-64-linux-gnu"}
 
 
-def names(host: str, target: str, *, newest: int) -> list[str]:
+def candidates(host: str, target: str, *, newest: int) -> list[str]:
     """The commands to try, the plain name first, then versioned ones from the newest allowed down."""
     plain = "g++" if host == target else f"{target}-linux-gnu-g++"
     return [plain, *(f"{plain}-{version}" for version in range(newest, MINIMUM - 1, -1))]
@@ -31,7 +31,7 @@ def newest_allowed(include: Path) -> int:
     return int(match[1])
 
 
-def judge(name: str, version: str, *, newest: int) -> str | None:
+def refusal(name: str, version: str, *, newest: int) -> str | None:
     """Why a compiler of that version cannot be used, or None."""
     match = re.match(r"(\d+)", version)
     if match is None:
@@ -42,11 +42,11 @@ def judge(name: str, version: str, *, newest: int) -> str | None:
     return None
 
 
-def find(host: str, target: str, *, include: Path, asked: str | None, narrate: Narrator) -> tuple[str, str]:
+def find_cxx(host: str, target: str, *, include: Path, asked: str | None, narrate: Narrator) -> tuple[str, str]:
     """(command, version) of the first usable compiler. Raises ToolchainError with every refusal and the apt line."""
     newest = newest_allowed(include)
     refusals = []
-    for name in [asked] if asked else names(host, target, newest=newest):
+    for name in [asked] if asked else candidates(host, target, newest=newest):
         path = shutil.which(name)
         if path is None:
             if name == asked or not name[-1].isdigit():
@@ -59,8 +59,8 @@ def find(host: str, target: str, *, include: Path, asked: str | None, narrate: N
             refusals.append(f"{path} failed ({answer.returncode}): {answer.stderr.strip()}")
         elif machine.partition("-")[0] != target:
             refusals.append(f"{path} compiles for {machine}, not for {target}")
-        elif (refusal := judge(path, version, newest=newest)) is not None:
-            refusals.append(refusal)
+        elif (reason := refusal(path, version, newest=newest)) is not None:
+            refusals.append(reason)
         else:
             return path, version
     package = "g++" if host == target else PACKAGES[target]

@@ -1,4 +1,4 @@
-"""An installed CUDA toolkit (`--cuda-home`), looked over: where its tools lie and which version it is."""
+"""An installed CUDA toolkit (`--cuda-home`): where its tools lie and which version it is."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def ask_nvcc(nvcc: Path, narrate: Narrator) -> str:
     return done.stdout
 
 
-def look_over(home: Path, *, host: str, target: str, narrate: Narrator) -> Installed:
-    """Judge a toolkit folder; raises ToolchainError that lists everything it lacks."""
+def read_toolkit(home: Path, *, host: str, target: str, narrate: Narrator) -> Installed:
+    """The facts of a toolkit folder. Raises ToolchainError that lists everything it lacks."""
     tools = ("nvcc", "ptxas", "cuobjdump", "nvdisasm")
     missing = [f"bin/{tool}" for tool in tools if not (home / "bin" / tool).is_file()]
     folders = LIBRARY_FOLDERS[target] if host == target else LIBRARY_FOLDERS[target][:-2]

@@ -5,18 +5,38 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ci.console import Narrator
-from ci.toolchain.hostcxx import find
-from ci.toolchain.installed import RUNTIME, ask_nvcc, look_over, nvcc_version
-from ci.toolchain.model import Toolchain
+from ci.toolchain.hostcxx import find_cxx
+from ci.toolchain.installed import RUNTIME, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import MACHINES, Pins, read_pins
 from flash_attn3_sm121.arch import Capability
 from flash_attn3_sm121.errors import ToolchainError
 
 ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """A CUDA compiler that runs on `host` and makes libraries for `target` (both: x86_64 or aarch64)."""
+
+    host: str
+    target: str
+    root: Path  # CUDA_HOME for the tools: bin/, nvvm/, include/, lib/
+    nvcc: Path
+    ptxas: Path
+    cuobjdump: Path
+    nvdisasm: Path
+    include_dirs: tuple[Path, ...]  # for a plain C++ compile; nvcc finds them by itself
+    cudart_dir: Path  # holds the target's libcudart_static.a: link with -L here
+    cxx: str  # host compiler for the target (nvcc -ccbin); also the linker
+    cxx_version: str
+    version: tuple[int, int]  # CUDA version, e.g. (13, 0)
+    origin: str  # "pinned packages" or the toolkit's folder
+    fingerprint: str  # changes whenever what the tools produce may change; holds no path
 
 
 def machine(name: str | None = None) -> str:
@@ -96,7 +116,7 @@ def resolve(
 
 
 def _installed(home: Path, host: str, target: str, narrate: Narrator, cxx: str | None) -> Toolchain:
-    found = look_over(home, host=host, target=target, narrate=narrate)
+    found = read_toolkit(home, host=host, target=target, narrate=narrate)
     return _toolchain(
         host=host,
         target=target,
@@ -126,7 +146,7 @@ def _toolchain(
 ) -> Toolchain:
     if not (cudart_dir / RUNTIME).is_file():
         raise ToolchainError(f"no {RUNTIME} in {cudart_dir}")
-    command, cxx_version = find(host, target, include=include, asked=asked, narrate=narrate)
+    command, cxx_version = find_cxx(host, target, include=include, asked=asked, narrate=narrate)
     words = [content, target, f"{version[0]}.{version[1]}", cxx_version]
     includes = tuple(folder for folder in (include, include / "cccl") if folder.is_dir())
     return Toolchain(

@@ -16,7 +16,7 @@ import pytest
 from ci.cache.folders import cache_root
 from ci.console import Narrator
 from ci.prove.emulated import root as emulated
-from ci.prove.emulated.cli import judge
+from ci.prove.emulated.cli import problems
 from ci.toolchain import resolve
 from flash_attn3_sm121.errors import ToolchainError
 from tests.wheels import ROOT, BuiltWheel, build
@@ -61,7 +61,7 @@ def test_the_wheel_installs_and_works_on_aarch64(arm_wheel: BuiltWheel) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(done.stdout)
-    assert judge(report) == []
+    assert problems(report) == []
     assert report["torch"].startswith("2.9.1")
     assert report["families"]["sm8x"]["images"] == ["sm_121"]
 
@@ -88,8 +88,8 @@ REPORT = {
     ],
 )
 def test_each_thing_that_can_be_wrong_is_noticed(change: dict[str, object], words: str) -> None:
-    assert judge(REPORT) == []
-    assert words in "\n".join(judge({**REPORT, **change}))
+    assert problems(REPORT) == []
+    assert words in "\n".join(problems({**REPORT, **change}))
 
 
 def test_missing_tools_are_named_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ci.index import Wanted
 from ci.sources.treeid import scan, tree_id
 from ci.toolchain import check_targets, machine, resolve, torch_headers
-from ci.toolchain.hostcxx import find, judge, names
+from ci.toolchain.hostcxx import candidates, find_cxx, refusal
 from ci.toolchain.installed import nvcc_version
 from ci.toolchain.pins import FILE, Package, Pins, TorchHeaders, read_pins
 from flash_attn3_sm121.arch import CAPABILITIES
@@ -125,11 +125,11 @@ def test_machines_have_several_names() -> None:
 
 
 def test_which_compilers_are_tried_and_taken() -> None:
-    assert names("x86_64", "x86_64", newest=11) == ["g++", "g++-11", "g++-10", "g++-9"]
-    assert names("x86_64", "aarch64", newest=9) == ["aarch64-linux-gnu-g++", "aarch64-linux-gnu-g++-9"]
-    assert judge("g++", "12.2.0", newest=15) is None
-    assert judge("g++", "16.1.0", newest=15) == "g++ is version 16.1.0; this CUDA wants 9 to 15"
-    assert judge("g++", "8", newest=15) is not None
+    assert candidates("x86_64", "x86_64", newest=11) == ["g++", "g++-11", "g++-10", "g++-9"]
+    assert candidates("x86_64", "aarch64", newest=9) == ["aarch64-linux-gnu-g++", "aarch64-linux-gnu-g++-9"]
+    assert refusal("g++", "12.2.0", newest=15) is None
+    assert refusal("g++", "16.1.0", newest=15) == "g++ is version 16.1.0; this CUDA wants 9 to 15"
+    assert refusal("g++", "8", newest=15) is not None
 
 
 def test_no_compiler_gives_the_apt_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_no_compiler_gives_the_apt_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     for target, package in (("x86_64", "g++"), ("aarch64", "g++-aarch64-linux-gnu")):
         with pytest.raises(ToolchainError, match="is not installed") as caught:
-            find("x86_64", target, include=tmp_path, asked=None, narrate=narrator())
+            find_cxx("x86_64", target, include=tmp_path, asked=None, narrate=narrator())
         assert f"sudo apt-get install {package}" in str(caught.value)
 
 

@@ -46,7 +46,7 @@ def emulate(root: EmulatedRoot, wheel: Path, *, narrate: Narrator) -> dict[str, 
     return report
 
 
-def judge(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
+def problems(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
     """What is wrong with a report; empty when nothing is."""
     wrong = []
     if report["machine"] != machine:
@@ -71,16 +71,16 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
         # The script's own folder is on its path, not this checkout: it sees the installed package.
         report = json.loads(run_command([str(args.python), str(Path(probe.__file__))]))
-        return finish(report, machine=platform.machine(), as_json=args.json)
+        return print_report(report, machine=platform.machine(), as_json=args.json)
     root = prepare(cache_root(), narrate=narrate)
     if args.wheel is None:
         print(root.folder)
         return 0
-    return finish(emulate(root, args.wheel, narrate=narrate), machine="aarch64", as_json=args.json)
+    return print_report(emulate(root, args.wheel, narrate=narrate), machine="aarch64", as_json=args.json)
 
 
-def finish(report: dict[str, Any], *, machine: str, as_json: bool) -> int:
-    """Print a report and judge it."""
+def print_report(report: dict[str, Any], *, machine: str, as_json: bool) -> int:
+    """Print a report. Raises VerifyError that lists what is wrong with it."""
     if as_json:
         json.dump(report, sys.stdout, indent=1)
         print()
@@ -90,7 +90,7 @@ def finish(report: dict[str, Any], *, machine: str, as_json: bool) -> int:
             print(f"  {family}: {', '.join(found['images'])}; ops {', '.join(found['ops'])}")
         print(f"  fallback: {', '.join(f'{case} {error:.1e}' for case, error in report['fallback'].items())}")
         print(f"  get_kernel (kernels {report['get_kernel']['kernels']}): {report['get_kernel']['function']}")
-    wrong = judge(report, machine=machine)
+    wrong = problems(report, machine=machine)
     if wrong:
         raise VerifyError(f"{report['wheel']} failed on {report['machine']}:\n  " + "\n  ".join(wrong))
     return 0
