@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
@@ -32,13 +34,23 @@ RETRIES = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 50
 NO_PAGE = (NoSuchProjectError, UnsupportedContentTypeError, UnsupportedRepoVersionError, ValueError)
 
 
+class TrustedHost(HTTPAdapter):
+    """A server whose certificate is not checked: pip's `trusted-host`."""
+
+    def cert_verify(self, conn: Any, url: str, verify: bool | str, cert: Any) -> None:
+        super().cert_verify(conn, url, False, cert)
+
+
 def session_of(values: Mapping[str, str]) -> requests.Session:
-    """A session with pip's certificates; proxies and netrc are found by requests."""
+    """A session with pip's certificates, else the system's; proxies and netrc are found by requests."""
     session = requests.Session()
     session.mount("http://", HTTPAdapter(max_retries=RETRIES))
     session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    for host in values.get("trusted-host", "").split():
+        for prefix in (f"https://{host}/", f"https://{host}:"):  # on any port, where none is named
+            session.mount(prefix, TrustedHost(max_retries=RETRIES))
     session.headers["Accept-Encoding"] = "identity"  # a file as it lies on the server, not packed for the way
-    session.verify = values.get("cert") or True
+    session.verify = values.get("cert") or ssl.get_default_verify_paths().cafile or True
     session.cert = values.get("client-cert")
     return session
 

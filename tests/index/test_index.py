@@ -218,3 +218,17 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info.external_attr = 0o120777 << 16
     with pytest.raises(FetchError, match="neither a file nor a folder"):
         unpack_zip(zip_of(info, "/etc/passwd"), "t.whl", {"a": "a"}, tmp_path)
+
+
+def test_certificates_are_those_of_pips_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    session = pages.session_of(
+        {"cert": "/c.pem", "client-cert": "/k.pem", "trusted-host": "index.test other.test:8443"}
+    )
+    assert (session.verify, session.cert) == ("/c.pem", "/k.pem")
+    hosts = ("index.test", "index.test:8080", "other.test:8443", "other.test", "index.test.evil")
+    trusted = [isinstance(session.get_adapter(f"https://{host}/x"), pages.TrustedHost) for host in hosts]
+    assert trusted == [True, True, True, False, False]
+    system = tmp_path / "system.pem"
+    system.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(system))
+    assert pages.session_of({}).verify == str(system)
