@@ -42,13 +42,13 @@ def settings() -> dict[str, str]:
     done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise _failure("pip's configuration cannot be read", done.stderr)
-    found: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}
+    sections: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}
     for line in done.stdout.splitlines():
         key, _, value = line.partition("=")
         section, _, name = key.partition(".")
-        if section in found:
-            found[section][name.replace("_", "-")] = str(ast.literal_eval(value))
-    return {name: value for section in found.values() for name, value in section.items() if value}
+        if section in sections:
+            sections[section][name.replace("_", "-")] = str(ast.literal_eval(value))
+    return {name: value for section in sections.values() for name, value in section.items() if value}
 
 
 def folders(values: Mapping[str, str]) -> list[Path]:

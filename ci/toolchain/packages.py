@@ -88,10 +88,10 @@ def damage(entry: Path) -> list[str]:
 
 
 def _files(entry: Path) -> list[str]:
-    found = []
+    paths = []
     for folder, _, names in os.walk(entry):
-        found += [os.path.relpath(os.path.join(folder, name), entry) for name in names]  # noqa: PTH118
-    return sorted(name for name in found if name != SEAL)
+        paths += [os.path.relpath(os.path.join(folder, name), entry) for name in names]  # noqa: PTH118
+    return sorted(name for name in paths if name != SEAL)
 
 
 def _stat(path: Path) -> tuple[int, int, int]:

@@ -42,10 +42,10 @@ class Toolchain:
 def machine(name: str | None = None) -> str:
     """The name of a machine as wheels spell it; this machine's by default."""
     raw = (platform.machine() if name is None else name).lower().removeprefix("linux_")
-    found = ALIASES.get(raw, raw)
-    if found not in MACHINES:
+    spelled = ALIASES.get(raw, raw)
+    if spelled not in MACHINES:
         raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {' and '.join(MACHINES)} (Linux)")
-    return found
+    return spelled
 
 
 def check_targets(version: tuple[int, int], capabilities: Iterable[Capability]) -> None:
@@ -116,16 +116,16 @@ def resolve(
 
 
 def _installed(home: Path, host: str, target: str, narrate: Narrator, cxx: str | None) -> Toolchain:
-    found = read_toolkit(home, host=host, target=target, narrate=narrate)
+    toolkit = read_toolkit(home, host=host, target=target, narrate=narrate)
     return _toolchain(
         host=host,
         target=target,
         root=home,
-        include=found.include,
-        cudart_dir=found.cudart_dir,
-        version=found.version,
+        include=toolkit.include,
+        cudart_dir=toolkit.cudart_dir,
+        version=toolkit.version,
         origin=str(home),
-        content=found.identity,
+        content=toolkit.identity,
         asked=cxx,
         narrate=narrate,
     )

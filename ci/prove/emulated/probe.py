@@ -23,17 +23,17 @@ def family_libraries() -> dict[str, Any]:
     import flash_attn3_sm121
     from flash_attn3_sm121.native.buildfacts import BuildFacts
 
-    found: dict[str, Any] = {}
+    libraries: dict[str, Any] = {}
     for path in sorted((Path(flash_attn3_sm121.__file__).parent / "lib").glob("sm*.json")):
         facts = BuildFacts.read(path)
         torch.ops.load_library(str(path.with_name(facts.library)))  # type: ignore[no-untyped-call]
         names = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
         space = getattr(torch.ops, facts.namespace)
-        found[facts.family] = {
+        libraries[facts.family] = {
             "images": facts.images,
             "ops": {name: str(getattr(space, name).default._schema) for name in names},
         }
-    return found
+    return libraries
 
 
 def fallback_errors() -> dict[str, float]:
