@@ -172,8 +172,6 @@ NOT_RUN: dict[str, str] = {
     "make ci-local": "compiles for both platforms, a quarter of an hour",
     "python -m ci reproduce": "two whole builds with cold caches",
     "python -m ci measure --sample 4": "compiles upstream's own files, hours; docs/results/ has what it found",
-    "python -m ci local .github/workflows/wheels.yml --input profile=smoke --input archs=12.1 --job plan --job build "
-    "--keep /tmp/run": "compiles in copies of the tree",
     "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": "a gigabyte; `fa` is its result",
     "pre-commit install": "changes the clone's hooks",
     "gh attestation verify WHEEL --repo OWNER/REPO": "needs a release on GitHub",
