@@ -200,6 +200,7 @@ class Progress:
     done: float = 0.0
     detail: str = ""
     started: float = field(init=False)
+    _before: float | None = field(init=False, default=None)  # `done` at the first `advance`
     _told: float = field(init=False)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -219,6 +220,7 @@ class Progress:
     def advance(self, amount: float = 1.0, *, detail: str | None = None) -> None:
         """Count work that is done, and say what is being done now."""
         with self._lock:
+            self._before = self.done if self._before is None else self._before
             self.done += amount
             self.detail = self.detail if detail is None else detail
         self._tell()
@@ -243,15 +245,15 @@ class Progress:
     def text(self, now: float) -> str:
         """What is known at a time: amount of total, percent, rate, ETA, detail."""
         parts = [self._amount(self.done)]
-        elapsed = now - self.started
+        elapsed, new = now - self.started, self.done - (self._before or 0.0)
         if self.total:
             of = self._amount(self.total) if self.unit == "B" else f"{self.total:g} {self.unit}"
             count = self._amount(self.done) if self.unit == "B" else f"{self.done:g}"
             parts[0] = f"{count} of {of} ({100 * self.done / self.total:.0f} %)"
         if self.unit == "B" and elapsed > 0:
-            parts.append(f"{format_bytes(self.done / elapsed)}/s")
-        if self.total and 0 < self.done < self.total:
-            parts.append(f"ETA {format_seconds(elapsed * (self.total - self.done) / self.done)}")
+            parts.append(f"{format_bytes(new / elapsed)}/s")
+        if self.total and new > 0 and self.done < self.total:
+            parts.append(f"ETA {format_seconds(elapsed * (self.total - self.done) / new)}")
         if self.detail:
             parts.append(self.detail)
         return ", ".join(parts)

@@ -102,48 +102,48 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
 def groups(plan: FamilyPlan) -> tuple[Group, ...]:
     """Every group of a full mma.sync family; what has no counterpart on the other side is in none."""
     units, dims, dtypes = plan.units, plan.selection.head_dims, plan.selection.dtypes
-    found = _forward_groups(units, dtypes, dims)
+    every = _forward_groups(units, dtypes, dims)
     for dim in dims:
         ours = tuple(item for item in units if item.unit.kind == "bwd" and item.unit.head_dim == dim)
         files = tuple(
             f"instantiations/flash_bwd_hdim{dim}_{dtype}{cap}_sm80.cu" for dtype in dtypes for cap in ("", "_softcap")
         )
-        found.append(Group(name=f"bwd_hd{dim}", kind="bwd", ours=ours, upstream=files))
+        every.append(Group(name=f"bwd_hd{dim}", kind="bwd", ours=ours, upstream=files))
     for kind, file in (("combine", "flash_fwd_combine.cu"), ("prepare", "flash_prepare_scheduler.cu")):
         ours = tuple(item for item in units if item.unit.kind == kind)
-        found.append(Group(name=kind, kind=kind, ours=ours, upstream=(file,)))
-    return tuple(group for group in found if group.ours)
+        every.append(Group(name=kind, kind=kind, ours=ours, upstream=(file,)))
+    return tuple(group for group in every if group.ours)
 
 
-def sample(found: Sequence[Group], count: int) -> tuple[Group, ...]:
+def sample(every: Sequence[Group], count: int) -> tuple[Group, ...]:
     """`count` groups, spread evenly over kinds in proportion, and within a kind over the list; always the same ones."""
-    kinds = {group.kind: [g for g in found if g.kind == group.kind] for group in found}
+    kinds = {group.kind: [g for g in every if g.kind == group.kind] for group in every}
     chosen: list[Group] = []
     order = sorted(kinds, key=lambda kind: -len(kinds[kind]))
-    quota = {kind: max(1, round(count * len(kinds[kind]) / len(found))) for kind in order}
+    quota = {kind: max(1, round(count * len(kinds[kind]) / len(every))) for kind in order}
     for kind in order:
         take = min(quota[kind], len(kinds[kind]), max(0, count - len(chosen)))
         step = len(kinds[kind]) / take if take else 0
         chosen += [kinds[kind][int(i * step + step / 2)] for i in range(take)]
-    return tuple(group for group in found if group in chosen)
+    return tuple(group for group in every if group in chosen)
 
 
 def tasks(picked: Sequence[Group], results: Mapping[str, Result]) -> list[Task]:
     """What is still to be compiled: our units first, then a first part of every group's upstream files, and so on."""
-    found: list[tuple[float, Task]] = []
+    ordered: list[tuple[float, Task]] = []
     for group in picked:
         have = results.get(group.name, Result())
-        found += [
+        ordered += [
             (-1.0, Task(group=group, file=item.unit.file, ours=item))
             for item in group.ours
             if item.unit.file not in have.ours
         ]
-        found += [
+        ordered += [
             (index / len(group.upstream), Task(group=group, file=file))
             for index, file in enumerate(group.upstream)
             if file not in have.upstream
         ]
-    return [task for _, task in sorted(found, key=lambda pair: pair[0])]
+    return [task for _, task in sorted(ordered, key=lambda pair: pair[0])]
 
 
 # For an ETA, and for how many fit into memory: what an upstream file takes, by kind (CPU seconds, GB).
@@ -192,14 +192,14 @@ def _sums(ours: float, upstream: float) -> dict[str, Any]:
     }
 
 
-def _whole(found: Sequence[Group], results: Mapping[str, Result]) -> dict[str, Any] | None:
+def _whole(every: Sequence[Group], results: Mapping[str, Result]) -> dict[str, Any] | None:
     """All groups; an upstream file that was not measured counts as the mean of its group's files that were.
 
     None where that cannot be said: a group without any file of upstream's, or without all of ours.
     """
     ours = theirs = 0.0
     counted = 0
-    for group in found:
+    for group in every:
         have = results.get(group.name, Result())
         if len(have.ours) < len(group.ours) or not have.upstream:
             return None
@@ -209,12 +209,12 @@ def _whole(found: Sequence[Group], results: Mapping[str, Result]) -> dict[str, A
     return {**_sums(ours, theirs), "upstream_files_counted_as_the_mean_of_their_group": counted}
 
 
-def summary(found: Sequence[Group], results: Mapping[str, Result], *, facts: Mapping[str, Any]) -> dict[str, Any]:
+def summary(every: Sequence[Group], results: Mapping[str, Result], *, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The document: each file of both sides, sums over the groups measured whole, and what is known of everything."""
-    known = {group.name: results[group.name] for group in found if group.name in results}
+    known = {group.name: results[group.name] for group in every if group.name in results}
     complete = [
         known[group.name]
-        for group in found
+        for group in every
         if group.name in known
         and len(known[group.name].ours) == len(group.ours)
         and len(known[group.name].upstream) == len(group.upstream)
@@ -222,12 +222,12 @@ def summary(found: Sequence[Group], results: Mapping[str, Result], *, facts: Map
     return {
         "schema": 2,
         **facts,
-        "groups": len(found),
+        "groups": len(every),
         "groups_measured": len(complete),
-        "upstream_files": sum(len(group.upstream) for group in found),
+        "upstream_files": sum(len(group.upstream) for group in every),
         "upstream_files_measured": sum(len(result.upstream) for result in known.values()),
         "measured_groups": _sums(sum(_total(r.ours) for r in complete), sum(_total(r.upstream) for r in complete)),
-        "whole": _whole(found, results),
+        "whole": _whole(every, results),
         "ours_peak_rss_gb": _peak([cost for result in known.values() for cost in result.ours.values()]),
         "upstream_peak_rss_gb": _peak([cost for result in known.values() for cost in result.upstream.values()]),
         "results": [

@@ -64,12 +64,12 @@ def _sequence(case: Case, i: int) -> Results:
             dq[:, start:stop] = ds @ kh[:, low:high]
             dk[:, low:high] += ds.transpose(1, 2) @ qh[:, start:stop]
             dv[:, low:high] += weight.transpose(1, 2) @ do
-    found = {"out": out.transpose(0, 1)}
+    results = {"out": out.transpose(0, 1)}
     if doh is not None:
-        found["dq"] = dq.transpose(0, 1)
+        results["dq"] = dq.transpose(0, 1)
         for name, grad in (("dk", dk), ("dv", dv)):
-            found[name] = grad.view(-1, group, *grad.shape[1:]).sum(1).transpose(0, 1)
-    return found
+            results[name] = grad.view(-1, group, *grad.shape[1:]).sum(1).transpose(0, 1)
+    return results
 
 
 def reference(case: Case) -> Results:
@@ -86,12 +86,12 @@ def check_results(got: Results, want: Results, dtype: str) -> Verdict:
     for name, right in want.items():
         if name not in got:
             return Verdict(rms=math.inf, worst=math.inf, tolerance=0.0, why=f"{name} is missing")
-        found = got[name].float()
-        if found.shape != right.shape:
-            text = f"{name}: expected shape {tuple(right.shape)}, found {tuple(found.shape)}"
+        given = got[name].float()
+        if given.shape != right.shape:
+            text = f"{name}: expected shape {tuple(right.shape)}, found {tuple(given.shape)}"
             return Verdict(rms=math.inf, worst=math.inf, tolerance=0.0, why=text)
         size = float(right.square().mean().sqrt()) or 1.0
-        error = found - right
+        error = given - right
         this_rms = float(error.square().mean().sqrt()) / size
         this_worst = float((error.abs() / (right.abs() + size)).max())
         allowed = TOLERANCE[dtype] * (1.0 if name == "out" else GRADIENT_SLACK)

@@ -54,12 +54,12 @@ def machine(device: torch.device) -> dict[str, str]:
     """Facts for the head of a report, in the order in which they are shown."""
     facts = {"torch": torch.__version__, "python": platform.python_version(), "system": _system(), "triton": _triton()}
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
+        gpu = torch.cuda.get_device_properties(device)
         return {
-            "device": found.name,
-            "capability": f"{found.major}.{found.minor}",
-            "SMs": str(found.multi_processor_count),
-            "memory": f"{found.total_memory / 2**30:.0f} GiB",
+            "device": gpu.name,
+            "capability": f"{gpu.major}.{gpu.minor}",
+            "SMs": str(gpu.multi_processor_count),
+            "memory": f"{gpu.total_memory / 2**30:.0f} GiB",
             "cuda": str(torch.version.cuda),
             "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
             **facts,

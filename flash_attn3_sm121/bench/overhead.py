@@ -149,7 +149,7 @@ def measure(theirs: Any | None) -> list[Cost]:
     def bare() -> object:
         return bare_op(*positional)
 
-    found = []
+    costs = []
     for grad in (False, True):
         mine = _calls(interface, grad=grad)
         upstreams: dict[str, Call] = {} if theirs is None else _calls(theirs, grad=grad)
@@ -160,7 +160,7 @@ def measure(theirs: Any | None) -> list[Cost]:
                 samples = _rounds(sides)
             least = {side: min(values) for side, values in samples.items()}  # whatever interrupts a round only adds
             floor = least["bare"]
-            found.append(
+            costs.append(
                 Cost(
                     name=name,
                     bare=floor,
@@ -168,7 +168,7 @@ def measure(theirs: Any | None) -> list[Cost]:
                     theirs=None if theirs is None else least["theirs"] - floor,
                 )
             )
-    return found
+    return costs
 
 
 def _rounds(sides: dict[str, Call]) -> dict[str, list[float]]:

@@ -57,6 +57,7 @@ button:hover{{ border-color:var(--soft) }} :focus-visible{{ outline:2px solid va
 .tiles{{ display:grid; grid-template-columns:repeat(auto-fit,minmax(210px,1fr)); gap:12px; margin:20px 0 6px }}
 .tiles .card{{ margin:0 }} .big{{ font-size:1.9rem; font-weight:650; line-height:1.15; letter-spacing:-.02em }}
 .bad{{ color:var(--bad) }} .good{{ color:var(--good) }}
+.cardhead{{ display:flex; justify-content:space-between; gap:10px; align-items:baseline; flex-wrap:wrap }}
 .key{{ display:inline-block; width:.75em; height:.75em; border-radius:3px; background:var(--soft); margin-right:.45em;
   vertical-align:-.02em }}
 .scroll{{ overflow-x:auto; -webkit-overflow-scrolling:touch }}

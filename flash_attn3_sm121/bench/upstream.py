@@ -42,10 +42,10 @@ def find(environ: Mapping[str, str] | None = None) -> Path:
         if not path.is_file():
             seen.append(f"{path}: not there")
             continue
-        found = blob_id(path.read_bytes())
-        if found == PINNED_BLOB:
+        blob = blob_id(path.read_bytes())
+        if blob == PINNED_BLOB:
             return path
-        seen.append(f"{path}: expected blob {PINNED_BLOB[:12]}, found {found[:12]}")
+        seen.append(f"{path}: expected blob {PINNED_BLOB[:12]}, found {blob[:12]}")
     looked = "".join(f"\n  {line}" for line in seen) or "\n  nowhere: FA3_SOURCE is not set and the cache is empty"
     raise SourceError(
         f"upstream's interface file at the pinned commit is not at hand; looked at:{looked}",

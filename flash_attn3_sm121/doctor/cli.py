@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict
 
 from flash_attn3_sm121.console import Narrator, show
+from flash_attn3_sm121.doctor.collect import machine
 from flash_attn3_sm121.doctor.diagnose import diagnose
-from flash_attn3_sm121.doctor.gather import machine
 from flash_attn3_sm121.doctor.render import report
 
 EPILOG = """It works without torch, without a GPU and with a broken library.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flash_attn3_sm121.doctor import probes
-from flash_attn3_sm121.doctor.machine import Call, Client, Gpu
+from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
 from flash_attn3_sm121.hub.patch import KNOWN_REPOS
 
 INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
@@ -71,30 +71,30 @@ def _get_kernel() -> tuple[Client, ...]:
     """What get_kernel of each known repository hands out, in a fresh process of this Python."""
     version = _installed("kernels")
     answer = probes.ask("override")
-    found = []
+    clients = []
     for repository in sorted(KNOWN_REPOS):
         title = f"get_kernel('{repository}')"
         if "error" in answer:
-            found.append(Client(name=title, gets="nothing", ours=False, problem=str(answer["error"])))
+            clients.append(Client(name=title, gets="nothing", ours=False, problem=str(answer["error"])))
         elif repository in answer["repos"]:
             origin = answer["hub"] or "the installed package"
-            found.append(Client(name=title, gets=f"ours, from {origin}: the override is on", ours=True))
+            clients.append(Client(name=title, gets=f"ours, from {origin}: the override is on", ours=True))
         elif version is None:
-            found.append(Client(name=title, gets="`kernels` is not installed; flash-attn3 run serves it", ours=False))
+            clients.append(Client(name=title, gets="`kernels` is not installed; flash-attn3 run serves it", ours=False))
         else:
             gets = f"the hub's own build (kernels {version}); flash-attn3 override enable hands out ours"
-            found.append(Client(name=title, gets=gets, ours=False))
-    return tuple(found)
+            clients.append(Client(name=title, gets=gets, ours=False))
+    return tuple(clients)
 
 
-def gather(*, torch_works: bool) -> tuple[Client, ...]:
+def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
     """Every client; those that need torch only where torch imports."""
-    found: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3")]
+    clients: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3")]
     if torch_works:
         transformers = _transformers()
-        found += [transformers] if transformers is not None else []
-        found.append(_torch_hook())
-    return (*found, *_get_kernel())
+        clients += [transformers] if transformers is not None else []
+        clients.append(_torch_hook())
+    return (*clients, *_get_kernel())
 
 
 TYPICAL: tuple[tuple[str, dict[str, object]], ...] = (
@@ -139,11 +139,11 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
         allow_proxy = Settings.from_environ(os.environ).allow_proxy
     except UsageError:
         allow_proxy = False  # a variable that says nothing we know: every call says so
-    found = []
+    calls = []
     for name, facts in TYPICAL:
         base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}
         call = CallFacts(device_type=device.type, **{**base, **facts})  # type: ignore[arg-type]
         state = NativeState(builds=builds, allow_proxy=allow_proxy)
         decision = decide(device=device, native=state, call=call, flex_refusal="only on request")
-        found.append(Call(name=name, device=device.name, decision=str(decision), backend=decision.backend))
-    return tuple(found)
+        calls.append(Call(name=name, device=device.name, decision=str(decision), backend=decision.backend))
+    return tuple(calls)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flash_attn3_sm121.arch import CAPABILITIES, Image, capability
-from flash_attn3_sm121.doctor.machine import Gpu, Library, Machine
+from flash_attn3_sm121.doctor.facts import Gpu, Library, Machine
 
 # The oldest driver (its major number) that serves a linked-in CUDA runtime of each major version.
 OLDEST_DRIVER = {12: 525, 13: 580}

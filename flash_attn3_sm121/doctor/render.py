@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flash_attn3_sm121.console import Block, Cell, Styled, Table, Verbatim
 from flash_attn3_sm121.doctor.diagnose import Finding
-from flash_attn3_sm121.doctor.machine import Call, Machine
+from flash_attn3_sm121.doctor.facts import Call, Machine
 
 MARKS = {"ok": Styled("ok", "green"), "note": Styled("note", "yellow"), "fault": Styled("FAULT", "bold red")}
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`run(device, dtype)` yields (what, got, wanted) triples; `wanted` is fp64 on the CPU."""
+    """`results(device, dtype)` yields (what, got, wanted) triples; `wanted` is fp64 on the CPU."""
 
     name: str
-    run: Callable[[torch.device, torch.dtype], Iterator[tuple[str, Tensor, Tensor]]]
+    results: Callable[[torch.device, torch.dtype], Iterator[tuple[str, Tensor, Tensor]]]
 
 
 def random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:

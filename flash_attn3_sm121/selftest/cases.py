@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _dense(mask: Mask, *, dim: int, sq: int = 113, sk: int = 203, kv_heads: int = 2, softcap: float = 0.0) -> Case:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         from flash_attn3_sm121 import flash_attn_func
 
         q = random(device, dtype, 2, sq, 4, dim)
@@ -41,11 +41,11 @@ def _dense(mask: Mask, *, dim: int, sq: int = 113, sk: int = 203, kv_heads: int 
     parts += [f"softcap {softcap:g}"] if softcap else []
     parts += [f"{4 // kv_heads} heads a kv head"] if kv_heads != 4 else []
     parts += ["more queries than keys"] if sq > sk else []
-    return Case(name=f"forward: {', '.join(parts)}", run=run)
+    return Case(name=f"forward: {', '.join(parts)}", results=results)
 
 
 def _backward(mask: Mask, *, dim: int, softcap: float = 0.0) -> Case:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_func
@@ -63,11 +63,11 @@ def _backward(mask: Mask, *, dim: int, softcap: float = 0.0) -> Case:
 
     kind = "causal" if mask.causal else "full"
     local = f", window ({mask.left}, {mask.right})" if mask.left >= 0 else ""
-    return Case(name=f"backward: d {dim}, {kind}{local}{', softcap' if softcap else ''}", run=run)
+    return Case(name=f"backward: d {dim}, {kind}{local}{', softcap' if softcap else ''}", results=results)
 
 
 def _varlen() -> Case:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_varlen_func
@@ -85,11 +85,11 @@ def _varlen() -> Case:
         ]
         yield "out", out, torch.cat(rows)
 
-    return Case(name="forward: packed sequences, one of them empty", run=run)
+    return Case(name="forward: packed sequences, one of them empty", results=results)
 
 
 def _cache(*, paged: bool, rotary: bool, splits: int, new: int = 3) -> Case:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_with_kvcache
@@ -131,11 +131,11 @@ def _cache(*, paged: bool, rotary: bool, splits: int, new: int = 3) -> Case:
         yield "out", out, torch.stack(rows)
 
     parts = ["paged" if paged else "plain"] + (["rotary"] if rotary else []) + [f"num_splits {splits}"]
-    return Case(name=f"cache: append {new}, ragged lengths, {', '.join(parts)}", run=run)
+    return Case(name=f"cache: append {new}, ragged lengths, {', '.join(parts)}", results=results)
 
 
 def _combine() -> Case:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_combine
@@ -150,21 +150,21 @@ def _combine() -> Case:
         yield "out", out, wanted
         yield "lse", total, wanted_lse
 
-    return Case(name="combine: three splits, one empty", run=run)
+    return Case(name="combine: three splits, one empty", results=results)
 
 
 def cases() -> tuple[Case, ...]:
     """All of them; about fifty, each a fraction of a second."""
     causal, full = Mask(causal=True), Mask()
-    found = [_dense(mask, dim=dim) for dim in (16, 32, 64, 96, 128, 192, 256) for mask in (causal, full)]
-    found += [_dense(Mask(left=17, right=0), dim=dim) for dim in (64, 128, 256)]
-    found += [_dense(Mask(left=9, right=21), dim=64), _dense(Mask(causal=True, chunk=32), dim=64)]
-    found += [_dense(causal, dim=dim, softcap=15.0) for dim in (64, 128)]
-    found += [_dense(causal, dim=64, kv_heads=heads) for heads in (1, 4)]
-    found += [_dense(causal, dim=128, sq=200, sk=77)]  # rows that see no key at all
-    found += [_backward(mask, dim=dim) for dim in (32, 64, 128, 256) for mask in (causal, full)]
-    found += [_backward(Mask(left=17, right=0), dim=64), _backward(causal, dim=64, softcap=15.0)]
-    found += [_varlen(), _combine()]
-    found += [_cache(paged=paged, rotary=False, splits=splits) for paged in (False, True) for splits in (1, 4)]
-    found += [_cache(paged=False, rotary=True, splits=1), _cache(paged=True, rotary=True, splits=1, new=1)]
-    return (*found, *lengths.cases())
+    chosen = [_dense(mask, dim=dim) for dim in (16, 32, 64, 96, 128, 192, 256) for mask in (causal, full)]
+    chosen += [_dense(Mask(left=17, right=0), dim=dim) for dim in (64, 128, 256)]
+    chosen += [_dense(Mask(left=9, right=21), dim=64), _dense(Mask(causal=True, chunk=32), dim=64)]
+    chosen += [_dense(causal, dim=dim, softcap=15.0) for dim in (64, 128)]
+    chosen += [_dense(causal, dim=64, kv_heads=heads) for heads in (1, 4)]
+    chosen += [_dense(causal, dim=128, sq=200, sk=77)]  # rows that see no key at all
+    chosen += [_backward(mask, dim=dim) for dim in (32, 64, 128, 256) for mask in (causal, full)]
+    chosen += [_backward(Mask(left=17, right=0), dim=64), _backward(causal, dim=64, softcap=15.0)]
+    chosen += [_varlen(), _combine()]
+    chosen += [_cache(paged=paged, rotary=False, splits=splits) for paged in (False, True) for splits in (1, 4)]
+    chosen += [_cache(paged=False, rotary=True, splits=1), _cache(paged=True, rotary=True, splits=1, new=1)]
+    return (*chosen, *lengths.cases())

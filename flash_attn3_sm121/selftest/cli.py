@@ -76,7 +76,7 @@ def check(case: Case, device: torch.device, dtype_name: str) -> list[Result]:
     torch.manual_seed(0)
     return [
         Result(case=case.name, what=what, dtype=dtype_name, error=deviation(got, wanted), allowed=ALLOWED[dtype_name])
-        for what, got, wanted in case.run(device, dtype)
+        for what, got, wanted in case.results(device, dtype)
     ]
 
 

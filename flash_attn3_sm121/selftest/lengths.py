@@ -25,7 +25,7 @@ def _used(device: torch.device, *counts: int) -> Tensor:
 def _forward(*, splits: int) -> Case:
     """The rows and keys in use, of sequences that are not packed."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         from flash_attn3_sm121 import flash_attn_varlen_func
 
         rows, keys = (9, 100, 1), (150, 37, 129)
@@ -48,13 +48,13 @@ def _forward(*, splits: int) -> Case:
             wanted[b, :m] = reference.sequence(q[b, :m].cpu(), k[b, :n].cpu(), v[b, :n].cpu(), Mask())[0]
         yield "out", out, wanted
 
-    return Case(name=f"forward: used rows and keys, num_splits {splits}", run=run)
+    return Case(name=f"forward: used rows and keys, num_splits {splits}", results=results)
 
 
 def _backward(*, packed: bool, kv_heads: int) -> Case:
     """Gradients of the same, or of packed rows of Q against keys that are not packed."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_varlen_func
@@ -77,13 +77,13 @@ def _backward(*, packed: bool, kv_heads: int) -> Case:
         yield from zip(("dq", "dk", "dv"), grads, torch.autograd.grad(total, plain), strict=True)
 
     kind = "packed rows against keys that are not" if packed else "used rows and keys"
-    return Case(name=f"backward: {kind}{', grouped heads' if kv_heads < 4 else ''}", run=run)
+    return Case(name=f"backward: {kind}{', grouped heads' if kv_heads < 4 else ''}", results=results)
 
 
 def _append(*, dim: int, turned: int, new: int, batch: int, kv_heads: int, splits: int) -> Case:
     """New keys at the end of a cache whose other rows must stay as they are; rotary that is not interleaved."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_with_kvcache
@@ -121,7 +121,7 @@ def _append(*, dim: int, turned: int, new: int, batch: int, kv_heads: int, split
         yield "v_cache", caches[1], wanted[1]
 
     words = [f"d {dim}", f"append {new} of {batch} sequences", f"num_splits {splits}"]
-    return Case(name=f"cache: {', '.join(words + [f'rotary {turned}, halves'] * (turned > 0))}", run=run)
+    return Case(name=f"cache: {', '.join(words + [f'rotary {turned}, halves'] * (turned > 0))}", results=results)
 
 
 def cases() -> tuple[Case, ...]:

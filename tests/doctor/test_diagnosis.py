@@ -11,7 +11,7 @@ import pytest
 
 from flash_attn3_sm121.console import plain, show
 from flash_attn3_sm121.doctor.diagnose import diagnose
-from flash_attn3_sm121.doctor.machine import Call, Client, Distribution, Gpu, Library, Machine, Torch
+from flash_attn3_sm121.doctor.facts import Call, Client, Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.doctor.render import report
 
 SITE = "/venv/lib/python3.12/site-packages"

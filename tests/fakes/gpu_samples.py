@@ -15,7 +15,7 @@ from flash_attn3_sm121.errors import BackendError
 
 
 def _right(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
-    yield from dense(Dense(dim=16, rule=Rule(mask=CAUSAL), lengths=(8, 8))).run(device, dtype)
+    yield from dense(Dense(dim=16, rule=Rule(mask=CAUSAL), lengths=(8, 8))).findings(device, dtype)
 
 
 def _wrong(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
@@ -52,16 +52,16 @@ def mishaps() -> tuple[GpuCase, ...]:
         "right": _right, "fault": _fault, "wrong": _wrong, "poison": _poison, "refuse": _refuse,
         "broken": _broken, "right again": _right,
     }  # fmt: skip
-    return tuple(GpuCase(name=name, run=run) for name, run in runs.items())
+    return tuple(GpuCase(name=name, findings=findings) for name, findings in runs.items())
 
 
 def hang() -> tuple[GpuCase, ...]:
     return (
-        GpuCase(name="right", run=_right),
-        GpuCase(name="hang", run=_hang),
-        GpuCase(name="right again", run=_right),
+        GpuCase(name="right", findings=_right),
+        GpuCase(name="hang", findings=_hang),
+        GpuCase(name="right again", findings=_right),
     )
 
 
 def fine() -> tuple[GpuCase, ...]:
-    return (GpuCase(name="right", run=_right),)
+    return (GpuCase(name="right", findings=_right),)

@@ -15,7 +15,7 @@ import torch
 
 from ci.__main__ import main
 from ci.console import Narrator
-from ci.prove.gpu import casework, judge, plan, runner
+from ci.prove.gpu import casework, outcomes, runner, suite
 from ci.prove.gpu.probes import compare
 from ci.prove.gpu.stage import Stage, Status
 from ci.prove.gpu.wheelfolder import open_wheel
@@ -57,7 +57,7 @@ def test_each_end_of_a_child_is_recorded_and_the_next_stage_runs(tmp_path: Path)
         command("hang", "import time; print('so far', flush=True); time.sleep(600)"),
         command("code", "import sys; sys.exit('the reason')"),
         command("no program", "", argv=("/nonexistent/program",)),
-        command("nonsense", "print('[]')", judge="doctor"),
+        command("nonsense", "print('[]')", reader="doctor"),
         command("away", "", absent="no such device"),
         command("good", "pass"),
     ]
@@ -75,7 +75,7 @@ def test_each_end_of_a_child_is_recorded_and_the_next_stage_runs(tmp_path: Path)
 
 
 def test_a_case_that_kills_or_poisons_the_process_costs_only_itself(tmp_path: Path) -> None:
-    result = casework.run(cases("mishaps"), cwd=tmp_path, env=ENV, budget_s=300)
+    result = casework.run_cases(cases("mishaps"), cwd=tmp_path, env=ENV, budget_s=300)
     assert [(case.name, case.status) for case in result.cases] == [
         ("right", Status.OK),
         ("fault", Status.CRASHED),
@@ -92,13 +92,13 @@ def test_a_case_that_kills_or_poisons_the_process_costs_only_itself(tmp_path: Pa
 
 
 def test_a_case_that_hangs_is_stopped_and_the_next_one_runs(tmp_path: Path) -> None:
-    result = casework.run(cases("hang", stall_s=3.0), cwd=tmp_path, env=ENV, budget_s=300)
+    result = casework.run_cases(cases("hang", stall_s=3.0), cwd=tmp_path, env=ENV, budget_s=300)
     assert [case.status for case in result.cases] == [Status.OK, Status.TIMEOUT, Status.OK]
     assert result.status is Status.TIMEOUT
 
 
 def test_time_that_is_up_is_recorded_with_what_was_reached(tmp_path: Path) -> None:
-    result = casework.run(cases("hang"), cwd=tmp_path, env=ENV, budget_s=0.5)
+    result = casework.run_cases(cases("hang"), cwd=tmp_path, env=ENV, budget_s=0.5)
     assert result.status is Status.TIMEOUT
     assert "stopped after" in result.reason
 
@@ -143,7 +143,7 @@ def test_what_is_wrong_is_found() -> None:
     ],
 )
 def test_the_sanitizers_summary(text: str, status: Status) -> None:
-    assert judge.sanitizer(text)[0] is status
+    assert outcomes.sanitizer(text)[0] is status
 
 
 DYNAMIC, SINGLE = "DynamicPersistentTileScheduler<(int)256>", "SingleTileScheduler<(bool)0>"
@@ -172,7 +172,7 @@ def test_racecheck_is_not_believed_about_a_tiles_hand_over(
         text += "========= Error: Race reported between " + "\n=========     and ".join(lines) + " [32 hazards]\n"
         text += "========= \n"
     text += f"========= RACECHECK SUMMARY: {len(reports)} hazards displayed ({len(reports)} errors, 0 warnings)\n"
-    assert judge.sanitizer(text)[0] is status
+    assert outcomes.sanitizer(text)[0] is status
 
 
 def test_the_sanitizers_verdict_counts_beside_the_cases(tmp_path: Path) -> None:
@@ -181,18 +181,18 @@ def test_the_sanitizers_verdict_counts_beside_the_cases(tmp_path: Path) -> None:
     script = "import runpy, sys; print('========= ERROR SUMMARY: 3 errors'); sys.argv.pop(0); "
     script += "runpy.run_module('ci.prove.gpu.probes.loop', run_name='__main__')"
     argv = (sys.executable, "-c", script, *stage.argv[2:])
-    checked = replace(stage, argv=argv, judge="sanitizer")
+    checked = replace(stage, argv=argv, reader="sanitizer")
     result = runner.run_stage(checked, cwd=tmp_path, env=ENV, budget_s=120)
     assert [case.status for case in result.cases] == [Status.OK]
     assert result.status is Status.WRONG and "3 errors" in result.reason
 
 
 def test_the_plan_for_a_gpu() -> None:
-    setting = plan.Setting(
+    setting = suite.Setting(
         python="python", device="cuda", native=True, proxy=True, root=ROOT, sanitizer="/x/compute-sanitizer",
         kernel_filter=True, pytest=True, triton=True, transformers=True,
     )  # fmt: skip
-    stages = {stage.name: stage for stage in plan.stages(setting)}
+    stages = {stage.name: stage for stage in suite.stages(setting)}
     assert all(stage.absent is None for stage in stages.values())
     assert stages["numerics"].argv[-4:] == ("--backend", "native", "--sample", "1")
     assert stages["racecheck"].argv[:5] == (
@@ -206,7 +206,7 @@ def test_the_plan_for_a_gpu() -> None:
     for name, backend in {"sdpa": "sdpa", "determinism-sdpa": "sdpa", "flex": "flex"}.items():
         argv = stages[name].argv  # each fallback is asked for by name, whatever the wheel holds
         assert argv[argv.index("--backend") + 1] == backend
-    bare = {s.name: s for s in plan.stages(replace(setting, sanitizer=None, pytest=False, triton=False))}
+    bare = {s.name: s for s in suite.stages(replace(setting, sanitizer=None, pytest=False, triton=False))}
     assert "PATH" in str(bare["memcheck"].absent) and "pytest" in str(bare["tests"].absent)
     assert "triton" in str(bare["flex"].absent) and bare["transformers"].absent is None
 

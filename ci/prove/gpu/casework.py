@@ -75,7 +75,7 @@ class Record:
         return max(self.cases, default=-1) + 1
 
 
-def run(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> StageResult:
+def run_cases(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> StageResult:
     """All cases that fit the budget."""
     begun = time.monotonic()
     record = Record(path=cwd / f"{stage.name}.jsonl")
@@ -96,7 +96,7 @@ def run(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> 
         argv = [*stage.argv, "--from", str(record.next), "--out", str(record.path)]
         record.changed = time.monotonic()
         before = record.next
-        ended = child.run(argv, cwd=cwd, env=env, limit_s=left, log=cwd / f"{stage.name}.log", stalled=stalled)
+        ended = child.run_watched(argv, cwd=cwd, env=env, limit_s=left, log=cwd / f"{stage.name}.log", stalled=stalled)
         record.follow(time.monotonic())
         codes.append(ended.code)
         if record.done:

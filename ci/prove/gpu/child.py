@@ -40,7 +40,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def run(
+def run_watched(
     argv: Sequence[str],
     *,
     cwd: Path,

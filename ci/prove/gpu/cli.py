@@ -19,7 +19,7 @@ from typing import Any
 from ci import ROOT
 from ci.console import Narrator
 from ci.machine import commit_of
-from ci.prove.gpu import plan, report
+from ci.prove.gpu import report, suite
 from ci.prove.gpu.report import Run
 from ci.prove.gpu.runner import run_all
 from ci.prove.gpu.stage import Stage, StageResult
@@ -56,7 +56,7 @@ def sanitizer() -> tuple[str | None, bool]:
 
 def machine(device: str) -> dict[str, Any]:
     """What the driver says, and this Python's torch, without importing it (a broken one must not end the run)."""
-    found: dict[str, Any] = {"name": platform.processor() or platform.machine()}
+    facts: dict[str, Any] = {"name": platform.processor() or platform.machine()}
     smi = shutil.which("nvidia-smi")
     if device.startswith("cuda") and smi is not None:
         index = device.partition(":")[2] or "0"
@@ -64,12 +64,12 @@ def machine(device: str) -> dict[str, Any]:
         said = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         words = [word.strip() for word in said.stdout.strip().split(",")]
         if said.returncode == 0 and len(words) == 3:
-            found = dict(zip(("name", "driver", "capability"), words, strict=True))
+            facts = dict(zip(("name", "driver", "capability"), words, strict=True))
     script = "import torch; print(torch.__version__, torch.version.cuda)"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
     torch = said.stdout.split() if said.returncode == 0 else ["does not import", ""]
-    found |= {"torch": torch[0], "CUDA": torch[1] if torch[1] != "None" else ""}
-    return {**found, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    facts |= {"torch": torch[0], "CUDA": torch[1] if torch[1] != "None" else ""}
+    return {**facts, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def environment(opened: OpenedWheel, *, root: Path, environ: Mapping[str, str]) -> dict[str, str]:
@@ -94,7 +94,7 @@ def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage,
 
 def write(run: Run, out: Path, work: Path) -> None:
     """Both files, each replaced whole: they are there, and right, whenever the run is cut off."""
-    for name, content in (("gpu-test.json", report.document(run)), ("gpu-test.html", report.page(run))):
+    for name, content in (("gpu-test.json", report.to_json(run)), ("gpu-test.html", report.to_html(run))):
         beside = out / f".{name}.part"
         beside.write_text(content, encoding="utf-8")
         beside.replace(out / name)
@@ -118,12 +118,12 @@ def run(args: argparse.Namespace) -> int:
         if args.proxy and not opened.proxy:
             raise UsageError(f"--proxy: {opened.name} is no proxy build")
         tool, narrow = sanitizer()
-        setting = plan.Setting(
+        setting = suite.Setting(
             python=sys.executable, device=args.device, native=bool(opened.facts), proxy=opened.proxy, root=ROOT,
             sanitizer=tool, kernel_filter=narrow, sample=args.sample, minutes=args.minutes,
             **{name: importlib.util.find_spec(name) is not None for name in ("pytest", "triton", "transformers")},
         )  # fmt: skip
-        stages = chosen(plan.stages(setting), args.stage)
+        stages = chosen(suite.stages(setting), args.stage)
         words = ["python", "-m", "ci", "gpu-test", "--wheel", opened.name, "--device", args.device]
         words += ["--minutes", f"{args.minutes:g}", *(["--proxy"] if args.proxy else [])]
         facts = machine(args.device)
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             return Run(
                 date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
                 commit=args.commit or commit_of(ROOT), command=shlex.join(words), device=args.device, machine=facts,
-                wheel=opened.document(), minutes=args.minutes, planned=tuple(stage.name for stage in stages),
+                wheel=opened.described(), minutes=args.minutes, planned=tuple(stage.name for stage in stages),
                 results=tuple(results),
             )  # fmt: skip
 
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         done = so_far(results)
         write(done, args.out, work)
-    sys.stdout.write(report.text(done))
+    sys.stdout.write(report.to_markdown(done))
     narrate.note(f"wrote {args.out / 'gpu-test.json'} and {args.out / 'gpu-test.html'}")
     if not done.good:
         raise VerifyError(f"gpu-test: {done.verdict}", hint=f"read {args.out / 'gpu-test.html'}")

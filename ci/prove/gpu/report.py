@@ -62,7 +62,7 @@ def _case(case: Case) -> dict[str, Any]:
     """Of a case that is right only the value closest to its limit: the file goes to an issue."""
     data = asdict(case)
     if case.status is Status.OK and case.findings:
-        data["findings"] = [max(case.findings, key=lambda found: found["share"])]
+        data["findings"] = [max(case.findings, key=lambda finding: finding["share"])]
     return data
 
 
@@ -78,7 +78,7 @@ def _stage(result: StageResult, seconds: float) -> dict[str, Any]:
     return {**data, "summary": result.summary, "counts": counts}
 
 
-def document(run: Run) -> str:
+def to_json(run: Run) -> str:
     seconds = sum(result.seconds for result in run.results)
     data = {
         "schema": SCHEMA, "tool": "python -m ci gpu-test", "date": run.date, "commit": run.commit,
@@ -89,7 +89,7 @@ def document(run: Run) -> str:
     return json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
 
 
-def text(run: Run) -> str:
+def to_markdown(run: Run) -> str:
     """Markdown, for a terminal or an issue."""
     lines = [f"**{run.machine.get('name', run.device)}**: {run.verdict}", ""]
     lines += [f"> {PROXY}", ""] if run.proxy else []
@@ -123,16 +123,16 @@ def _cases(cases: Sequence[Case]) -> str:
 
 
 def _ratios(data: Mapping[str, Any]) -> str:
-    found = data.get("times_as_long_as_ours")
-    if not found:
+    rows = data.get("times_as_long_as_ours")
+    if not rows:
         return ""
-    names = sorted({name for row in found.values() for name in row})
+    names = sorted({name for row in rows.values() for name in row})
     head = "".join(f'<th class="num">{escape(name)}</th>' for name in names)
     body = "".join(
         f"<tr><td>{escape(work)}</td>"
         + "".join(f'<td class="num">{row[name]:.2f}</td>' if name in row else "<td></td>" for name in names)
         + "</tr>"
-        for work, row in found.items()
+        for work, row in rows.items()
     )
     return (
         '<p class="soft small">Median times as multiples of ours: above 1 is slower than ours.</p>'
@@ -162,7 +162,7 @@ def _panel(result: StageResult) -> str:
     )
 
 
-def page(run: Run) -> str:
+def to_html(run: Run) -> str:
     title = f"flash_attn3_sm121 on {run.machine.get('name', run.device)}"
     facts = {**{k: v for k, v in run.machine.items() if k != "name"}, "wheel": run.wheel["name"],
              "sha256": run.wheel["sha256"][:16], "commit": run.commit, "date": run.date}  # fmt: skip
@@ -179,6 +179,6 @@ def page(run: Run) -> str:
 <section class="card"><div class="{tone}"><b>{escape(run.verdict)}</b></div></section>
 {panels}
 <details class="card"><summary>As Markdown, for an issue</summary><p><button id="copy" type="button">Copy</button></p>
-<pre id="markdown">{escape(text(run))}</pre></details>
+<pre id="markdown">{escape(to_markdown(run))}</pre></details>
 </main><script>{SCRIPT}</script></body></html>
 """

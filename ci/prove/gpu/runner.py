@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ci.console import Narrator
-from ci.prove.gpu import casework, child, judge
+from ci.prove.gpu import casework, child, outcomes
 from ci.prove.gpu.stage import Stage, StageResult, Status
 
 
 def _command(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> StageResult:
-    ended = child.run(stage.argv, cwd=cwd, env=env, limit_s=budget_s, log=cwd / f"{stage.name}.log")
+    ended = child.run_watched(stage.argv, cwd=cwd, env=env, limit_s=budget_s, log=cwd / f"{stage.name}.log")
     status, reason = Status.TIMEOUT, ended.how
     data: Mapping[str, Any] = {}
     if ended.killed is None and ended.code < 0:
         status = Status.CRASHED
     elif ended.killed is None:
         try:
-            status, reason, data = judge.JUDGES[stage.judge](ended, cwd)
+            status, reason, data = outcomes.READERS[stage.reader](ended, cwd)
         except (KeyError, TypeError, ValueError) as error:  # it printed something else than it should
             status, reason = Status.FAILED, f"unreadable result: {type(error).__name__}: {error}"
     return StageResult(
@@ -42,7 +42,7 @@ def _checked(result: StageResult, log: Path) -> StageResult:
     """A stage under compute-sanitizer: the checker's summary counts as much as the cases do."""
     both = [path for path in (log, log.with_suffix(".stdout")) if path.is_file()]  # it writes to stdout
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in both)
-    status, said = judge.sanitizer(text)
+    status, said = outcomes.sanitizer(text)
     if status is Status.NOT_APPLICABLE:
         return replace(result, status=status, reason=said, cases=())
     reason = f"{said}; {result.reason}" if result.reason else said
@@ -56,8 +56,8 @@ def run_stage(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: floa
     merged = {**env, **stage.env}
     if stage.kind == "command":
         return _command(stage, cwd=cwd, env=merged, budget_s=budget_s)
-    result = casework.run(stage, cwd=cwd, env=merged, budget_s=budget_s)
-    return _checked(result, cwd / f"{stage.name}.log") if stage.judge == "sanitizer" else result
+    result = casework.run_cases(stage, cwd=cwd, env=merged, budget_s=budget_s)
+    return _checked(result, cwd / f"{stage.name}.log") if stage.reader == "sanitizer" else result
 
 
 def run_all(

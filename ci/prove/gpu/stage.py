@@ -41,7 +41,7 @@ class Stage:
     stall_s: float = 60.0  # a single case may take that long, the first one thrice
     env: Mapping[str, str] = field(default_factory=dict)
     absent: str | None = None  # why it is not applicable here; nothing is started then
-    judge: str = "exit"  # how a command's outcome is read: a name in ci.gpu.judge.JUDGES
+    reader: str = "exit"  # how a command's outcome is read: a name in ci.prove.gpu.outcomes.READERS
     files: tuple[str, ...] = ()  # what a command writes, kept beside the results
 
 

@@ -36,7 +36,7 @@ class OpenedWheel:
         """For PYTHONPATH; the second is what the wheel's .pth file would add in an installed one."""
         return self.folder, self.folder / PACKAGE / "_dropin"
 
-    def document(self) -> Mapping[str, Any]:
+    def described(self) -> Mapping[str, Any]:
         return {
             "name": self.name,
             "sha256": self.sha256,

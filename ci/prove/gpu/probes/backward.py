@@ -31,7 +31,7 @@ def judged(grads: tuple[Tensor, ...], tensors: tuple[Tensor, ...], weight: Tenso
 
 
 def dense(facts: Dense) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         q, k, v = tensors = facts.tensors(device, dtype)
         for tensor in tensors:
             tensor.requires_grad_()
@@ -39,11 +39,11 @@ def dense(facts: Dense) -> GpuCase:
         weight = random(device, dtype, *out.shape)
         yield from judged(torch.autograd.grad(out, tensors, weight), tensors, weight, facts.rule)
 
-    return GpuCase(name=f"backward: {facts.name}", run=run)
+    return GpuCase(name=f"backward: {facts.name}", findings=findings)
 
 
 def _varlen(dim: int, mask_name: str) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         rule, cu, total = Rule(mask=MASKS[mask_name]), offsets(PACKED, device), sum(PACKED)
         q = random(device, dtype, total, 4, dim).requires_grad_()
         k, v = (random(device, dtype, total, 2, dim).requires_grad_() for _ in range(2))
@@ -60,24 +60,24 @@ def _varlen(dim: int, mask_name: str) -> GpuCase:
                 for finding in judged(mine, own, weight[part][None], rule):
                     yield Finding(what=f"{finding.what} {row}", error=finding.error, allowed=finding.allowed)
 
-    return GpuCase(name=f"backward: packed, d {dim}, {mask_name}, one empty", run=run)
+    return GpuCase(name=f"backward: packed, d {dim}, {mask_name}, one empty", findings=findings)
 
 
 def cases() -> tuple[GpuCase, ...]:
-    found = [
+    cases = [
         dense(Dense(dim=dim, rule=Rule(mask=mask), lengths=lengths))
         for lengths in LENGTHS
         for mask in (FULL, CAUSAL, LOCAL)
         for dim in HEAD_DIMS
     ]
-    found += [dense(Dense(dim=dim, rule=Rule(mask=mask, softcap=15.0))) for dim in HEAD_DIMS for mask in (FULL, CAUSAL)]
-    found += [
+    cases += [dense(Dense(dim=dim, rule=Rule(mask=mask, softcap=15.0))) for dim in HEAD_DIMS for mask in (FULL, CAUSAL)]
+    cases += [
         dense(Dense(dim=64, rule=Rule(mask=CAUSAL), heads=heads, about=f"heads {heads[0]}/{heads[1]}"))
         for heads in ((6, 1), (6, 2), (4, 4))
     ]
-    found += [
+    cases += [
         dense(Dense(dim=dim, rule=Rule(mask=CAUSAL), about="deterministic", options={"deterministic": True}))
         for dim in HEAD_DIMS
     ]
-    found += [_varlen(dim, name) for dim in HEAD_DIMS for name in ("full", "causal", "window (64, 0)")]
-    return tuple(found)
+    cases += [_varlen(dim, name) for dim in HEAD_DIMS for name in ("full", "causal", "window (64, 0)")]
+    return tuple(cases)

@@ -81,7 +81,7 @@ def _turn(x: Tensor, tables: tuple[Tensor, Tensor], first: int, style: str) -> T
 
 
 def decode(facts: Decode) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         heads, kv = facts.heads
         q = random(device, dtype, len(USED), facts.queries, heads, facts.dim)
         k_plain, v_plain = (random(device, dtype, len(USED), CAPACITY, kv, facts.dim) for _ in range(2))
@@ -124,27 +124,27 @@ def decode(facts: Decode) -> GpuCase:
         if facts.new:
             yield same_bits("values in the cache", values.seen(), v_plain)
 
-    return GpuCase(name=f"cache: {facts.name}", run=run)
+    return GpuCase(name=f"cache: {facts.name}", findings=findings)
 
 
 def cases() -> tuple[GpuCase, ...]:
-    found = [
+    cases = [
         decode(Decode(dim=dim, queries=queries, new=new, page=page, splits=splits))
         for splits in (1, 0, 3)
         for page in (0, 64, 256)
         for queries, new in ((1, 0), (1, 1), (4, 4))
         for dim in HEAD_DIMS
     ]
-    found += [decode(Decode(dim=dim, queries=4, page=page)) for dim in (64, 128) for page in (16, 128)]
-    found += [
+    cases += [decode(Decode(dim=dim, queries=4, page=page)) for dim in (64, 128) for page in (16, 128)]
+    cases += [
         decode(Decode(dim=dim, queries=3, mask=mask, splits=s)) for dim in (64, 128) for mask in MASKS for s in (1, 3)
     ]
-    found += [
+    cases += [
         decode(Decode(dim=dim, queries=2, new=2, rotary=style, page=page))
         for dim in (64, 128)
         for style in ("interleaved", "halves")
         for page in (0, 64)
     ]
-    found += [decode(Decode(dim=128, heads=heads, splits=0)) for heads in ((8, 8), (8, 1), (12, 3))]
-    found += [decode(Decode(dim=128, moved=True, new=new)) for new in (0, 1)]
-    return tuple(found)
+    cases += [decode(Decode(dim=128, heads=heads, splits=0)) for heads in ((8, 8), (8, 1), (12, 3))]
+    cases += [decode(Decode(dim=128, moved=True, new=new)) for new in (0, 1)]
+    return tuple(cases)

@@ -59,11 +59,11 @@ def decoded(network: Any, device: torch.device) -> Results:
     given = tokens(device, PROMPT + STEPS)
     with torch.inference_mode():
         said = network(given[:, :PROMPT], use_cache=True)
-        found = {"prompt": said.logits}
+        logits = {"prompt": said.logits}
         for place in range(PROMPT, PROMPT + STEPS):
             said = network(given[:, place : place + 1], past_key_values=said.past_key_values, use_cache=True)
-            found[f"token {place}"] = said.logits
-    return found
+            logits[f"token {place}"] = said.logits
+    return logits
 
 
 def trained(network: Any, device: torch.device) -> Results:
@@ -74,7 +74,7 @@ def trained(network: Any, device: torch.device) -> Results:
 
 
 def _case(name: str, kind: str, use: Callable[[Any, torch.device], Results]) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         got = use(model(kind, "flash_attention_3", device, dtype), device)
         low = use(model(kind, "eager", device, dtype), device)
         # fp32, not fp64: eager's mask value of fp64 becomes an infinity in its fp32 softmax, and padded rows NaN.
@@ -83,7 +83,7 @@ def _case(name: str, kind: str, use: Callable[[Any, torch.device], Results]) -> 
             unit = exact[what].abs().max()  # gradients are small, and the rule allows for rounding near 0.3
             yield close(what, value / unit, exact[what].double() / unit, low[what] / unit)
 
-    return GpuCase(name=f"transformers: {kind}, {name}", run=run)
+    return GpuCase(name=f"transformers: {kind}, {name}", findings=findings)
 
 
 def cases() -> tuple[GpuCase, ...]:

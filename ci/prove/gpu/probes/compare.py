@@ -39,10 +39,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCase:
-    """A named check. `run` may raise BackendError: a backend that was asked for refuses."""
+    """A named check. `findings(device, dtype)` may raise BackendError: a backend that was asked for refuses."""
 
     name: str
-    run: Callable[[torch.device, torch.dtype], Iterator[Finding]]
+    findings: Callable[[torch.device, torch.dtype], Iterator[Finding]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def _forward(tensors: tuple[Tensor, ...], out: Tensor, lse: Tensor, rule: Rule) 
 
 
 def _dense(facts: Dense) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         tensors = facts.tensors(device, dtype)
         for tensor in tensors:
             tensor.requires_grad_()
@@ -40,11 +40,11 @@ def _dense(facts: Dense) -> GpuCase:
         weight = random(device, dtype, *out.shape)
         yield from backward.judged(torch.autograd.grad(out, tensors, weight), tensors, weight, facts.rule)
 
-    return GpuCase(name=f"compile: {facts.name}", run=run)
+    return GpuCase(name=f"compile: {facts.name}", findings=findings)
 
 
 def _varlen() -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         cu, largest = offsets(PACKED, device), max(PACKED)
         tensors = tuple(random(device, dtype, sum(PACKED), heads, 64).requires_grad_() for heads in (4, 2, 2))
 
@@ -61,7 +61,7 @@ def _varlen() -> GpuCase:
         yield from _forward(own, out[part][None], lse[:, part][None], rule)
         yield from backward.judged(mine, own, weight[part][None], rule)
 
-    return GpuCase(name="compile: packed, d 64, causal", run=run)
+    return GpuCase(name="compile: packed, d 64, causal", findings=findings)
 
 
 def cases() -> tuple[GpuCase, ...]:

@@ -65,27 +65,27 @@ def judged(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rule: Rule
 
 
 def dense(facts: Dense) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         q, k, v = facts.tensors(device, dtype)
         out, lse = flash_attn_func(q, k, v, **facts.arguments, return_attn_probs=True)
         yield from judged(q, k, v, out, lse, facts.rule)
 
-    return GpuCase(name=f"forward: {facts.name}", run=run)
+    return GpuCase(name=f"forward: {facts.name}", findings=findings)
 
 
 def _strided() -> GpuCase:
     """Heads before the sequence in memory, as many models keep them: views, not copies."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         q, k, v = (random(device, dtype, 2, 4, 130, 64).transpose(1, 2) for _ in range(3))
         out, lse = flash_attn_func(q, k, v, causal=True, return_attn_probs=True)
         yield from judged(q, k, v, out, lse, Rule(mask=CAUSAL))
 
-    return GpuCase(name="forward: transposed views", run=run)
+    return GpuCase(name="forward: transposed views", findings=findings)
 
 
 def _qkvpacked(grouped: bool) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         if grouped:
             qkv = random(device, dtype, 2, 97, 4 + 2 + 2, 64)
             q, k, v = torch.split(qkv, [4, 2, 2], dim=2)
@@ -97,7 +97,7 @@ def _qkvpacked(grouped: bool) -> GpuCase:
         )
         yield from judged(q, k, v, out, lse, Rule(mask=CAUSAL))
 
-    return GpuCase(name=f"forward: qkv packed in one tensor{', grouped' if grouped else ''}", run=run)
+    return GpuCase(name=f"forward: qkv packed in one tensor{', grouped' if grouped else ''}", findings=findings)
 
 
 def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
@@ -107,7 +107,7 @@ def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def _varlen(dim: int, mask_name: str, *, used: bool) -> GpuCase:
     """`used`: fewer queries and keys are valid than the packed tensors have room for."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         rule, cu, total = Rule(mask=MASKS[mask_name]), offsets(PACKED, device), sum(PACKED)
         q = random(device, dtype, total, 4, dim)
         k, v = (random(device, dtype, total, 2, dim) for _ in range(2))
@@ -126,31 +126,31 @@ def _varlen(dim: int, mask_name: str, *, used: bool) -> GpuCase:
                 yield Finding(what=f"{finding.what} {row}", error=finding.error, allowed=finding.allowed)
 
     with_used = ", seqused" if used else ""
-    return GpuCase(name=f"forward: packed, d {dim}, {mask_name}, one empty{with_used}", run=run)
+    return GpuCase(name=f"forward: packed, d {dim}, {mask_name}, one empty{with_used}", findings=findings)
 
 
 def cases() -> tuple[GpuCase, ...]:
-    found = [
+    cases = [
         dense(Dense(dim=dim, rule=Rule(mask=mask), lengths=lengths))
         for lengths in LENGTHS
         for mask in MASKS.values()
         for dim in HEAD_DIMS
     ]
-    found += [dense(Dense(dim=dim, rule=Rule(mask=mask, softcap=15.0))) for dim in HEAD_DIMS for mask in (FULL, CAUSAL)]
-    found += [dense(Dense(dim=dim, rule=Rule(mask=Mask(causal=True, chunk=32)))) for dim in (64, 128)]
-    found += [
+    cases += [dense(Dense(dim=dim, rule=Rule(mask=mask, softcap=15.0))) for dim in HEAD_DIMS for mask in (FULL, CAUSAL)]
+    cases += [dense(Dense(dim=dim, rule=Rule(mask=Mask(causal=True, chunk=32)))) for dim in (64, 128)]
+    cases += [
         dense(Dense(dim=dim, rule=Rule(mask=CAUSAL), heads=heads, about=f"heads {heads[0]}/{heads[1]}, pack_gqa {pack}",
                     options={"pack_gqa": pack}))
         for dim in (64, 128) for heads in ((6, 1), (6, 2), (4, 4)) for pack in (None, True, False)
     ]  # fmt: skip
-    found += [
+    cases += [
         dense(Dense(dim=dim, rule=Rule(mask=mask), lengths=(17, 1500), about=f"num_splits {splits}",
                     options={"num_splits": splits}))
         for dim in HEAD_DIMS for mask in (FULL, CAUSAL) for splits in (0, 2, 5)
     ]  # fmt: skip
-    found += [dense(Dense(dim=dim, rule=Rule(mask=CAUSAL, scale=0.31), about="scale 0.31")) for dim in (64, 128)]
-    found += [dense(Dense(dim=d, dim_v=v, rule=Rule(mask=CAUSAL), about=f"dv {v}")) for d, v in ((192, 128), (64, 256))]
-    found += [dense(Dense(dim=dim, rule=Rule(mask=CAUSAL), about="multiple of 8 only")) for dim in (40, 72, 120)]
-    found += [_strided(), _qkvpacked(False), _qkvpacked(True)]
-    found += [_varlen(dim, name, used=used) for dim in HEAD_DIMS for name in MASKS for used in (False, True)]
-    return tuple(found)
+    cases += [dense(Dense(dim=dim, rule=Rule(mask=CAUSAL, scale=0.31), about="scale 0.31")) for dim in (64, 128)]
+    cases += [dense(Dense(dim=d, dim_v=v, rule=Rule(mask=CAUSAL), about=f"dv {v}")) for d, v in ((192, 128), (64, 256))]
+    cases += [dense(Dense(dim=dim, rule=Rule(mask=CAUSAL), about="multiple of 8 only")) for dim in (40, 72, 120)]
+    cases += [_strided(), _qkvpacked(False), _qkvpacked(True)]
+    cases += [_varlen(dim, name, used=used) for dim in HEAD_DIMS for name in MASKS for used in (False, True)]
+    return tuple(cases)

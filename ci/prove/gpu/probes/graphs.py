@@ -31,7 +31,7 @@ def captured(call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[torch.cuda.CUDA
 
 
 def _step(dim: int, *, paged: bool, append: bool, splits: int) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         q = random(device, dtype, 3, 1, 6, dim)
         new = [random(device, dtype, 3, 1, 2, dim) for _ in range(2)]
         k_cache, v_cache = (random(device, dtype, 3 * PAGES, PAGE, 2, dim) for _ in range(2))
@@ -67,7 +67,7 @@ def _step(dim: int, *, paged: bool, append: bool, splits: int) -> GpuCase:
 
     kind = "paged" if paged else "plain"
     return GpuCase(
-        name=f"graph: decode, d {dim}, {kind}{', appending' if append else ''}, num_splits {splits}", run=run
+        name=f"graph: decode, d {dim}, {kind}{', appending' if append else ''}, num_splits {splits}", findings=findings
     )
 
 

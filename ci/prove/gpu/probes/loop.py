@@ -53,28 +53,28 @@ def refusal(error: BackendError) -> tuple[str, str]:
 def attempt(case: GpuCase, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Run one case; what it found, or why not. Exceptions are results here: the next case runs all the same."""
     torch.manual_seed(zlib.crc32(case.name.encode()))
-    found: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = []
     status, reason, poisoned = "ok", "", False
     try:
-        for finding in case.run(device, dtype):
-            found.append(
+        for finding in case.findings(device, dtype):
+            findings.append(
                 {"what": finding.what, "error": finding.error, "allowed": finding.allowed, "share": finding.share}
             )
             if not finding.good:
                 status = "wrong"
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if not found:
+        if not findings:
             status, reason = "failed", "the case compared nothing"
     except BackendError as error:
         status, reason = refusal(error)
     except Exception as error:  # noqa: BLE001 - whatever a case raises is its result, written down with its words
         status, reason = "failed", f"{type(error).__name__}: {str(error)[:1500]}"
         poisoned = "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
-    return {"status": status, "reason": reason, "findings": found, "poisoned": poisoned}
+    return {"status": status, "reason": reason, "findings": findings, "poisoned": poisoned}
 
 
-def run(cases: Sequence[tuple[str, GpuCase]], args: argparse.Namespace, out: TextIO) -> int:
+def run_all(cases: Sequence[tuple[str, GpuCase]], args: argparse.Namespace, out: TextIO) -> int:
     def write(**line: Any) -> None:
         out.write(json.dumps(line) + "\n")
         out.flush()
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtypes = args.dtype or list(DTYPES)
         pairs = [(dtype, case) for case in cases for dtype in dtypes][:: args.sample]
         with args.out.open("a", encoding="utf-8") as out:
-            return run(pairs, args, out)
+            return run_all(pairs, args, out)
     except FlashAttn3Error as error:
         print(f"gpu-test: error: {error}", file=sys.stderr)
         return error.exit_code

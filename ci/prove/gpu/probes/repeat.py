@@ -17,7 +17,7 @@ TIMES = 5
 def repeated(name: str, make: Callable[[torch.device, torch.dtype], Callable[[], tuple[Tensor, ...]]]) -> GpuCase:
     """`make` gives a call without arguments; it is called again and again, other work in between."""
 
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         call = make(device, dtype)
         first = tuple(x.clone() for x in call())
         for again in range(1, TIMES):
@@ -25,7 +25,7 @@ def repeated(name: str, make: Callable[[torch.device, torch.dtype], Callable[[],
             for place, (one, two) in enumerate(zip(first, call(), strict=True)):
                 yield same_bits(f"result {place}, time {again + 1}", two, one)
 
-    return GpuCase(name=f"again: {name}", run=run)
+    return GpuCase(name=f"again: {name}", findings=findings)
 
 
 def _forward(facts: Dense) -> GpuCase:
@@ -87,12 +87,12 @@ def ordered_backward() -> tuple[GpuCase, ...]:
 
 
 def cases() -> tuple[GpuCase, ...]:
-    found = [
+    cases = [
         _forward(Dense(dim=dim, rule=Rule(mask=m), lengths=(512, 513)))
         for dim in (64, 128, 256)
         for m in (CAUSAL, LOCAL)
     ]
-    found += ordered_backward()
-    found += [_varlen(dim) for dim in (64, 128)]
-    found += [_paged(dim, splits) for dim in (64, 128) for splits in (1, 4)]
-    return tuple(found)
+    cases += ordered_backward()
+    cases += [_varlen(dim) for dim in (64, 128)]
+    cases += [_paged(dim, splits) for dim in (64, 128) for splits in (1, 4)]
+    return tuple(cases)

@@ -1,4 +1,4 @@
-"""The sets of cases that stages run: names for `ci.gpu.probes.loop`."""
+"""The sets of cases that stages run: names for `ci.prove.gpu.probes.loop`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flash_attn3_sm121.selftest.cli import ALLOWED, check
 
 
 def _of_selftest(case: Case) -> GpuCase:
-    def run(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
         for result in check(case, device, name):
             yield Finding(what=result.what, error=result.error, allowed=ALLOWED[name])
 
-    return GpuCase(name=case.name, run=run)
+    return GpuCase(name=case.name, findings=findings)
 
 
 def selftest() -> tuple[GpuCase, ...]:

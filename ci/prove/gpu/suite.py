@@ -79,7 +79,7 @@ def _sanitized(setting: Setting, tool: str) -> Stage:
         stall_s=120.0,
         env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one
         absent=absent,
-        judge="sanitizer",
+        reader="sanitizer",
     )
 
 
@@ -144,7 +144,7 @@ def _bench(setting: Setting) -> Stage:
         argv=_package(setting, *words),
         kind="command",
         share=100,
-        judge="bench",
+        reader="bench",
         files=("bench.json", "bench.html"),
     )
 
@@ -162,7 +162,7 @@ def _tests(setting: Setting) -> Stage:
         kind="command",
         share=40,
         absent=_absent(setting, setting.pytest, "pytest is not importable here"),
-        judge="pytest",
+        reader="pytest",
     )  # fmt: skip
 
 
@@ -174,13 +174,13 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
         Stage(
             # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
             name="doctor", title="flash-attn3 doctor", argv=_package(setting, "doctor", "--json"), kind="command",
-            share=60, judge="expected-faults" if tolerant else "doctor",
+            share=60, reader="expected-faults" if tolerant else "doctor",
         ),
         Stage(
             name="selftest", title="flash-attn3 selftest, backend chosen by itself", kind="command", share=40,
             argv=_package(setting, "selftest", "--json", "--device", setting.device, "--dtype", "bf16",
                           *(() if setting.cuda else ("--match", "packed"))),
-            judge="selftest",
+            reader="selftest",
         ),
         Stage(
             name="selftest-native", title=f"The selftest's cases, backend {setting.backend}",

@@ -31,8 +31,8 @@ def _doctor(ended: Ended, folder: Path) -> Verdict:
     said = _document(ended)
     if said is None:
         return Status.FAILED, f"no JSON on stdout ({ended.how})", {}
-    faults = [found for found in said["findings"] if found["level"] == "fault"]
-    text = "; ".join(found["title"] for found in faults) or "no fault"
+    faults = [finding for finding in said["findings"] if finding["level"] == "fault"]
+    text = "; ".join(fault["title"] for fault in faults) or "no fault"
     return (Status.WRONG if faults else Status.OK), text, said
 
 
@@ -62,14 +62,14 @@ def _pytest(ended: Ended, folder: Path) -> Verdict:
 
 def ratios(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """workload -> contender -> how many times as long as our fastest it took (by medians)."""
-    found: dict[str, dict[str, float]] = {}
+    multiples: dict[str, dict[str, float]] = {}
     for result in bench["results"]:
         times = {entry["contender"]: entry["median_ms"] for entry in result["entries"] if entry["median_ms"]}
         ours = [times[name] for name in ("native", "sdpa", "flex") if name in times]
         if ours:
             best = times.get("native", min(ours))
-            found[result["workload"]["name"]] = {name: round(ms / best, 3) for name, ms in times.items()}
-    return found
+            multiples[result["workload"]["name"]] = {name: round(ms / best, 3) for name, ms in times.items()}
+    return multiples
 
 
 def _bench(ended: Ended, folder: Path) -> Verdict:
@@ -106,20 +106,20 @@ def sanitizer(text: str) -> tuple[Status, str]:
     """What the checker's own summary says; without one it did not work here."""
     if "Device not supported" in text:
         return Status.NOT_APPLICABLE, "compute-sanitizer does not support this device here"
-    found = [(int(number), what) for _, number, what in _SUMMARY.findall(text)]
-    if not found:
+    summaries = [(int(number), what) for _, number, what in _SUMMARY.findall(text)]
+    if not summaries:
         return Status.FAILED, "compute-sanitizer printed no summary"
-    number = sum(count for count, _ in found)
+    number = sum(count for count, _ in summaries)
     reports = [report[1] for report in _REPORT.finditer(text)]
     known = sum(hands_over_a_tile(report) for report in reports)
     if known and known == number:
         return Status.OK, f"{number} reported, each the hand-over of a tile by named barriers, which it misjudges"
-    text = f"{number} {found[0][1]}{'s' if number != 1 else ''}"
+    text = f"{number} {summaries[0][1]}{'s' if number != 1 else ''}"
     text += f", {known} of them the hand-over of a tile by named barriers (docs/gpu.md)" if known else ""
     return (Status.OK if number == 0 else Status.WRONG), text
 
 
-JUDGES: Mapping[str, Callable[[Ended, Path], Verdict]] = {
+READERS: Mapping[str, Callable[[Ended, Path], Verdict]] = {
     "exit": _exit,
     "doctor": _doctor,
     "expected-faults": _expected_faults,

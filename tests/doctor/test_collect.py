@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.doctor import gather, probes
-from flash_attn3_sm121.doctor.machine import Gpu
+from flash_attn3_sm121.doctor import collect, probes
+from flash_attn3_sm121.doctor.facts import Gpu
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ def _tool(folder: Path, script: str) -> None:
 def test_the_driver_tool_of_a_gb10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _tool(tmp_path, "echo 'NVIDIA GB10, 12.1, 580.95.05, [N/A]'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert gather.gpus() == ("580.95.05", None, (Gpu(name="NVIDIA GB10", capability=(12, 1)),))
+    assert collect.gpus() == ("580.95.05", None, (Gpu(name="NVIDIA GB10", capability=(12, 1)),))
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_the_driver_tool_of_a_gb10(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_driver_tool_that_fails(script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _tool(tmp_path, script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    driver, problem, found = gather.gpus()
+    driver, problem, found = collect.gpus()
     assert driver is None and found == () and problem is not None and words in problem
 
 
 def test_two_gpus_and_noise() -> None:
     text = "warning: something\nNVIDIA H100, 9.0, 570.1, 81559 MiB\nNVIDIA GeForce RTX 5090, 12.0, 570.1, 32607 MiB\n"
-    driver, found = gather.parse_gpus(text)
+    driver, found = collect.parse_gpus(text)
     assert driver == "570.1"
     assert [(gpu.capability, gpu.memory_mb) for gpu in found] == [((9, 0), 81559), ((12, 0), 32607)]
 
@@ -78,7 +78,7 @@ def _facts(folder: Path, data: bytes, *, sha256: str) -> None:
 
 def test_a_library_that_is_no_library(tmp_path: Path) -> None:
     _facts(tmp_path, b"not an ELF file", sha256="0" * 64)
-    (library,), errors = gather.libraries(tmp_path, load=True)
+    (library,), errors = collect.libraries(tmp_path, load=True)
     assert errors == () and not library.intact
     assert library.error is not None and "flash_attn3_sm8x.so" in library.error
 
@@ -87,7 +87,7 @@ def test_facts_without_library_and_facts_that_are_no_facts(tmp_path: Path) -> No
     _facts(tmp_path, b"", sha256="0" * 64)
     (tmp_path / "flash_attn3_sm8x.so").unlink()
     (tmp_path / "sm90.json").write_text("{", encoding="utf-8")
-    found, errors = gather.libraries(tmp_path, load=False)
+    found, errors = collect.libraries(tmp_path, load=False)
     assert found == () and len(errors) == 2
     assert "which is not there" in errors[0] and "not JSON" in errors[1]
 
@@ -108,7 +108,7 @@ def _distribution(site: Path, name: str, version: str) -> PathDistribution:
 
 
 def test_ours_is_told_from_an_upstream_distribution(tmp_path: Path) -> None:
-    found = gather.distributions(
+    found = collect.distributions(
         [
             _distribution(tmp_path, "flash-attn-3", "3.0.0b1"),
             _distribution(tmp_path / "flash_attn3_sm121" / "_dropin", "flash_attn_3", "3.0.0"),

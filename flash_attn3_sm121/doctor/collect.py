@@ -19,7 +19,7 @@ from pathlib import Path
 
 import flash_attn3_sm121
 from flash_attn3_sm121.doctor import clients, probes
-from flash_attn3_sm121.doctor.machine import Distribution, Gpu, Library, Machine, Torch
+from flash_attn3_sm121.doctor.facts import Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.errors import FactsError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -80,8 +80,8 @@ def gpus() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
         return None, f"nvidia-smi does not start: {error}", ()
     if done.returncode:
         return None, f"nvidia-smi: exit code {done.returncode}: {(done.stdout + done.stderr).strip()}", ()
-    driver, found = parse_gpus(done.stdout)
-    return driver, None, found
+    driver, devices = parse_gpus(done.stdout)
+    return driver, None, devices
 
 
 def torch_facts() -> Torch:
@@ -103,10 +103,10 @@ def _ours(location: Path) -> bool:
     return location.name == "_dropin" and location.parent.name == "flash_attn3_sm121"
 
 
-def distributions(found: Iterable[importlib.metadata.Distribution] | None = None) -> tuple[Distribution, ...]:
+def distributions(installed: Iterable[importlib.metadata.Distribution] | None = None) -> tuple[Distribution, ...]:
     """Installed distributions that matter, each place once, in the order Python would find them."""
     seen: dict[tuple[str, str], Distribution] = {}
-    for distribution in importlib.metadata.distributions() if found is None else found:
+    for distribution in importlib.metadata.distributions() if installed is None else installed:
         name = (distribution.metadata["Name"] or "").lower().replace("-", "_")
         if name not in INTERESTING:
             continue
@@ -119,7 +119,7 @@ def distributions(found: Iterable[importlib.metadata.Distribution] | None = None
 
 def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[str, ...]]:
     """The family libraries of an install with what their facts say, and the facts that cannot be read."""
-    found, errors = [], []
+    readable, errors = [], []
     for path in sorted(folder.glob("sm*.json")):
         try:
             facts = BuildFacts.read(path)
@@ -134,7 +134,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
         problem = None
         if load:
             problem = probes.ask("load", str(library), facts.namespace).get("error")
-        found.append(
+        readable.append(
             Library(
                 family=facts.family,
                 images=facts.images,
@@ -151,7 +151,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
                 error=problem,
             )
         )
-    return tuple(found), tuple(errors)
+    return tuple(readable), tuple(errors)
 
 
 def machine() -> Machine:
@@ -174,7 +174,7 @@ def machine() -> Machine:
         distributions=distributions(),
         libraries=libs,
         facts_errors=facts_errors,
-        clients=clients.gather(torch_works=usable),
+        clients=clients.look_at_clients(torch_works=usable),
         calls=clients.typical_calls(found_gpus) if usable else (),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
         canary=(wanted.get("canary") or f"failed: {wanted.get('error')}") if wanted else None,

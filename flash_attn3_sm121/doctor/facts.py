@@ -1,4 +1,4 @@
-"""The facts a diagnosis is made of. Plain data: a test writes one down, `gather` reads one off the machine."""
+"""The facts a diagnosis is made of. Plain data: a test writes one down, `collect` reads one off the machine."""
 
 from __future__ import annotations
 
@@ -99,4 +99,4 @@ class Machine:
     canary: str | None = None  # "passed", "skipped: ...", "failed: ..."
 
     def distribution(self, name: str) -> tuple[Distribution, ...]:
-        return tuple(found for found in self.distributions if found.name == name)
+        return tuple(item for item in self.distributions if item.name == name)
