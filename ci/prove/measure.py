@@ -1,4 +1,4 @@
-"""What our units cost against upstream's own files and flags, group by group: planning and sums. Pure.
+"""The compile cost of our units compared with upstream's files and flags, by groups: planning and sums. Pure.
 
 A group is the smallest set for which both sides make the same variants: forward by head dim, paged and split (upstream
 has a file a dtype, each with both softcaps and effective archs; we have a file a softcap with both dtypes), backward
@@ -44,7 +44,7 @@ def upstream_gencode(file: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The same variants on both sides."""
+    """Our units and upstream's files that compile the same kernel variants."""
 
     name: str
     kind: str
@@ -64,7 +64,7 @@ class Cost:
 
 @dataclass(kw_only=True)
 class Result:
-    """What is known of one group so far, by file."""
+    """The costs measured in a group so far, by file."""
 
     ours: dict[str, Cost] = field(default_factory=dict)
     upstream: dict[str, Cost] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
 
 
 def groups(plan: FamilyPlan) -> tuple[Group, ...]:
-    """Every group of a full mma.sync family; what has no counterpart on the other side is in none."""
+    """The groups of a full mma.sync family. Files without a counterpart on the other side are in none."""
     units, dims, dtypes = plan.units, plan.selection.head_dims, plan.selection.dtypes
     every = _forward_groups(units, dtypes, dims)
     for dim in dims:
@@ -129,7 +129,7 @@ def sample(every: Sequence[Group], count: int) -> tuple[Group, ...]:
 
 
 def tasks(picked: Sequence[Group], results: Mapping[str, Result]) -> list[Task]:
-    """What is still to be compiled: our units first, then a first part of every group's upstream files, and so on."""
+    """What is still to be compiled: our units, then the first upstream file of every group, then the second."""
     ordered: list[tuple[float, Task]] = []
     for group in picked:
         have = results.get(group.name, Result())
@@ -146,7 +146,7 @@ def tasks(picked: Sequence[Group], results: Mapping[str, Result]) -> list[Task]:
     return [task for _, task in sorted(ordered, key=lambda pair: pair[0])]
 
 
-# For an ETA, and for how many fit into memory: what an upstream file takes, by kind (CPU seconds, GB).
+# (CPU seconds, GB) of an upstream file by kind: for the ETA, and for how many are compiled at once.
 UPSTREAM_COST = {"fwd": (320.0, 9.0), "bwd": (240.0, 9.0), "combine": (92.0, 3.1), "prepare": (42.0, 1.4)}
 
 
@@ -158,7 +158,11 @@ def estimate(task: Task) -> tuple[float, float]:
 
 
 def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[str, Result]:
-    """What an earlier document holds, provided it was measured from the same inputs on the same kind of machine."""
+    """The results in an earlier document.
+
+    Raises:
+        UsageError: it was measured from other inputs, or on another kind of machine.
+    """
     if not document:
         return {}
     for name, wanted in facts.items():
@@ -210,7 +214,7 @@ def _whole(every: Sequence[Group], results: Mapping[str, Result]) -> dict[str, A
 
 
 def summary(every: Sequence[Group], results: Mapping[str, Result], *, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The document: each file of both sides, sums over the groups measured whole, and what is known of everything."""
+    """The document: the cost of each file, sums over the groups that are complete, and an estimate for all groups."""
     known = {group.name: results[group.name] for group in every if group.name in results}
     complete = [
         known[group.name]

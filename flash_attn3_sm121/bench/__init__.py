@@ -1,1 +1,1 @@
-"""`flash-attn3 bench`: every attention this machine has, side by side in one run, checked before it is timed."""
+"""`flash-attn3 bench`: every attention that this machine has, side by side in one run, checked before it is timed."""

@@ -1,4 +1,4 @@
-"""A workload made flesh: its tensors, seeded, with traps for contenders that read what they must not."""
+"""A workload's tensors. They are seeded, and memory that a call must not read holds large values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from flash_attn3_sm121.bench.workloads import Workload
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-POISON = 30.0  # what lies in a cache beyond its used length: reading it cannot go unnoticed
+POISON = 30.0  # the value beyond the used length of a cache: reading it changes the result visibly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +44,7 @@ class Case:
 
 
 def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:
-    """The same numbers on every run and machine."""
+    """The tensors of a workload: the same numbers in every run and on every machine."""
     generator = torch.Generator().manual_seed(seed)
     dtype = DTYPES[workload.dtype]
 

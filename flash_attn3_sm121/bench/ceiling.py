@@ -1,4 +1,4 @@
-"""What the device reaches in this very run: a large matmul and a large copy. Everything else is a share of these."""
+"""The run's ceiling: the rates of a large matmul and a large copy, measured in the same run as everything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flash_attn3_sm121.bench.measure import Budget, clock_of, interleave
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
-    """Best of the run's samples: a ceiling is what was reached, not what is usual."""
+    """The best of the samples: a ceiling is the highest rate that was reached."""
 
     dtype: str
     tflops: float

@@ -1,4 +1,4 @@
-"""Right before fast: every contender is held against fp32 mathematics, forward and gradients, before it is timed."""
+"""Correctness before speed: every contender's result is compared with an fp32 reference before it is timed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Results = dict[str, Tensor]  # "out", and with backward "dq", "dk", "dv"
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`rms` and `worst` are relative to the reference; `why` is None when the result is right."""
+    """What came of a comparison. `rms` and `worst` are relative to the reference; `why` is None for a right result."""
 
     rms: float
     worst: float
@@ -73,14 +73,23 @@ def _sequence(case: Case, i: int) -> Results:
 
 
 def reference(case: Case) -> Results:
-    """What the call must give, in fp32 and in the layouts of its tensors."""
+    """The right results of a case, in fp32 and in the layouts of its tensors."""
     parts = [_sequence(case, i) for i in range(len(case.workload.sequences))]
     join = torch.cat if case.workload.kind == "packed" else torch.stack
     return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_results(got: Results, want: Results, dtype: str) -> Verdict:
-    """Compare; the worst tensor speaks for all."""
+    """Compare results with the reference.
+
+    Args:
+        got: the contender's tensors by name.
+        want: the reference's; each of them must be in `got`.
+        dtype: names the tolerance.
+
+    Returns:
+        The largest errors over all tensors, and the first tensor that is wrong.
+    """
     rms = worst = 0.0
     why: str | None = None
     for name, right in want.items():

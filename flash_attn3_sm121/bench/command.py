@@ -208,7 +208,7 @@ def _measure(
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What to type for the same run; where the results went is nobody's business."""
+    """The command for the same run, without the names of result files: those may hold private paths."""
     words = ["flash-attn3", "bench"]
     words += ["--quick"] if args.quick else []
     for option, value in (("--device", args.device), ("--seconds", args.seconds)):
@@ -220,7 +220,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def write(report: Report, args: argparse.Namespace) -> None:
-    """stdout gets one thing: the table, or what `-` was asked for. Files are written whole or not at all."""
+    """Write the files that were asked for. Print the table, unless an option has stdout (`-`) for something else."""
     from flash_attn3_sm121.bench.text import markdown, table, to_csv
 
     texts: list[tuple[str | None, Callable[[], str]]] = [

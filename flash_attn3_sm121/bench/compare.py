@@ -1,4 +1,4 @@
-"""Two result files, line by line. Times of two runs are set against each run's own ceiling before they are compared."""
+"""Two result files side by side. Each time is also compared as a share of its own run's ceiling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Line:
 
 
 def compare(a: Report, b: Report) -> tuple[list[Line], list[str]]:
-    """Lines for what both runs timed right, and sentences for what only one of them did."""
+    """A line for each result that is right in both runs, and a sentence for each that is in one of them only."""
     lines: list[Line] = []
     remarks: list[str] = []
     others = {result.workload.name: result for result in b.results}

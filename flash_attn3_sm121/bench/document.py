@@ -28,7 +28,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def _report(report: Report, command: str) -> str:
-    """A report's table without the naive contender, whose column of huge numbers helps nobody here."""
+    """A report's table without the naive contender, which is slower than all others by an order of magnitude."""
     rows: list[tuple[str, ...]] = [tuple(name for name in COLUMNS if name not in ("spread", "of ceiling"))]
     for result in report.results:
         for place, entry in enumerate(in_order(result)):
@@ -64,7 +64,7 @@ def roofline_section(folder: Path) -> str:
     return f"```\n{plain(roofline('gb10'))}```\n"
 
 
-# What README.md shows of the quick run: a line a workload, our fallback's.
+# The workloads of the quick run that README.md shows, each with the time of our fallback.
 SHOWN = (
     *("train-causal-d128", "train-window", "train-window-fwdbwd", "prefill", "chunked-prefill", "decode-uniform"),
     *("decode-ragged", "varlen-packing"),
@@ -101,7 +101,11 @@ PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and
 
 
 def filled(text: str, folder: Path, sections: Sections) -> str:
-    """The document with every section made anew."""
+    """The document with every generated section replaced.
+
+    Raises:
+        UsageError: a section's markers are not in the document once each.
+    """
     for name, make in sections.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if text.count(begin) != 1 or text.count(end) != 1:

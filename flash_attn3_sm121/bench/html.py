@@ -1,4 +1,4 @@
-"""The report: one HTML file, nothing fetched, readable on a phone, in the dark and on paper."""
+"""The report as one HTML file that loads nothing else and can be read on a phone, in the dark and on paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who measured: the facts that make a result file worth reading a year later."""
+"""Facts about the machine and the software that a result was measured with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _triton() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, `+` if it is changed; the version where there is no checkout."""
+    """The checkout's commit, with `+` where files are changed; the version where there is no checkout."""
     folder = Path(__file__).absolute().parents[2]
     if not (folder / ".git").exists():
         return __version__

@@ -1,4 +1,4 @@
-"""Timing: warm up, then rounds in which every contender runs once: ratios hold even on a machine that is not idle."""
+"""Timing in rounds in which every contender runs once, so that ratios hold on a machine that is not idle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Clock = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a workload may take. Each contender runs at least `least` times, whatever the clock says."""
+    """How long a workload may take. Each contender runs at least `least` times, even beyond `seconds`."""
 
     seconds: float
     least: int = 3
@@ -61,7 +61,16 @@ def interleave(
     now: Callable[[], float] = time.monotonic,
     tick: Callable[[int], None] = lambda n: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of one call, per contender and round; index i of every list is the same round."""
+    """Time all contenders, round after round.
+
+    Args:
+        runs: the calls to time, by contender.
+        clock: gives the milliseconds of a call.
+        tick: told the number of each round that has ended.
+
+    Returns:
+        Milliseconds of one call by contender; index i of every list is the same round.
+    """
     counts: dict[str, int] = {}
     for name, run in runs.items():
         run()
@@ -73,7 +82,7 @@ def interleave(
         spent = now() - started
         if turn >= budget.least and spent + spent / turn > budget.seconds:
             break
-        # Each round starts with another contender: nobody always runs in the wake of the same neighbour.
+        # Each round starts with another contender, so that none always runs after the same one.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             count, run = counts[name], runs[name]
 

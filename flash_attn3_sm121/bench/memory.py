@@ -1,4 +1,4 @@
-"""Peak memory of one call beyond its inputs, as the allocator saw it: results and scratch, not a guess from shapes."""
+"""Peak memory of one call beyond its inputs, as torch's allocator reports it: results and scratch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """The profiler's native part writes its own lines to the process's stderr and stdout."""
+    """Discard what the profiler's native code writes to the process's stdout and stderr."""
     saved = []
     with Path(os.devnull).open("wb") as sink:
         for stream in (sys.stdout, sys.stderr):
@@ -55,7 +55,10 @@ def _cpu_peak(call: Callable[[], object]) -> int:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """None where torch cannot tell (MPS). The call has run before: one-time caches are not charged to it."""
+    """Bytes at the peak of a call; None where torch does not report them (MPS).
+
+    Run the call once before, so that caches which are filled once are not counted.
+    """
     if device.type == "cpu":
         return _cpu_peak(call)
     if device.type == "cuda":

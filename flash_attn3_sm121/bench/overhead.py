@@ -57,7 +57,7 @@ def trivial_ops() -> Any:
 
 
 def _engine() -> Engine:
-    """An engine that believes the CPU to be a Hopper whose library holds the trivial ops."""
+    """An engine that takes the CPU for a Hopper GPU whose library holds the trivial ops."""
     namespace = trivial_ops()
     facts = BuildFacts(
         family="sm90", effective_arch=90, library="none", sha256="", namespace=NAMESPACE, images=("sm_90a",), ptx=(),
@@ -80,7 +80,7 @@ def _engine() -> Engine:
 
 @contextlib.contextmanager
 def native_on_cpu() -> Iterator[None]:
-    """Every module of ours that asks for the engine gets the one above."""
+    """Replace the engine in every module that asks for it by the one above."""
     engine = _engine()
     before = [vars(holder)["engine"] for holder in _HOLDERS]
     for holder in _HOLDERS:
@@ -141,7 +141,7 @@ def _per_call(call: Call) -> float:
 
 
 def measure(theirs: Any | None) -> list[Cost]:
-    """Interleaved: bare, ours, theirs, round after round."""
+    """Time the bare op, our layer and upstream's in turn, round after round."""
     bare_op = trivial_ops().fwd
     q = torch.zeros(4, 1, 8, 128, dtype=torch.bfloat16)
     positional = (q, q, q, *(None,) * 20, 0.1, True, -1, -1, 0, 0.0, False, None, 1, None, 0)
@@ -195,7 +195,7 @@ def overhead_costs() -> tuple[list[Cost], str | None]:
 
 
 def overhead_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
-    """A head line and one line a call."""
+    """The table: a head, and a row for each call."""
     rows: list[tuple[str, ...]] = [("call", "bare op", "our layer", "upstream's layer", "ours / upstream's")]
     for cost in costs:
         theirs = "-" if cost.theirs is None else f"{cost.theirs:.2f} us"
@@ -212,7 +212,7 @@ def overhead_table(costs: Sequence[Cost], why: str | None) -> list[Block]:
 
 
 def overhead_json(costs: Sequence[Cost]) -> str:
-    """The costs with who measured them."""
+    """The costs as JSON, with the machine and the commit."""
     facts = {"date": today(), "commit": commit(), "machine": machine(torch.device("cpu"))}
     data = {"schema": 1, "tool": "flash-attn3 bench --overhead", **facts, "costs": [asdict(cost) for cost in costs]}
     return json.dumps(data, indent=1) + "\n"

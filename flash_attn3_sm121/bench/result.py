@@ -36,7 +36,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadResult:
-    """Everybody on one workload, in the order of the contender list."""
+    """All contenders' results on one workload, in the order of the list of contenders."""
 
     workload: Workload
     flops: float
@@ -48,12 +48,15 @@ class WorkloadResult:
         return next((entry for entry in self.entries if entry.contender == contender), None)
 
     def ranked(self) -> list[Entry]:
-        """Right answers only, fastest first: a wrong one has no rank."""
+        """The right results, fastest first. A wrong one has no rank."""
         timed = [entry for entry in self.entries if entry.status == "ok" and entry.median_ms is not None]
         return sorted(timed, key=lambda entry: entry.median_ms or 0.0)
 
     def times_faster(self, contender: str, than: str) -> float | None:
-        """By paired rounds; also against a wrong one, whose time was taken only to be compared with."""
+        """How many times faster one contender is than another, by paired rounds; None where one was not timed.
+
+        The slower one may be wrong: its time is still a time to compare with.
+        """
         fast, slow = self.entry(contender), self.entry(than)
         if not fast or not slow or not fast.samples_ms or len(fast.samples_ms) != len(slow.samples_ms):
             return None
@@ -62,7 +65,7 @@ class WorkloadResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run."""
+    """One run of the bench."""
 
     date: str
     commit: str

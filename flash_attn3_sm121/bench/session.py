@@ -1,4 +1,4 @@
-"""One run of the bench: workload after workload, contender after contender, into a Report."""
+"""One run of the bench: every workload with every contender, checked and timed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry
         verdict = check_results(run(), want, case.workload.dtype)
     except Refused as refused:
         return Entry(contender=contender.name, status="refused", why=str(refused))
-    # Other people's kernels and compilers raise what they like; each is shown with its type and text, and we go on.
+    # Kernels and compilers of others raise any exception; it is shown with its type, and the run goes on.
     except Exception as error:  # noqa: BLE001
         text = str(error).strip().splitlines() or ["no message"]
         return Entry(contender=contender.name, status="failed", why=f"{type(error).__name__}: {text[0]}")
@@ -131,7 +131,7 @@ def measure_workload(
 
 
 def summary(result: WorkloadResult) -> str:
-    """One line for the narration: the ranking, and who was wrong."""
+    """One line about a workload: the ranking, then the contenders that were wrong or failed."""
     parts = [f"{entry.contender} {time_text(entry.median_ms)}" for entry in result.ranked()]
     parts += [f"{entry.contender} WRONG" for entry in result.entries if entry.status == "wrong"]
     parts += [f"{entry.contender} FAILED" for entry in result.entries if entry.status == "failed"]
@@ -146,7 +146,7 @@ def time_text(ms: float | None) -> str:
 def measure_all(
     works: Sequence[Workload], contenders: Sequence[Contender], rules: Rules, top: Ceiling, narrate: Narrator
 ) -> tuple[WorkloadResult, ...]:
-    """Every workload, told on stderr while it is measured."""
+    """Measure every workload, with progress on stderr."""
     results = []
     with narrate.progress("bench", len(works), unit="workloads") as progress:
         for number, work in enumerate(works, start=1):

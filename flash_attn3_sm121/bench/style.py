@@ -1,4 +1,4 @@
-"""The report's style sheet and its few lines of script, as text: the page must stand alone."""
+"""The style sheet and script of the HTML reports, as text: a report is a single file."""
 
 from __future__ import annotations
 

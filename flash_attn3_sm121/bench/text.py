@@ -21,7 +21,7 @@ def rate_text(entry: Entry, bound: str) -> str:
 
 
 def ratio_text(result: WorkloadResult, entry: Entry) -> str:
-    """Speed and memory against the dense mask of the same rounds."""
+    """Speed and memory compared with the dense mask of the same rounds."""
     base = result.entry(BASELINE)
     times = result.times_faster(entry.contender, BASELINE)
     if times is None or base is None or entry.contender == BASELINE:
@@ -54,7 +54,7 @@ def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
 
 
 def in_order(result: WorkloadResult) -> list[Entry]:
-    """Ranked first, then wrong ones, then those without a time."""
+    """A workload's entries: ranked ones first, then wrong ones, then those without a time."""
     ranked = result.ranked()
     rest = [entry for entry in result.entries if entry not in ranked]
     return ranked + sorted(rest, key=lambda entry: (entry.median_ms is None, entry.contender))
@@ -93,7 +93,7 @@ def table(report: Report, *, unserved: bool = False) -> list[Block]:
 
 
 def markdown(report: Report) -> str:
-    """For an issue or a README."""
+    """The results as a Markdown table, for an issue or a README."""
     head = head_lines(report)
     lines = [
         f"**{head[0]}**  ",

@@ -36,7 +36,11 @@ def candidates(environ: Mapping[str, str]) -> Iterable[Path]:
 
 
 def find(environ: Mapping[str, str] | None = None) -> Path:
-    """The pinned file; raises SourceError with what was looked at."""
+    """The pinned file.
+
+    Raises:
+        SourceError: it is in none of the places; the message lists them.
+    """
     seen = []
     for path in candidates(os.environ if environ is None else environ):
         if not path.is_file():

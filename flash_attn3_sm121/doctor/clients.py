@@ -68,7 +68,7 @@ def _torch_hook() -> Client:
 
 
 def _get_kernel() -> tuple[Client, ...]:
-    """What get_kernel of each known repository hands out, in a fresh process of this Python."""
+    """What `get_kernel` returns for each known repository, in a new process of this Python."""
     version = _installed("kernels")
     answer = probes.ask("override")
     clients = []
@@ -88,7 +88,7 @@ def _get_kernel() -> tuple[Client, ...]:
 
 
 def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
-    """Every client; those that need torch only where torch imports."""
+    """What every client gets. Clients that import torch are left out where torch does not import."""
     clients: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3")]
     if torch_works:
         transformers = _transformers()
@@ -118,7 +118,7 @@ TYPICAL: tuple[tuple[str, dict[str, object]], ...] = (
 
 
 def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
-    """The decision for a few typical calls on the first GPU, or the CPU, by the function that decides for real."""
+    """Which backend would serve a few typical calls on the first GPU, or the CPU, by dispatch's own `decide`."""
     from flash_attn3_sm121.arch import capability
     from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings
     from flash_attn3_sm121.dispatch.decide import NativeState, decide
@@ -134,11 +134,11 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
     try:
         builds = tuple(library.facts for library in native.installed())
     except FactsError:
-        builds = ()  # judged and shown by itself: facts_errors
+        builds = ()  # `facts_errors` has a finding of its own
     try:
         allow_proxy = Settings.from_environ(os.environ).allow_proxy
     except UsageError:
-        allow_proxy = False  # a variable that says nothing we know: every call says so
+        allow_proxy = False  # an unknown value; every call raises for it and says so
     calls = []
     for name, facts in TYPICAL:
         base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}

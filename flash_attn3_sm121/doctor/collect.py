@@ -1,4 +1,4 @@
-"""Read a machine's facts: the driver, torch, what is installed. Nothing here judges, and nothing here may crash.
+"""Collect a machine's facts: the driver, torch, what is installed. `diagnose` says what is wrong with them.
 
 Every outside thing is asked in a way that survives its absence. What could take the process down with it (loading a
 library, launching a kernel) happens in a child process, in `probes`.
@@ -67,7 +67,7 @@ def parse_gpus(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
 
 
 def gpus() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
-    """(driver, what went wrong, GPUs) as the driver's own tool tells it: no torch involved."""
+    """(driver, what went wrong, GPUs) as nvidia-smi reports them, without torch."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None, "nvidia-smi is not on PATH: no NVIDIA driver on this machine, or not in this container", ()
@@ -85,7 +85,7 @@ def gpus() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
 
 
 def torch_facts() -> Torch:
-    """What importing torch gives, in a child process: a broken torch must not end the diagnosis."""
+    """What `import torch` gives in a child process: a broken torch must not end the diagnosis."""
     answer = probes.ask("torch")
     if "error" in answer:
         return Torch(error=str(answer["error"]))
@@ -104,7 +104,7 @@ def _ours(location: Path) -> bool:
 
 
 def distributions(installed: Iterable[importlib.metadata.Distribution] | None = None) -> tuple[Distribution, ...]:
-    """Installed distributions that matter, each place once, in the order Python would find them."""
+    """The installed distributions of INTERESTING, each place once, in the order in which Python finds them."""
     seen: dict[tuple[str, str], Distribution] = {}
     for distribution in importlib.metadata.distributions() if installed is None else installed:
         name = (distribution.metadata["Name"] or "").lower().replace("-", "_")
@@ -118,7 +118,7 @@ def distributions(installed: Iterable[importlib.metadata.Distribution] | None = 
 
 
 def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[str, ...]]:
-    """The family libraries of an install with what their facts say, and the facts that cannot be read."""
+    """(the family libraries of an install, errors about facts that cannot be read)."""
     readable, errors = [], []
     for path in sorted(folder.glob("sm*.json")):
         try:
@@ -155,7 +155,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
 
 
 def machine() -> Machine:
-    """Everything, read off this machine."""
+    """All facts about this machine."""
     driver, driver_error, found_gpus = gpus()
     torch = torch_facts()
     usable = torch.error is None

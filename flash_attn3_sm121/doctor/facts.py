@@ -1,4 +1,4 @@
-"""The facts a diagnosis is made of. Plain data: a test writes one down, `collect` reads one off the machine."""
+"""The facts that a diagnosis is made from, as plain data. `collect` reads them; tests write them by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Torch:
-    """What `import torch` gave. With `error` set nothing else is known."""
+    """What `import torch` gave. Where `error` is set, nothing else is known."""
 
     version: str = ""
     cuda: str | None = None
@@ -79,7 +79,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Everything the doctor looks at."""
+    """All facts about a machine."""
 
     python: str
     executable: str

@@ -1,4 +1,4 @@
-"""Questions that may take a process down, asked in a child process that answers in JSON on its last line.
+"""Checks that may end the process they run in. Each runs in a child, which prints its answer as JSON on the last line.
 
 `python -m flash_attn3_sm121.doctor.probes NAME ARGUMENT...` answers one; `ask` starts that and reads the answer.
 """
@@ -16,7 +16,7 @@ SECONDS = 180
 
 
 def ask(name: str, *arguments: str) -> dict[str, Any]:
-    """The child's answer, or {"error": ...} with what it said last when it died or hung."""
+    """The child's answer; {"error": ...} with the last line of its output where it died or hung."""
     command = [sys.executable, "-m", __spec__.name, name, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -66,7 +66,7 @@ def _load(path: str, namespace: str) -> dict[str, Any]:
 
 
 def _canary() -> dict[str, Any]:
-    """One native call, the canary's verdict on it: passed, or failed with its words."""
+    """Make one native call. The answer is the canary's: passed, skipped, or failed with its message."""
     import warnings
 
     import torch
@@ -92,7 +92,7 @@ def _canary() -> dict[str, Any]:
 
 
 def _transformers() -> dict[str, Any]:
-    """The package's own detection function, as its models call it."""
+    """Ask transformers' own detection function, which its models call."""
     import torch
     from transformers.utils import is_flash_attn_3_available
 
@@ -107,7 +107,7 @@ def _torch_hook() -> dict[str, Any]:
 
 
 def _override() -> dict[str, Any]:
-    """Whether a plain start of this Python has the override on: it is asked of the process, not of a file."""
+    """Whether the override is on in a new process of this Python."""
     from flash_attn3_sm121.hub.patch import active
 
     config = active()

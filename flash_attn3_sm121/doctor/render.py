@@ -1,4 +1,4 @@
-"""A diagnosis for people: the machine, the findings, and at the end, where it is read first, the fixes."""
+"""The diagnosis as text: the machine, the findings, and the fixes at the end, where a terminal shows them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARKS = {"ok": Styled("ok", "green"), "note": Styled("note", "yellow"), "fault":
 
 
 def _by_decision(calls: Sequence[Call]) -> dict[str, list[Call]]:
-    """Calls that got the same decision for the same reasons stand together, the reasons once."""
+    """Calls grouped by the text of their decision, so that equal reasons are printed once."""
     groups: dict[str, list[Call]] = {}
     for call in calls:
         groups.setdefault(call.decision, []).append(call)
@@ -20,7 +20,7 @@ def _by_decision(calls: Sequence[Call]) -> dict[str, list[Call]]:
 
 
 def report(machine: Machine, findings: Sequence[Finding]) -> list[Block]:
-    """The whole diagnosis. The fixes stand once more at the end, numbered, ready to be copied."""
+    """The whole diagnosis. The commands that fix its faults are repeated at the end, to be copied."""
     blocks: list[Block] = [f"Python {machine.python} on {machine.cpu} ({machine.platform})"]
     blocks.append(Verbatim(f"  {machine.executable}"))
     blocks += [Verbatim(f"  {name}={value}") for name, value in machine.environment.items()]

@@ -1,5 +1,5 @@
-"""Attention as the formula says it, one sequence at a time, in fp64 on the CPU. Slow on purpose: nothing is shared
-with the code under test."""
+"""Attention by its formula, one sequence at a time, in fp64 on the CPU. It is slow and shares no code with what is
+tested."""
 
 from __future__ import annotations
 

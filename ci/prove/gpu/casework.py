@@ -1,4 +1,4 @@
-"""Stages of cases: read what a child wrote, and start it again behind a case that killed, hung or poisoned it."""
+"""Stages of cases: read what a child recorded, and start it again after a crash, a hang or a broken device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ci.prove.gpu.stage import Case, Stage, StageResult, Status
 
 RESTARTS = 8
 START_S = 180.0  # torch's import, the context, the first kernels: before the first case ends
-# Some tools end with an exit code of their own for what they found, not for what the cases did.
 POISONED = 75
 
 
@@ -33,7 +32,7 @@ class Record:
     _read: int = 0
 
     def follow(self, now: float) -> None:
-        """Take in what is new; a line that is not whole yet is left for the next time."""
+        """Read the lines that are new. A line without its end is read the next time."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -62,7 +61,7 @@ class Record:
             self.done = True
 
     def fell(self, ended: Ended) -> None:
-        """The case in flight is what ended the child."""
+        """Record the case that was running when the child ended as the cause."""
         if self.flight is None:
             return
         number, name, dtype = self.flight
@@ -76,7 +75,7 @@ class Record:
 
 
 def run_cases(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> StageResult:
-    """All cases that fit the budget."""
+    """Run the cases of a stage, in as many processes as it takes, until its time is up."""
     begun = time.monotonic()
     record = Record(path=cwd / f"{stage.name}.jsonl")
     codes: list[int] = []

@@ -49,7 +49,13 @@ def run_watched(
     log: Path,
     stalled: Callable[[float], str | None] = lambda _: None,
 ) -> Ended:
-    """Run to the end, or until `limit_s` is over, or until `stalled(now)` gives a reason."""
+    """Run a command to its end.
+
+    Args:
+        limit_s: it is killed after so many seconds.
+        log: gets its stderr; its stdout is written beside, as `.stdout`.
+        stalled: called with the time every 0.1 s; a text is the reason to kill the command.
+    """
     begun = time.monotonic()
     killed: str | None = None
     with log.with_suffix(".stdout").open("wb") as out, log.open("ab") as err:

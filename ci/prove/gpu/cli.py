@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def sanitizer() -> tuple[str | None, bool]:
-    """(its path, whether it can be told to look at our kernels only)."""
+    """(the path of compute-sanitizer or None, whether it can be restricted to our kernels)."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     places = [os.environ.get("PATH", ""), *(str(Path(home) / "bin") for home in homes if home)]
     path = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
@@ -55,7 +55,7 @@ def sanitizer() -> tuple[str | None, bool]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the driver says, and this Python's torch, without importing it (a broken one must not end the run)."""
+    """The driver's GPU and this Python's torch, asked in a child process: a broken torch must not end the run."""
     facts: dict[str, Any] = {"name": platform.processor() or platform.machine()}
     smi = shutil.which("nvidia-smi")
     if device.startswith("cuda") and smi is not None:
@@ -73,7 +73,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def environment(opened: OpenedWheel, *, root: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The wheel comes before the checkout, which is there for this harness (and its tests) alone."""
+    """The children's environment: the wheel's package comes before the checkout, which has this harness."""
     kept = {name: value for name, value in environ.items() if not name.startswith("FLASH_ATTN3_")}
     folder, dropin = opened.paths
     old = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -93,7 +93,7 @@ def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage,
 
 
 def write(run: Run, out: Path, work: Path) -> None:
-    """Both files, each replaced whole: they are there, and right, whenever the run is cut off."""
+    """Write both files, each replaced in one step: a run that is cut off leaves whole ones."""
     for name, content in (("gpu-test.json", report.to_json(run)), ("gpu-test.html", report.to_html(run))):
         beside = out / f".{name}.part"
         beside.write_text(content, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a command's outcome means. Each reader gets how it ended and the folder it wrote to."""
+"""How to read the outcome of a stage's command. A reader is given how the command ended and the folder it wrote to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _exit(ended: Ended, folder: Path) -> Verdict:
 
 
 def _document(ended: Ended) -> Any:
-    """What it printed, or None where that is no JSON: the caller says so."""
+    """The JSON that a command printed; None where it printed something else."""
     try:
         return json.loads(ended.stdout)
     except ValueError:
@@ -37,7 +37,7 @@ def _doctor(ended: Ended, folder: Path) -> Verdict:
 
 
 def _expected_faults(ended: Ended, folder: Path) -> Verdict:
-    """Where a fault is what the run is about: no GPU asked for, or a library of another device on purpose."""
+    """As `_doctor`, for runs where faults are expected: on a CPU, or with a library built for another device."""
     status, text, said = _doctor(ended, folder)
     if status is Status.WRONG:
         return Status.OK, f"not counted here: {text}", said
@@ -61,7 +61,7 @@ def _pytest(ended: Ended, folder: Path) -> Verdict:
 
 
 def ratios(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """workload -> contender -> how many times as long as our fastest it took (by medians)."""
+    """workload -> contender -> its median time as a multiple of our fastest."""
     multiples: dict[str, dict[str, float]] = {}
     for result in bench["results"]:
         times = {entry["contender"]: entry["median_ms"] for entry in result["entries"] if entry["median_ms"]}
@@ -95,7 +95,7 @@ _PLACE = re.compile(r"\b(Read|Write) access at .*\+(0x[0-9a-f]+)")
 
 
 def hands_over_a_tile(report: str) -> bool:
-    """Whether this is what racecheck makes of a persistent scheduler's named barriers."""
+    """Whether a report of racecheck is its false alarm about a persistent scheduler's named barriers."""
     places = sorted((kind, int(offset, 16)) for kind, offset in _PLACE.findall(report))
     if [kind for kind, _ in places] != ["Read", "Write"] or report.count(_NAMED_BARRIERS) != len(places):
         return False
@@ -103,7 +103,7 @@ def hands_over_a_tile(report: str) -> bool:
 
 
 def sanitizer(text: str) -> tuple[Status, str]:
-    """What the checker's own summary says; without one it did not work here."""
+    """(status, text) from compute-sanitizer's summary. Without a summary it failed."""
     if "Device not supported" in text:
         return Status.NOT_APPLICABLE, "compute-sanitizer does not support this device here"
     summaries = [(int(number), what) for _, number, what in _SUMMARY.findall(text)]

@@ -1,4 +1,4 @@
-"""One JSON and one HTML of a run. The page stands alone, and is rewritten after every stage."""
+"""A run as JSON, Markdown and one HTML file. The files are rewritten after every stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROXY = "PROXY BUILD: kernels of the 99 KB family with another device's machine 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was run, and where."""
+    """A run: the stages, the wheel and the machine."""
 
     date: str
     commit: str
@@ -50,7 +50,7 @@ class Run:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity: a string says it."""
+    """JSON has no infinity or NaN: they become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -59,7 +59,7 @@ def _finite(value: Any) -> Any:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    """Of a case that is right only the value closest to its limit: the file goes to an issue."""
+    """A case as JSON. Of a right one only the value closest to its limit is kept, since the file goes into an issue."""
     data = asdict(case)
     if case.status is Status.OK and case.findings:
         data["findings"] = [max(case.findings, key=lambda finding: finding["share"])]

@@ -1,4 +1,4 @@
-"""Run the stages in order. Whatever becomes of one, its result is written down and the next one runs."""
+"""Runs the stages in order. However one ends, its result is recorded and the next one runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _command(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float
 
 
 def _checked(result: StageResult, log: Path) -> StageResult:
-    """A stage under compute-sanitizer: the checker's summary counts as much as the cases do."""
+    """The result of a stage under compute-sanitizer: its cases and the checker's summary must both be right."""
     both = [path for path in (log, log.with_suffix(".stdout")) if path.is_file()]  # it writes to stdout
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in both)
     status, said = outcomes.sanitizer(text)
@@ -69,7 +69,12 @@ def run_all(
     narrate: Narrator,
     keep: Callable[[Sequence[StageResult]], None] = lambda _: None,
 ) -> tuple[StageResult, ...]:
-    """Time that a stage leaves over goes to those behind it. `keep` gets all results so far after each stage."""
+    """Run the stages. Time that one leaves over goes to the later ones.
+
+    Args:
+        seconds: for all stages together.
+        keep: called after each stage with all results so far.
+    """
     begun, results = time.monotonic(), list[StageResult]()
     for place, stage in enumerate(stages):
         left = seconds - (time.monotonic() - begun)

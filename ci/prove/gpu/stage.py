@@ -1,4 +1,4 @@
-"""A stage and what came of it, as data. A stage is one child process (or a few, where it had to be started again)."""
+"""A stage and its result, as data. A stage is one child process, or several where it had to be started again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Status(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What to run. `argv` of a stage of cases is completed with `--from` and `--out` by the runner."""
+    """A stage of the run. The runner appends `--from` and `--out` to the `argv` of a stage of cases."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One case of a stage, as its child wrote it down (or as it was last seen)."""
+    """The result of one case, as its child recorded it."""
 
     name: str
     dtype: str
@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What came of a stage."""
+    """The result of a stage."""
 
     name: str
     title: str

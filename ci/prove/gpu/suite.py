@@ -1,4 +1,4 @@
-"""Which stages there are, in which order, and why some of them are not applicable: facts are arguments."""
+"""The stages of a run, in order, and why some are not applicable. Pure: facts about the machine are arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_CUDA = "needs a CUDA device; this run is on {device}"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the plan depends on."""
+    """The facts that the list of stages depends on."""
 
     python: str
     device: str
@@ -55,7 +55,12 @@ def _package(setting: Setting, *words: str) -> tuple[str, ...]:
 
 
 def _absent(setting: Setting, there: bool = True, why: str = "") -> str | None:
-    """Why a stage is not applicable that needs a CUDA device and, if it says so, something else that is `there`."""
+    """Why a stage that needs a CUDA device, and possibly something else, is not applicable; None where it is.
+
+    Args:
+        there: whether the other thing is there.
+        why: the reason where it is not.
+    """
     if not setting.cuda:
         return NO_CUDA.format(device=setting.device)
     return None if there else why
@@ -83,7 +88,7 @@ def _sanitized(setting: Setting, tool: str) -> Stage:
     )
 
 
-# What users without a kernel for their call get, on the same device. On a CPU the other stages show it.
+# The fallback, which serves calls that no kernel serves. On a CPU the other stages test it already.
 _FALLBACK_SAMPLE = 7
 
 
@@ -98,7 +103,7 @@ def _sdpa(setting: Setting) -> Stage:
 
 
 def _ordered(setting: Setting) -> Stage:
-    """Most libraries of ours have no deterministic backward: the fallback's is what `deterministic=True` gets."""
+    """Most of our libraries have no deterministic backward; `deterministic=True` is then served by the fallback."""
     return Stage(
         name="determinism-sdpa",
         title="The sdpa fallback's deterministic backward, bit for bit",
@@ -167,7 +172,7 @@ def _tests(setting: Setting) -> Stage:
 
 
 def stages(setting: Setting) -> tuple[Stage, ...]:
-    """Everything, cheapest and most telling first."""
+    """All stages: cheap ones that tell the most come first."""
     tolerant = setting.proxy or not setting.cuda
     no_graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
     return (

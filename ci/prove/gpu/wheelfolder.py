@@ -1,4 +1,4 @@
-"""A wheel, opened into a folder: pip needs no network for that, and where there is no pip a wheel is a zip file."""
+"""A wheel, installed into a folder by pip without an index, or unzipped where pip is missing or refuses it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = "flash_attn3_sm121"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedWheel:
-    """Where it lies now and what it says of itself."""
+    """The folder that a wheel was opened into, and the facts about its libraries."""
 
     folder: Path
     name: str
@@ -69,7 +69,11 @@ def _unzip(wheel: Path, folder: Path) -> None:
 
 
 def open_wheel(wheel: Path, folder: Path, *, narrate: Narrator) -> OpenedWheel:
-    """Raises UsageError where the file is no wheel of ours."""
+    """Open a wheel into a folder that does not exist yet.
+
+    Raises:
+        UsageError: the file is not a wheel of this package.
+    """
     if not wheel.is_file() or not zipfile.is_zipfile(wheel):
         raise UsageError(
             f"{wheel} is not a wheel", hint="make wheel builds one; then: make test-gpu WHEEL=wheels/NAME.whl"

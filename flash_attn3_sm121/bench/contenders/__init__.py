@@ -1,4 +1,4 @@
-"""Everything that can answer a workload, one list. A contender refuses with a reason or hands back a call to time."""
+"""The list of contenders: everything that can compute a workload. One refuses with a reason or gives a call to time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BASELINE = "dense-mask"
 
 
 def contenders(device: torch.device) -> tuple[Contender, ...]:
-    """Ours first. Those that can never run on this kind of device are left out; `--list` shows them all."""
+    """The contenders for a kind of device, ours first. Those that never run on it are left out."""
     ours: tuple[Contender, ...] = (Ours("native"), Ours("sdpa"), Ours("flex"))
     raw: tuple[Contender, ...] = tuple(TorchSdpa(name) for name in ("flash", "efficient", "cudnn", "math"))
     others: tuple[Contender, ...] = (FlashAttention2(), FlashAttention4())

@@ -62,7 +62,7 @@ class Ours:
 
 
 def _reason(error: BackendError, backend: str) -> str:
-    """The forced backend's own line out of the decision's trace, where there is one."""
+    """The line about the forced backend in the error's list of refusals; else its first line."""
     for line in str(error).splitlines():
         head, _, reason = line.strip().partition(f"not {backend}: ")
         if not head and reason:

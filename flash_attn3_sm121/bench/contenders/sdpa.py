@@ -1,4 +1,4 @@
-"""torch's own `scaled_dot_product_attention`, one backend at a time, where it can say the workload without a mask."""
+"""torch's own `scaled_dot_product_attention`, one backend at a time, for workloads that need no mask tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKENDS = {
     "cudnn": (SDPBackend.CUDNN_ATTENTION, frozenset({"cuda"})),
     "math": (SDPBackend.MATH, frozenset({"cpu", "cuda", "mps"})),
 }
-# How torch says that the one backend that is allowed does not serve a call (CUDA, CPU).
+# The words of torch's error where the one allowed backend does not serve a call (CUDA, CPU).
 NO_KERNEL = ("No available kernel", "No viable backend")
 
 

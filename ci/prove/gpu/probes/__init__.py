@@ -1,1 +1,1 @@
-"""What runs in the children, with the wheel's own package: sets of cases, and the loop over them."""
+"""The code of the child processes, which import the wheel's package: sets of cases, and the loop over them."""

@@ -47,7 +47,7 @@ class GpuCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What besides the tensors the formula needs."""
+    """The arguments of the formula beside the tensors."""
 
     mask: Mask
     softcap: float = 0.0
@@ -86,7 +86,7 @@ def gap(got: Tensor, wanted: Tensor) -> float:
 
 
 def close(what: str, got: Tensor, exact: Tensor, low: Tensor, *, softcap: float = 0.0, extra: float = 0.0) -> Finding:
-    """Upstream's rule."""
+    """Compare by the rule of upstream's tests."""
     rounded = exact.detach().to(low.dtype)
     rounding = gap(rounded + 0.3 - 0.3, rounded)
     # torch's own CPU kernel, which the fallback calls, rounds gradients between blocks of queries.

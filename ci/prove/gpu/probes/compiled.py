@@ -15,7 +15,7 @@ from flash_attn3_sm121 import flash_attn_func, flash_attn_varlen_func
 
 
 def compiled(function: Any, device: torch.device) -> Any:
-    """The CPU's own compiler needs a C++ compiler and minutes; tracing is what is asked about there."""
+    """The backend of torch.compile. On a CPU only tracing is tested: Inductor needs a C++ compiler and minutes there."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, backend="inductor" if device.type == "cuda" else "aot_eager")
 

@@ -27,7 +27,7 @@ from flash_attn3_sm121.errors import BackendError, FlashAttn3Error
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The device is unusable after these; the next process starts with the next case.
 POISONED = 75
-# A refusal that is none: the library is there and does not work.
+# Refusals that count as failures: the library is there and does not work.
 BROKEN = ("the canary found", "cannot be loaded", "did not compile")
 
 
@@ -44,14 +44,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def refusal(error: BackendError) -> tuple[str, str]:
-    """(status, reason): the decision's own line about native is the reason."""
+    """(status, reason) of a refusal; the reason is the line about the native backend in the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     reason = next((line.removeprefix("not native: ") for line in lines if line.startswith("not native: ")), lines[0])
     return ("failed" if any(word in reason for word in BROKEN) else "refused"), reason
 
 
 def attempt(case: GpuCase, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Run one case; what it found, or why not. Exceptions are results here: the next case runs all the same."""
+    """Run one case and describe its result. An exception is a result too: the next case runs after it."""
     torch.manual_seed(zlib.crc32(case.name.encode()))
     findings: list[dict[str, Any]] = []
     status, reason, poisoned = "ok", "", False

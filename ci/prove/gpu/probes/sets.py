@@ -30,7 +30,7 @@ def selftest() -> tuple[GpuCase, ...]:
 
 
 def mixed(*groups: Sequence[GpuCase]) -> tuple[GpuCase, ...]:
-    """Taken in turn: where time ends early, something of every group has been seen."""
+    """Cases of the groups in turn, so that a run that is cut short has covered a part of each group."""
     return tuple(case for case in chain.from_iterable(zip_longest(*groups)) if case is not None)
 
 
@@ -39,7 +39,7 @@ def numerics() -> tuple[GpuCase, ...]:
 
 
 def sanitizer() -> tuple[GpuCase, ...]:
-    """A few small calls that reach each kind of kernel: everything is ten to a hundred times slower there."""
+    """A few small calls that reach each kind of kernel: compute-sanitizer makes all ten to a hundred times slower."""
     return (
         forward.dense(Dense(dim=128, rule=Rule(mask=CAUSAL), lengths=(113, 203))),
         backward.dense(Dense(dim=64, rule=Rule(mask=CAUSAL), lengths=(113, 131))),
