@@ -15,7 +15,7 @@ from flash_attn3_sm121 import flash_attn_func, flash_attn_varlen_func
 
 
 def compiled(function: Any, device: torch.device) -> Any:
-    """The backend of torch.compile. On a CPU only tracing is tested: Inductor needs a C++ compiler and minutes there."""
+    """The backend of torch.compile. On a CPU only tracing is tested: Inductor takes a C++ compiler and minutes."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, backend="inductor" if device.type == "cuda" else "aot_eager")
 
