@@ -28,7 +28,7 @@ from .runs import Run, Store
 from .serving import line
 
 STATIC = Path(__file__).with_name("static")
-RETRY_AFTER = 5
+RETRY_AFTER = 3
 
 
 class StopBody(BaseModel):
@@ -224,6 +224,7 @@ def _chat(app: FastAPI, state: State) -> None:
             "looked_at": [str(folder) for folder in state.checkout.looked_at()],
             "nanochat": str(state.checkout.root),
             "defaults": chat.DEFAULTS,
+            "limits": {"message": chat.MAX_MESSAGE, "conversation": chat.MAX_CONVERSATION},
         }
 
     @app.get("/health")

@@ -33,7 +33,10 @@ def shot(page: Page, name: str) -> None:
 def write(page: Page, text: str) -> None:
     page.click("#message")
     page.keyboard.insert_text(text)
-    page.keyboard.press("Enter")
+    if page.evaluate("matchMedia('(pointer: coarse)').matches"):
+        page.click("#send")
+    else:
+        page.keyboard.press("Enter")
 
 
 def answered(page: Page, number: int = 1) -> str:

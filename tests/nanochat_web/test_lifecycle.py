@@ -74,7 +74,7 @@ def test_one_place_in_memory_goes_to_whoever_waits_longest(world: World) -> None
             "/chat/completions", {"messages": [{"role": "user", "content": "echo x"}], "model": SFT}
         )
         told = json.loads(data)
-        assert status == 503 and headers["retry-after"] == "5" and told["ahead"] == 2
+        assert status == 503 and headers["retry-after"] == "3" and told["ahead"] == 2
         assert "2 messages are waiting ahead of yours" in told["detail"]
         old = server.pids()[SFT]
         world.gate("first", 99)

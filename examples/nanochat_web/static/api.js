@@ -5,14 +5,20 @@ const TOKEN = "nanochat-web/token";
 // The address that the server printed carries its access word behind the #, which browsers send to nobody.
 const given = /^#token=(.+)$/.exec(location.hash);
 if (given) {
-  sessionStorage.setItem(TOKEN, decodeURIComponent(given[1]));
+  enter(decodeURIComponent(given[1]));
   history.replaceState(null, "", location.pathname);
 }
 
+// Asked once in a browser, not in each of its tabs.
+export function enter(word) {
+  localStorage.setItem(TOKEN, word);
+}
+
 export class ServerError extends Error {
-  constructor(message, { status = 0, hint = "", log = [] } = {}) {
+  constructor(message, { status = 0, hint = "", log = [], after = null } = {}) {
     super(message);
     this.status = status;
+    this.after = after;
     this.hint = hint;
     this.log = log;
   }
@@ -20,7 +26,7 @@ export class ServerError extends Error {
 
 async function ask(path, { method = "GET", body, signal } = {}) {
   const headers = {};
-  const token = sessionStorage.getItem(TOKEN);
+  const token = localStorage.getItem(TOKEN);
   if (token) headers.authorization = `Bearer ${token}`;
   if (method !== "GET") headers["content-type"] = "application/json";
   let answer;
@@ -43,11 +49,13 @@ async function refusal(answer) {
     // a proxy's own page, most likely: the status has to do
   }
   const hints = {
-    401: "The server was started with an access word: open the address that it printed, with everything behind the #.",
-    503: "Others are talking to it as well. Nothing is lost: try again in a moment.",
+    401: "The server was started with an access word: type it here, or open the address that the server printed.",
   };
+  const after = Number(answer.headers.get("retry-after")) || null;
   const text = detail.charAt(0).toUpperCase() + detail.slice(1);
-  return new ServerError(/[.!?]$/.test(text) ? text : `${text}.`, { status: answer.status, hint: hints[answer.status] ?? "" });
+  return new ServerError(/[.!?]$/.test(text) ? text : `${text}.`, {
+    status: answer.status, hint: hints[answer.status] ?? "", after,
+  });
 }
 
 export const get = async (path) => (await ask(path)).json();
@@ -56,7 +64,7 @@ export const post = async (path, body) => (await ask(path, { method: "POST", bod
 
 // The events of an answer, one object after the other. An answer that ends without a last event is an error.
 export async function* stream(path, body, signal) {
-  const answer = await ask(path, { method: "POST", body, signal });
+  const answer = await ask(path, { method: body ? "POST" : "GET", body, signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   let ended = false;

@@ -1,15 +1,12 @@
-// One conversation on the page: its messages, sending, streaming, stopping.
+// One conversation on the page: its messages, and what can be done with them.
 
-import * as api from "./api.js";
+import * as answers from "./answers.js";
 import { $, copy, make, say } from "./dom.js";
-import * as elsewhere from "./elsewhere.js";
 import { inline, update } from "./markdown.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
+import * as undo from "./undo.js";
 
-const MAX_CONVERSATION = 32000;
-const STAY = 3000;
-const ASK_AGAIN = 3000;
 const PROMPTS = {
   chat: ["Why is the sky blue?", "Write a short poem about a robot that learns to paint.", "What is 17 times 23?",
     "Who are you, and who trained you?"],
@@ -17,45 +14,21 @@ const PROMPTS = {
     "If yesterday was Friday, then tomorrow will be"],
 };
 
-// Answers under way: conversation id -> { conversation, message, abort, id, waiting }
-const streams = new Map();
-const others = new Set(); // conversations that another tab is writing in
+const elements = new WeakMap(); // message -> its article, so that nothing of the page is saved with it
 let shown = null; // the conversation on the page
-let leaving = false;
 let settings = () => ({});
 let changed = () => {};
 
-export const busy = (id) => streams.has(id);
-export const busyElsewhere = (id) => others.has(id);
 export const conversation = () => shown;
-export const running = (id) => streams.get(id).conversation;
+export const busy = answers.busy;
 
 export function start({ readSettings, onChange }) {
   settings = readSettings;
   changed = onChange;
-  elsewhere.start(busy);
+  answers.start(repaint, finished);
   $("#scroll").addEventListener("scroll", () => { $("#latest").hidden = atEnd(); }, { passive: true });
   $("#latest").addEventListener("click", toEnd);
-  // The browser cuts the streams of a page that is left; that is no error to be kept with the conversation.
-  addEventListener("pagehide", () => {
-    leaving = true;
-    for (const { conversation: one } of streams.values()) keep(one);
-  });
-  addEventListener("pageshow", () => { leaving = false; });
-  addEventListener("beforeunload", () => {
-    leaving = true;
-    setTimeout(() => { leaving = false; }, STAY); // still here: it was called off
-  });
-}
-
-function keep(one) {
-  try {
-    store.save(one);
-  } catch (error) {
-    if (!(error instanceof store.StorageFull)) throw error;
-    say(error.message);
-    $("#composer .hint").textContent = error.message;
-  }
+  for (const one of store.all()) answers.pickUp(one);
 }
 
 // -- what is seen
@@ -80,7 +53,7 @@ function steadily(change) {
 }
 
 export function show(one) {
-  draw(one);
+  draw(answers.of(one.id)?.conversation ?? one);
   toEnd();
 }
 
@@ -88,31 +61,11 @@ function draw(one) {
   shown = one;
   const model = models.usable(one.model);
   models.showChosen(model);
-  const serving = streams.get(one.id)?.serving ?? model?.serving ?? null;
-  showServing(serving);
+  showServing(answers.of(one.id)?.serving ?? model?.serving ?? null);
   $("#log").replaceChildren(...(one.messages.length ? one.messages.map(article) : [empty(model)]));
   showButtons();
-  if (unfinished(one)) ask(one);
-}
-
-const unfinished = (one) => !busy(one.id) && one.messages.some(({ state }) => state === "streaming");
-
-// An answer that is stored unfinished is being written by another tab, or was when its page was closed.
-async function ask(one) {
-  const written = await elsewhere.writes(one.id);
-  if (written) others.add(one.id);
-  else others.delete(one.id);
-  if (one !== shown || !unfinished(one)) return; // it was read anew meanwhile, and asked for again
-  for (const message of one.messages) {
-    if (message.state !== "streaming") continue;
-    if (!written) {
-      message.state = "cut";
-      message.note = "Cut off: the page was closed while this was being written.";
-    }
-    steadily(() => paint(message));
-  }
-  showButtons();
-  if (written) setTimeout(() => { if (one === shown && unfinished(one)) ask(one); }, ASK_AGAIN);
+  // What another tab is still sending comes here when the server has taken it.
+  if (one.messages.at(-1)?.state === "streaming") answers.pickUp(one);
 }
 
 // Another tab has stored something: the conversation on this page may be behind, and would overwrite it when sent to.
@@ -120,19 +73,18 @@ export function reread() {
   if (!shown || busy(shown.id)) return;
   const stored = store.load(shown.id);
   if (!stored || JSON.stringify(stored) === JSON.stringify(shown)) return;
-  if (!unfinished(stored)) others.delete(stored.id);
   steadily(() => draw(stored));
 }
 
-function showButtons() {
+export function showButtons() {
   const answering = shown !== null && busy(shown.id);
-  const waits = shown !== null && others.has(shown.id);
   $("#send").textContent = answering ? "Stop" : "Send";
   $("#send").classList.toggle("stop", answering);
-  $("#send").disabled = waits;
-  $("#send").title = waits ? "Another tab is writing in this conversation" : "";
-  $("#log").setAttribute("aria-busy", answering || waits ? "true" : "false");
+  $("#send").disabled = !answering && tooLong($("#message").value) > 0;
+  $("#log").setAttribute("aria-busy", answering ? "true" : "false");
 }
+
+export const tooLong = (text) => Math.max(0, text.length - models.catalog.limits.message);
 
 function showServing(serving) {
   const box = $("#serving");
@@ -148,10 +100,7 @@ function showServing(serving) {
 function empty(model) {
   if (!models.catalog.loaded) return make("p", { class: "quiet" }, "");
   if (models.catalog.models.length === 0) return models.nothing();
-  if (!model) {
-    return make("div", { class: "card notice" }, make("h2", {}, "No model can be loaded"),
-      make("p", {}, "Every checkpoint that was found is damaged. The list of models says what is wrong with each."));
-  }
+  if (!model) return models.noneUsable();
   const prompts = PROMPTS[model.style].map((prompt) => make("button", {
     type: "button", class: "prompt", onclick: () => { send(prompt); $("#message").focus(); },
   }, prompt));
@@ -168,204 +117,204 @@ function empty(model) {
 function article(message) {
   const mine = message.role === "user";
   const name = mine ? "You" : models.byId(message.model)?.name ?? message.model ?? "Model";
-  const body = make("div", { class: "body" });
   const element = make("article", { class: `message ${message.role}` },
-    make("h2", { class: "who" }, name), body, !mine && make("div", { class: "after" }));
+    make("h2", { class: mine ? "who hidden" : "who" }, name), make("div", { class: "body" }), make("div", { class: "after" }));
   elements.set(message, element);
-  if (mine) body.append(message.content);
   paint(message);
   return element;
 }
 
-const elements = new WeakMap(); // message -> its article, so that nothing of the page is saved with it
-
 function paint(message) {
   const element = elements.get(message);
-  if (!element || message.role === "user") return;
+  if (!element) return;
   const body = element.querySelector(".body");
-  const stream = [...streams.values()].find((one) => one.message === message);
-  element.classList.toggle("streaming", Boolean(stream));
-  body.setAttribute("aria-busy", stream ? "true" : "false");
-  if (stream && message.content === "") {
-    body.rendered = undefined;
-    body.replaceChildren(make("p", { class: "waiting" }, stream.waiting));
+  if (message.role === "user") {
+    body.textContent = message.content;
+    element.querySelector(".after").replaceChildren(...mine(message));
     return;
   }
-  if (!body.rendered) body.replaceChildren();
-  update(body, message.content);
-  after(element.querySelector(".after"), message, Boolean(stream));
+  const stream = answers.making(message);
+  element.classList.toggle("streaming", Boolean(stream));
+  body.setAttribute("aria-busy", stream ? "true" : "false");
+  if (stream && message.content === (message.before ?? "")) {
+    if (!message.before) body.replaceChildren();
+    body.querySelector(".waiting")?.remove();
+    body.rendered = message.before ? body.rendered : undefined;
+    body.append(make("p", { class: "waiting" }, stream.waiting));
+  } else {
+    if (!body.rendered || body.querySelector(".waiting")) {
+      body.replaceChildren();
+      body.rendered = undefined;
+    }
+    update(body, message.content);
+  }
+  element.querySelector(".after").replaceChildren(...(stream ? [] : after(message)));
 }
 
-function after(box, message, running) {
+const act = (name, onclick, more = {}) => make("button", { type: "button", class: "copy", onclick, ...more }, name);
+
+function mine(message) {
+  const copier = act("Copy", () => copy(copier, message.content));
+  return [copier, act("Edit", () => edit(message))];
+}
+
+// What stands below an answer.
+function after(message) {
   const parts = [];
-  if (!running && message.content) {
-    const button = make("button", { type: "button", class: "copy" }, "Copy");
-    button.addEventListener("click", () => copy(button, message.content));
-    parts.push(button);
+  const last = message === shown?.messages.at(-1);
+  if (message.content) {
+    const copier = act("Copy", () => copy(copier, message.content));
+    parts.push(copier);
   }
-  if (!running && message.state === "streaming" && others.has(shown.id)) {
-    parts.push(make("span", { class: "note" }, "Another tab is writing this…"));
+  if (last && !message.error && message.state !== "sending") {
+    parts.push(act("Answer again", again, { title: "Ask for another answer to the same message" }));
   }
-  if (!running && message.note) parts.push(make("span", { class: "note" }, message.note));
-  if (message.error) parts.push(trouble(message));
-  box.replaceChildren(...parts);
+  if (last && message.cut) parts.push(act("Continue", goOn, { title: "Let the model go on where this answer ends" }));
+  if (message.note) parts.push(make("span", { class: "note" }, message.note));
+  if (last && message.state === "sending") {
+    parts.push(!message.note && make("span", { class: "note" }, "Not sent yet."), act("Send it now", again));
+  }
+  if (message.error) parts.push(trouble(message, last));
+  return parts.filter(Boolean);
 }
 
-function trouble(message) {
+function trouble(message, last) {
   const { error, hint, log } = message.error;
   return make("div", { class: "trouble", role: "alert" },
     make("p", { class: "what" }, error),
     hint && make("p", {}, ...inline(hint)),
     log?.length > 0 && make("details", {}, make("summary", {}, "The last lines it wrote"),
       make("pre", { tabindex: "0" }, log.join("\n"))),
-    message === shown?.messages.at(-1) && make("button", { type: "button", class: "button again", onclick: again }, "Try again"));
+    last && make("button", { type: "button", class: "button again", onclick: again }, "Try again"));
 }
 
-// -- sending
-
-function again() {
-  const failed = shown.messages.at(-1);
-  const asked = shown.messages.at(-2);
-  if (busy(shown.id) || asked?.role !== "user") return;
-  shown.messages.splice(-2, 2);
-  elements.get(failed)?.remove();
-  elements.get(asked)?.remove();
-  send(asked.content);
-  $("#message").focus();
-}
+// -- what can be done
 
 // What the model is given: pairs that have an answer, then the new message; the oldest go where it is too much.
-function request(messages) {
+function request(messages, extend) {
   const turns = [];
   for (let at = 0; at + 1 < messages.length - 1; at += 2) {
     if (messages[at + 1].content) turns.push([messages[at], messages[at + 1]]);
   }
-  const last = messages.at(-2);
-  const length = () => last.content.length + turns.flat().reduce((sum, one) => sum + one.content.length, 0);
+  const last = extend ? messages.slice(-2) : [messages.at(-2)];
+  const length = () => [...turns.flat(), ...last].reduce((sum, one) => sum + one.content.length, 0);
   let left = 0;
-  while (turns.length && (length() > MAX_CONVERSATION || turns.length > 249)) {
+  while (turns.length && (length() > models.catalog.limits.conversation || turns.length > 249)) {
     turns.shift();
     left += 2;
   }
   // An answer may be longer than the server takes as one message.
-  const body = [...turns.flat(), last].map(({ role, content }) => ({ role, content: content.slice(0, 8000) }));
-  return { body, left };
+  const limit = models.catalog.limits.message;
+  return { left, messages: [...turns.flat(), ...last].map(({ role, content }) => ({ role, content: content.slice(0, limit) })) };
 }
 
-export async function send(text) {
-  const one = shown;
-  const model = one && models.usable(one.model);
-  if (!one || !model || busy(one.id) || others.has(one.id) || !text.trim()) return false;
-  const first = one.messages.length === 0;
-  const message = { role: "assistant", content: "", model: model.id, state: "streaming" };
+function ask(one, model, extend = false) {
+  const { messages, left } = request(one.messages, extend);
   one.model = model.id;
-  one.messages.push({ role: "user", content: text }, message);
   one.updated = Date.now();
-  const stream = { conversation: one, message, abort: new AbortController(), id: null, waiting: "Sending…", serving: null };
-  streams.set(one.id, stream);
-  const { body, left } = request(one.messages);
-  stream.dropped = left;
-  if (first) $("#log").replaceChildren();
-  $("#log").append(...one.messages.slice(-2).map(article));
-  toEnd();
-  showButtons();
-  keep(one);
   store.current.set(one.id);
+  answers.ask(one, one.messages.at(-1), { left, request: { messages, model: model.id, extend, ...settings() } });
+  store.keep(one);
+  draw(one);
+  toEnd();
   changed();
   say("Sent. The model is answering.");
-  try {
-    for await (const event of api.stream("chat/completions", { messages: body, model: model.id, ...settings() }, stream.abort.signal)) {
-      take(stream, event);
-    }
-  } catch (error) {
-    if (error.name === "AbortError") message.note = "Stopped.";
-    else if (error instanceof api.ServerError) message.error = { error: error.message, hint: error.hint, log: error.log };
-    else throw error;
-  } finally {
-    finish(stream);
-  }
+}
+
+function ready() {
+  const model = shown && models.usable(shown.model);
+  return shown && model && !busy(shown.id) ? model : null;
+}
+
+export function send(text) {
+  const model = ready();
+  if (!model || !text.trim() || tooLong(text)) return false;
+  shown.messages.push({ role: "user", content: text }, { role: "assistant", content: "", model: model.id });
+  ask(shown, model);
   return true;
 }
 
-function take(stream, event) {
-  const { message } = stream;
-  if (event.id) {
-    stream.id = event.id;
-    if (stream.stopping) api.post("stop", { id: stream.id }).catch(() => stream.abort.abort());
-  } else if (event.status === "queued") {
-    stream.waiting = event.ahead === 0 ? "Yours is next; the model is busy with others…"
-      : `Waiting: ${event.ahead} message${event.ahead === 1 ? " is" : "s are"} ahead of yours…`;
-  } else if (event.status === "loading") {
-    stream.waiting = `The model is not in memory yet: ${event.stage}… ${event.seconds} s`;
-  } else if (event.serving) {
-    stream.serving = event.serving;
-    stream.waiting = "Reading your message…";
-    if (stream.conversation === shown) steadily(() => showServing(event.serving));
-  } else if (event.dropped) {
-    stream.dropped += event.dropped;
-  } else if (event.token) {
-    message.content += event.token;
-  } else if (event.done) {
-    const rate = event.seconds > 0 ? `, ${(event.tokens / event.seconds).toFixed(1)} a second` : "";
-    const speed = `${event.tokens} token${event.tokens === 1 ? "" : "s"}${rate}`;
-    const why = event.stopped ? "Stopped." : event.reason === "length" ? "Cut at the longest answer allowed." : "";
-    const forgotten = stream.dropped ? `The first ${stream.dropped} messages no longer fit and were left out.` : "";
-    message.note = [why, event.tokens === undefined ? "" : speed, forgotten].filter(Boolean).join(" · ");
-    if (!message.content && !event.stopped) message.note = `The model had nothing to say. ${message.note}`;
-  } else if (event.error) {
-    message.error = { error: event.error, hint: event.hint, log: event.log };
-  }
-  repaint(stream);
+function again() {
+  const model = ready();
+  if (!model) return;
+  const one = shown;
+  const kept = structuredClone(one.messages);
+  one.messages.splice(-1, 1, { role: "assistant", content: "", model: model.id });
+  ask(one, model);
+  if (kept.at(-1).content) undo.offer("Asked for another answer.", () => restore(one, kept));
+  $("#message").focus();
 }
 
-// Once a frame at the most, however fast the tokens come. A tab in the background has no frames, but stores all the same.
+function goOn() {
+  const model = ready();
+  if (model) ask(shown, model, true);
+}
+
+function edit(message) {
+  if (busy(shown.id)) return;
+  const element = elements.get(message);
+  const field = make("textarea", { class: "edit", "aria-label": "Your message", rows: 3, value: message.content });
+  const done = () => paint(message);
+  const resend = () => {
+    const model = ready();
+    if (!model || !field.value.trim() || tooLong(field.value)) return;
+    const one = shown;
+    const kept = structuredClone(one.messages);
+    const answer = { role: "assistant", content: "", model: model.id };
+    one.messages.splice(one.messages.indexOf(message), Infinity, { role: "user", content: field.value }, answer);
+    ask(one, model);
+    undo.offer("What came after this message was replaced.", () => restore(one, kept));
+  };
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      done();
+    }
+  });
+  element.querySelector(".body").replaceChildren(field);
+  element.querySelector(".after").replaceChildren(
+    make("button", { type: "button", class: "button small-button", onclick: done }, "Cancel"),
+    make("button", { type: "button", class: "button small-button", onclick: resend }, "Send again"));
+  field.focus();
+}
+
+function restore(one, messages) {
+  answers.discard(one.id);
+  one.messages = messages;
+  store.keep(one);
+  if (shown?.id === one.id) show(one);
+  changed();
+}
+
+export const stop = () => shown && answers.stop(shown.id);
+
+export function discard(id) {
+  answers.discard(id);
+  store.remove(id);
+}
+
+// -- what the answers say
+
+// Once a frame at the most, however fast the tokens come.
 function repaint(stream) {
-  if (!stream.discarded) stream.saving ??= setTimeout(() => {
-    stream.saving = undefined;
-    keep(stream.conversation);
-  }, 500);
   if (stream.queued) return;
   stream.queued = true;
   requestAnimationFrame(() => {
     stream.queued = false;
-    if (stream.conversation === shown) steadily(() => paint(stream.message));
+    if (stream.conversation.id !== shown?.id || !answers.making(stream.message)) return;
+    steadily(() => {
+      if (stream.serving) showServing(stream.serving);
+      paint(stream.message);
+    });
   });
 }
 
-function finish(stream) {
-  if (leaving) {
-    setTimeout(() => finish(stream), STAY + 100);
-    return;
-  }
-  const { conversation: one, message } = stream;
-  clearTimeout(stream.saving);
-  streams.delete(one.id);
-  message.state = message.error ? "failed" : "done";
-  one.updated = Date.now();
-  if (!stream.discarded) keep(one);
-  if (one === shown) {
+function finished({ conversation: one, message }) {
+  if (one.id === shown?.id) {
     steadily(() => paint(message));
     showButtons();
     say(message.error ? message.error.error : `Answer: ${message.content.slice(0, 400)}`);
   }
   changed();
   models.refresh().catch(() => {}); // which models are in memory has changed; of no matter if it fails
-}
-
-export function stop() {
-  const stream = shown && streams.get(shown.id);
-  if (!stream) return;
-  stream.stopping = true;
-  if (stream.id === null) stream.abort.abort();
-  else api.post("stop", { id: stream.id }).catch(() => stream.abort.abort());
-}
-
-export function discard(id) {
-  const stream = streams.get(id);
-  if (stream) {
-    stream.discarded = true; // its end must not bring it back
-    clearTimeout(stream.saving);
-    stream.abort.abort();
-  }
-  store.remove(id);
 }

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, age, copy, make, say, span, whole } from "./dom.js";
 import { catalog, metric, usable } from "./models.js";
+import * as results from "./results.js";
 
 const EVERY = 1000;
 const STATES = {
@@ -16,20 +17,30 @@ let seen = new Map(); // id -> state, for what is said aloud
 export function start() {
   $("#evaluation-model").addEventListener("change", offer);
   $("#evaluation").addEventListener("submit", submit);
+  results.start();
 }
 
 export function show(yes, chosen) {
   visible = yes;
   clearTimeout(timer);
   if (!yes) return;
+  choose(usable(chosen)?.id);
+  poll();
+}
+
+// The list of models has changed.
+export function renew() {
+  if (visible) choose();
+}
+
+function choose(chosen) {
   const select = $("#evaluation-model");
-  const before = select.value || usable(chosen)?.id;
+  const before = select.value || chosen;
   select.replaceChildren(...catalog.models.filter((model) => !model.problem).map((model) => make("option", { value: model.id },
     [model.name, metric(model)].filter(Boolean).join(" · "))));
   if (before) select.value = before;
   $("#evaluation").hidden = select.options.length === 0;
   offer();
-  poll();
 }
 
 async function offer() {
@@ -49,8 +60,13 @@ async function offer() {
   $("#tasks").replaceChildren(...tasks.map((task) => make("label", { class: `task ${task.refusal ? "off" : ""}` },
     make("input", { type: "radio", name: "task", value: task.name, disabled: Boolean(task.refusal), checked: task === chosen }),
     make("span", { class: "task-name" }, task.name),
-    make("span", { class: "quiet small" }, task.refusal ?? `${task.about}; ${whole(task.size)} ${task.name === "CORE" ? "tasks" : "problems"}`))));
+    make("span", { class: "quiet small" }, task.refusal ?? about(task)))));
   $("#start").disabled = !first;
+}
+
+function about({ name, about: what, size, data }) {
+  const first = data.there ? "" : `; downloads ${data.name} first`;
+  return `${what}; ${whole(size)} ${name === "CORE" ? "tasks" : "problems"}${first}`;
 }
 
 function complain(error) {
@@ -87,6 +103,7 @@ async function poll() {
 
 function draw({ runs, folder, broken }) {
   const box = $("#runs");
+  results.draw(runs);
   if (runs.length === 0) {
     known.clear();
     box.replaceChildren(make("p", { class: "quiet" }, "None yet. Results are kept in ", make("code", {}, folder), "."));

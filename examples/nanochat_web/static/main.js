@@ -1,13 +1,16 @@
 // Puts the page together: which conversation and view are shown, the side list, settings, keys.
 
+import * as api from "./api.js";
 import * as chat from "./chat.js";
-import { $, make, say } from "./dom.js";
+import { $, make, say, whole } from "./dom.js";
 import * as evaluate from "./evaluate.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
+import * as undo from "./undo.js";
 
 const message = $("#message");
 const narrow = matchMedia("(max-width: 760px)");
+const touch = matchMedia("(pointer: coarse)");
 
 // -- settings
 
@@ -39,30 +42,36 @@ document.addEventListener("click", (event) => {
 
 // -- the side list
 
-function entry(conversation) {
+function entry(conversation, piece) {
   const name = store.title(conversation);
   const current = conversation.id === chat.conversation()?.id;
   const open = make("button", { type: "button", class: "open", "aria-current": current ? "true" : null, title: name,
     onclick: () => { go(conversation.id); location.hash = "#/"; } },
-  chat.busy(conversation.id) && make("span", { class: "dot", role: "img", "aria-label": "answering" }), name);
+  chat.busy(conversation.id) && make("span", { class: "dot", role: "img", "aria-label": "answering" }), name,
+  piece && make("span", { class: "piece" }, piece));
   const menu = make("details", { class: "more" }, make("summary", { "aria-label": `More for ${name}` }, "⋯"),
     make("div", { class: "more-panel" },
       make("button", { type: "button", onclick: () => rename(conversation.id) }, "Rename"),
       make("button", { type: "button", onclick: () => download(conversation.id) }, "Save as a file"),
-      make("button", { type: "button", class: "danger", onclick: () => remove(conversation.id) }, "Delete")));
-  return make("li", {}, open, menu);
+      make("button", { type: "button", class: "danger", onclick: (event) => remove(conversation.id, event.currentTarget) }, "Delete")));
+  return make("li", { "data-id": conversation.id }, open, menu);
 }
 
 function list() {
+  const words = $("#search").value.trim().toLowerCase();
   const all = store.all();
   const one = chat.conversation();
+  const found = all.map((conversation) => [conversation, words ? store.find(conversation, words) : ""]).filter(([, piece]) => piece !== null);
   document.title = one?.messages.length ? `${store.title(one)} · nanochat` : "nanochat";
-  $("#conversations").replaceChildren(...all.map(entry));
+  $("#search").hidden = all.length < 2 && !words;
+  $("#conversations").replaceChildren(...found.map(([conversation, piece]) => entry(conversation, piece)));
+  $("#none-found").hidden = !words || found.length > 0;
 }
+$("#search").addEventListener("input", list);
 
 function rename(id) {
   const conversation = id === chat.conversation()?.id ? chat.conversation() : store.load(id);
-  const row = [...$("#conversations").children][store.all().findIndex((one) => one.id === id)];
+  const row = $(`#conversations [data-id="${id}"]`);
   const field = make("input", { type: "text", class: "rename", maxlength: 60, value: store.title(conversation), "aria-label": "Name" });
   const done = (save) => {
     field.onblur = null;
@@ -82,11 +91,22 @@ function rename(id) {
   field.select();
 }
 
-function remove(id) {
+// Asks once; and for a while it can be undone.
+function remove(id, button) {
+  if (!button.dataset.sure) {
+    button.dataset.sure = "yes";
+    button.textContent = "Delete it, really?";
+    return;
+  }
+  const kept = id === chat.conversation()?.id ? chat.conversation() : store.load(id);
   chat.discard(id);
   if (chat.conversation()?.id === id) begin();
   list();
-  say("The conversation was deleted.");
+  undo.offer(`“${store.title(kept)}” was deleted.`, () => {
+    store.keep(kept);
+    go(id);
+    list();
+  });
 }
 
 function download(id) {
@@ -106,7 +126,7 @@ function go(id) {
     begin();
     return;
   }
-  if (chat.conversation()?.id !== id) chat.show(chat.busy(id) ? chat.running(id) : conversation);
+  if (chat.conversation()?.id !== id) chat.show(conversation);
   store.current.set(id);
   list();
   drawer(false);
@@ -152,28 +172,49 @@ function grow() {
   message.style.height = "auto";
   message.style.height = `${Math.min(message.scrollHeight, innerHeight * 0.4)}px`;
 }
-message.addEventListener("input", grow);
+
+// Nothing that is pasted is cut off; what is too long is said, and not sent.
+function measure() {
+  const { length } = message.value;
+  const limit = models.catalog.limits.message;
+  const over = chat.tooLong(message.value);
+  const box = $("#length");
+  box.hidden = length < limit * 0.9;
+  box.classList.toggle("problem", over > 0);
+  box.textContent = over ? `${whole(length)} characters; the server takes ${whole(limit)} in one message: shorten it by ${whole(over)}.`
+    : `${whole(length)} of ${whole(limit)} characters`;
+  chat.showButtons();
+}
+message.addEventListener("input", () => {
+  grow();
+  measure();
+});
 
 function submit() {
-  const text = message.value;
   if (chat.busy(chat.conversation()?.id)) {
     chat.stop();
     return;
   }
-  const { id, model } = chat.conversation();
-  if (!text.trim() || chat.busyElsewhere(id) || !models.usable(model)) return;
+  if (!chat.send(message.value)) return;
   message.value = "";
   grow();
-  chat.send(text);
+  measure();
 }
 $("#composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
   message.focus();
 });
+// Where fingers type there is no Shift and Enter: Enter makes a line, and the button sends.
+const keys = () => {
+  message.enterKeyHint = touch.matches ? "enter" : "send";
+  $("#keys").hidden = touch.matches;
+};
+keys();
+touch.addEventListener("change", keys);
 message.addEventListener("keydown", (event) => {
   // Enter while a word of Japanese or Chinese is being chosen belongs to that.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch.matches) return;
   event.preventDefault();
   if (!chat.busy(chat.conversation()?.id)) submit();
 });
@@ -206,16 +247,31 @@ async function look() {
     await models.refresh();
   } catch (error) {
     models.showChosen(null);
+    const again = make("button", { type: "button", class: "button", onclick: look }, "Try again");
     $("#log").replaceChildren(make("div", { class: "card notice", role: "alert" }, make("h2", {}, error.message),
-      make("p", {}, error.hint ?? ""), make("button", { type: "button", class: "button", onclick: look }, "Try again")));
+      make("p", {}, error.hint ?? ""), error.status === 401 ? accessWord() : again));
     return;
   }
   chat.show(chat.conversation());
   view();
 }
 
+function accessWord() {
+  const field = make("input", { type: "password", id: "word", autocomplete: "current-password", required: true });
+  return make("form", { class: "word", onsubmit: (event) => {
+    event.preventDefault();
+    api.enter(field.value.trim());
+    look();
+  } }, make("label", { for: "word" }, "Access word"), field, make("button", { type: "submit", class: "button" }, "Go on"));
+}
+
 // -- the beginning
 
+store.onFull((text) => {
+  say(text);
+  $("#keys").hidden = false;
+  $("#keys").textContent = text;
+});
 chat.start({ readSettings, onChange: list });
 evaluate.start();
 const last = store.current.get();
@@ -229,7 +285,9 @@ models.onCatalog(() => {
   const one = chat.conversation();
   if (one && one.messages.length === 0) chat.show(one);
   else models.showChosen(models.usable(one?.model));
+  evaluate.renew();
 });
+models.watch();
 addEventListener("storage", (event) => {
   if (!store.isOurs(event.key)) return;
   chat.reread();

@@ -60,6 +60,8 @@ const INLINE = [
   [/^~~(?=\S)([\s\S]*?\S)~~/, (m) => make("del", {}, ...inline(m[1]))],
   [/^\*(?=[^\s*])([\s\S]*?[^\s*])\*(?!\*)/, (m) => make("em", {}, ...inline(m[1]))],
   [/^_(?=[^\s_])([\s\S]*?[^\s_])_(?!\w)/, (m) => make("em", {}, ...inline(m[1]))],
+  // A picture is a link: the page loads nothing from elsewhere.
+  [/^!\[([^\]\n]*)\]\(([^()\s]+)(?:\s+"[^"\n]*")?\)/, (m) => link(m[2], [m[1] || m[2]]) ?? m[0]],
   [/^\[([^\]\n]+)\]\(([^()\s]+)\)/, (m) => link(m[2], inline(m[1])) ?? m[0]],
   [/^https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]*_]/, (m) => link(m[0], [m[0]]) ?? m[0]],
   [/^\n/, () => make("br")],
@@ -86,7 +88,7 @@ export function inline(text) {
     // Between letters an underscore is a letter, and an address begins at a word's beginning.
     const inWord = at > 0 && /\w/.test(text[at - 1]);
     let hit = null;
-    if (/[\\`*_~[h\n]/.test(rest[0]) && !(inWord && /[_h]/.test(rest[0]))) {
+    if (/[\\`*_~[!h\n]/.test(rest[0]) && !(inWord && /[_h]/.test(rest[0]))) {
       for (const [pattern, build] of INLINE) {
         const match = pattern.exec(rest);
         if (match) {

@@ -2,11 +2,17 @@
 
 import * as api from "./api.js";
 import { $, age, bytes, make, whole } from "./dom.js";
+import { inline } from "./markdown.js";
 
-export const catalog = { models: [], default: null, looked_at: [], nanochat: "", loaded: false };
+const EVERY = 3000;
+
+export const catalog = {
+  models: [], default: null, looked_at: [], nanochat: "", loaded: false, limits: { message: 8000, conversation: 32000 },
+};
 
 const listeners = new Set();
 export const onCatalog = (listener) => listeners.add(listener);
+let last = "";
 
 export const byId = (id) => catalog.models.find((model) => model.id === id) ?? null;
 
@@ -17,8 +23,19 @@ export const usable = (id) => {
 };
 
 export async function refresh() {
-  Object.assign(catalog, await api.get("models"), { loaded: true });
+  const text = await api.text("models");
+  if (text === last) return;
+  last = text;
+  Object.assign(catalog, JSON.parse(text), { loaded: true });
   for (const listener of listeners) listener();
+  if ($("#models").open) redraw();
+}
+
+// New checkpoints appear by themselves, on a page that somebody looks at.
+export function watch() {
+  setInterval(() => {
+    if (!document.hidden && catalog.loaded) refresh().catch(() => {}); // a server that is gone is told when it is needed
+  }, EVERY);
 }
 
 export function metric(model) {
@@ -64,7 +81,8 @@ function card(model, chosen, choose) {
   ];
   if (model.problem) {
     return make("li", {}, make("div", { class: "model-card broken" }, ...body,
-      make("p", { class: "problem small" }, `Cannot be loaded: ${model.problem}`)));
+      make("p", { class: "problem small" }, `Cannot be loaded: ${model.problem.what}.`),
+      make("p", { class: "small" }, ...inline(model.problem.remedy))));
   }
   const button = make("button", {
     type: "button", class: "model-card", "data-model": model.id, "aria-pressed": model.id === chosen ? "true" : "false",
@@ -73,21 +91,37 @@ function card(model, chosen, choose) {
   return make("li", {}, button);
 }
 
+let shown = { chosen: null, choose: () => {} };
+
 // Opens the dialog; `choose` is called with the model.
 export function open(chosen, choose) {
   const dialog = $("#models");
-  const pick = (model) => {
+  shown = { chosen, choose: (model) => {
     dialog.close();
     choose(model);
-  };
+  } };
+  redraw();
+  dialog.showModal();
+  dialog.querySelector("[aria-pressed=true]")?.focus();
+}
+
+// The focus stays on the model that has it.
+function redraw() {
+  const focus = document.activeElement?.dataset?.model;
   const stages = new Map();
   for (const model of catalog.models) stages.set(model.stage, [...(stages.get(model.stage) ?? []), model]);
   const sections = [...stages].map(([stage, models]) => make("section", {},
     make("h3", {}, stage, make("span", { class: "quiet small" }, ` ${models[0].about}`)),
-    make("ul", { class: "cards" }, ...models.map((model) => card(model, chosen, pick)))));
+    make("ul", { class: "cards" }, ...models.map((model) => card(model, shown.chosen, shown.choose)))));
   $("#models-list").replaceChildren(...(sections.length ? sections : [nothing()]));
-  dialog.showModal();
-  dialog.querySelector("[aria-pressed=true]")?.focus();
+  if (focus) [...document.querySelectorAll("#models-list [data-model]")].find((one) => one.dataset.model === focus)?.focus();
+}
+
+// Where every model has a problem: what it is, and what to do.
+export function noneUsable() {
+  return make("div", { class: "card notice" }, make("h2", {}, "No model can be loaded"),
+    ...catalog.models.slice(0, 3).flatMap(({ name, problem }) => [
+      make("p", {}, make("strong", {}, `${name}: `), `${problem.what}.`), make("p", { class: "quiet" }, ...inline(problem.remedy))]));
 }
 
 // Where no model was found: where it was looked, and what to do.

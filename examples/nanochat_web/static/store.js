@@ -6,6 +6,9 @@ const CURRENT = "nanochat-web/current";
 
 export class StorageFull extends Error {}
 
+let full = () => {};
+export const onFull = (listener) => { full = listener; };
+
 function read(key) {
   const text = localStorage.getItem(key);
   if (text === null) return null;
@@ -48,6 +51,21 @@ export function save(conversation) {
   write(PREFIX + conversation.id, conversation);
 }
 
+// Saves, and says on the page where that is not possible.
+export function keep(conversation) {
+  try {
+    save(conversation);
+  } catch (error) {
+    if (!(error instanceof StorageFull)) throw error;
+    full(error.message);
+  }
+}
+
+export const has = (id) => localStorage.getItem(PREFIX + id) !== null;
+
+// Its last answer was not there yet when this was stored.
+export const unfinished = (conversation) => ["sending", "streaming"].includes(conversation.messages.at(-1)?.state);
+
 export function remove(id) {
   localStorage.removeItem(PREFIX + id);
 }
@@ -62,6 +80,16 @@ export function title(conversation) {
   const first = conversation.messages.find((message) => message.role === "user");
   const text = conversation.title || first?.content || "New conversation";
   return text.length > 60 ? `${text.slice(0, 59)}…` : text;
+}
+
+// Where a conversation has the words that are looked for: "" in its title, a piece of the text otherwise; null if not.
+export function find(conversation, words) {
+  if (title(conversation).toLowerCase().includes(words)) return "";
+  for (const { content } of conversation.messages) {
+    const at = content.toLowerCase().indexOf(words);
+    if (at >= 0) return `${at > 20 ? "…" : ""}${content.slice(Math.max(0, at - 20), at + 60)}`;
+  }
+  return null;
 }
 
 export const current = {

@@ -1,0 +1,71 @@
+"""Results by model: the table, its order, the plot, the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import CONTRAST, NAMELESS, Browser, new_page, seen, until
+from tests.nanochat_web.harness import World, running
+from tests.nanochat_web.pages import shot
+
+pytestmark = pytest.mark.browser
+
+ROWS = "[...document.querySelectorAll('#results-table tbody tr')].map(row => [...row.cells].map(c => c.innerText))"
+DOTS = """[...document.querySelectorAll('#plot circle')].map(
+  dot => [dot.textContent, Number(dot.getAttribute('cx')), Number(dot.getAttribute('cy'))])"""
+
+
+def finished(folder: Path, number: int, model: str, task: str, result: float, unit: str = "percent") -> None:
+    name = f"20261126-0000{number:02d}-abcdef"
+    progress = {"done": 1319, "total": 1319, "right": 100, "result": result, "unit": unit}
+    run: dict[str, Any] = {"id": name, "model": model, "name": model, "task": task, "limit": None, "state": "done"}
+    run |= {"created": 1.79e9, "started": 1.79e9, "ended": 1.79e9 + number, "command": "x", "progress": progress}
+    (folder / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_the_table_the_plot_and_the_file(browser: Browser, world: World, width: int) -> None:
+    folder = world.state / "evaluations"
+    folder.mkdir(parents=True)
+    scores = {"sft/d4/500": 2.5, "sft/d4/1500": 4.0, "sft/d12/2000": 12.25, "mine/rl/d12/900": 9.5, "sft/d12/1000": 8.0}
+    for number, (model, score) in enumerate(scores.items()):
+        finished(folder, number, model, "GSM8K", score)
+    finished(folder, 9, "base/d12/5500", "CORE", 0.2134, "core")
+    with running(world) as server:
+        page = new_page(browser, width=width, height=900)
+        page.goto(f"{server.url}#/evaluate")
+        until(page, "document.querySelectorAll('#results-table tbody tr').length === 6")
+        assert page.is_hidden("#plot")
+        page.select_option("#results-task", "GSM8K")
+        page.click("[data-column=Score]")
+        found = page.evaluate(ROWS)
+        assert [row[4] for row in found] == ["12.25 %", "9.50 %", "8.00 %", "4.00 %", "2.50 %"]
+        assert found[1][:4] == ["mine/d12", "rl", "900", "GSM8K"] and found[0][5] == "1,319"
+        assert page.get_attribute("th:has([data-column=Score])", "aria-sort") == "descending"
+        page.click("[data-column=Step]")
+        assert [row[2] for row in page.evaluate(ROWS)] == ["500", "900", "1,000", "1,500", "2,000"]
+        page.click("[data-column=Step]")
+        assert page.evaluate(ROWS)[0][2] == "2,000"
+        page.click("[data-column=Model]")
+        assert [row[0] for row in page.evaluate(ROWS)] == ["d4", "d4", "d12", "d12", "mine/d12"]
+        # Three models, a line each; higher is better, further right is later.
+        assert page.locator("#plot polyline").count() == 3
+        place = {title: (x, y) for title, x, y in page.evaluate(DOTS)}
+        low, high = place["d4 sft, step 500: 2.50 %"], place["d12 sft, step 2,000: 12.25 %"]
+        assert low[0] < high[0] and low[1] > high[1] and len(place) == 5
+        with page.expect_download() as download:
+            page.click("#results-save")
+        table = list(csv.reader(Path(download.value.path()).read_text(encoding="utf-8").splitlines()))
+        assert table[0] == ["model", "stage", "step", "task", "score", "problems", "date"] and len(table) == 6
+        assert sorted(row[:6] for row in table[1:])[0] == ["d12", "sft", "1000", "GSM8K", "8", "1319"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CONTRAST) == page.evaluate(NAMELESS) == []
+        page.locator("#results").scroll_into_view_if_needed()
+        shot(page, f"results-{width}")
+        assert seen(page).problems == []
+        page.context.close()
