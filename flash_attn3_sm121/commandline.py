@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import importlib.metadata
 import itertools
@@ -21,7 +22,7 @@ from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import FlashAttn3Error
+from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, SystemCallError
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -55,11 +56,20 @@ class Program:
             _discard_stdout()
             return READER_GONE
         except FlashAttn3Error as error:
-            Narrator().note(f"{self.short}: error: {error}", style="red")
-            return error.exit_code
+            return self._say(error)
+        except OSError as error:
+            return self._say(as_error(error))
         except KeyboardInterrupt:
             Narrator().note(f"{self.short}: interrupted")
             return INTERRUPTED
+
+    def _say(self, error: FlashAttn3Error) -> int:
+        Narrator().note(f"{self.short}: error: {error}", style="red")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_stdout()  # a full disk: what is still buffered would fail once more at exit
+        return error.exit_code
 
     def _parser(self, argv: Sequence[str]) -> argparse.ArgumentParser:
         """Only the wanted subcommand is imported and configured: the others may need what is not installed here."""
@@ -109,6 +119,20 @@ class Paragraphs(argparse.HelpFormatter):
             paragraph = list(group)
             lines += textwrap.wrap(" ".join(paragraph), width) if prose else paragraph
         return "\n".join(indent + line for line in lines)
+
+
+def as_error(error: OSError) -> FlashAttn3Error:
+    """A refusal of the system as an error of ours, with what to do next."""
+    where = error.filename if error.filename is not None else "the output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskError(
+            f"{where}: {error.strerror}",
+            hint="make room, then type the same command again; `flash-attn3 hub gc` gives back what a hub can spare",
+        )
+    hint = None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "name a place that you may write to (--hub DIR for the hub), or have its owner do it"
+    return SystemCallError(f"{where}: {error.strerror or error}", hint=hint)
 
 
 def version() -> str:

@@ -92,6 +92,15 @@ class DiskError(FlashAttn3Error):
     exit_code = 17
 
 
+class SystemCallError(FlashAttn3Error):
+    """The system refused to read or write something.
+
+    The message quotes it.
+    """
+
+    exit_code = 18
+
+
 class FactsError(FlashAttn3Error):
     """A library's build facts are missing, malformed or of an unknown schema."""
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
+from flash_attn3_sm121.hub.patch import OverrideConfig
 from flash_attn3_sm121.hub.run import environment
 
 from .checkpoints import Checkpoint, discover, looked_at

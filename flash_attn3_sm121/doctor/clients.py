@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flash_attn3_sm121.doctor import probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
-from flash_attn3_sm121.hub.patch import KNOWN_REPOS
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
 INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
 

@@ -14,7 +14,8 @@ def override(repos: Mapping[str, str] | None = None, *, hub: str | Path | None =
     Call it before the client runs `from kernels import get_kernel`. `repos` adds repositories (name -> "fa3" or
     "vllm"); `hub` names a hub folder to serve from instead of the installed package.
     """
-    from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig, activate
+    from flash_attn3_sm121.hub.layout import KNOWN_REPOS
+    from flash_attn3_sm121.hub.patch import OverrideConfig, activate
 
     merged = {**KNOWN_REPOS, **(repos or {})}
     activate(OverrideConfig(repos=merged, hub=None if hub is None else str(Path(hub).absolute()), quiet=quiet))

@@ -1,18 +1,18 @@
 """A revision of the hub as a folder that Python can import from, or that another transport can point at.
 
-A checkout is made once beside the caches, and every load of it is checked again: against the manifest, and against
-the trusted keys where some are configured.
+A checkout is made once beside the caches. Before every use it is compared with the manifest: nothing may be missing,
+changed, added, or a link. The override's copies lie in folders that nobody else may write to.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,10 @@ from types import ModuleType
 from flash_attn3_sm121.errors import HubError, IntegrityError, OverrideError
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
-from flash_attn3_sm121.hub.sign import TrustedKeys
-from flash_attn3_sm121.hub.store import Hub
-from flash_attn3_sm121.hub.variants import SIGNATURE_FILE, SIGNED_FILE, Variant
+from flash_attn3_sm121.hub.store import Hub, hash_file
+from flash_attn3_sm121.hub.trust import cache_root, trusted_index
+from flash_attn3_sm121.hub.variant_loader import PackageFinder, SourceOnlyLoader
+from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
 
 DEFAULT_REF = "main"
 
@@ -45,22 +46,9 @@ def resolve(hub: Hub, index: Index, repo: str, revision: str | None = None) -> R
     if sha is None:
         raise HubError(f"{repo} has no revision yet", hint="flash-attn3 hub publish WHEEL...")
     manifest = hub.manifest(entry.revisions[sha].manifest)
+    if manifest.flavour != entry.flavour:
+        raise IntegrityError(f"{repo}@{sha[:12]} is of flavour {manifest.flavour}, the repository of {entry.flavour}")
     return Resolved(repo=RepoName.parse(repo), revision=sha, ref=ref, manifest=manifest)
-
-
-def verify_signatures(hub: Hub, found: Resolved, keys: TrustedKeys) -> None:
-    """Every variant must be signed by a trusted key, and be exactly what was signed."""
-    for variant in found.manifest.variants:
-        folder = Variant.parse(variant).folder(found.repo)
-        unit = found.manifest.under(folder)
-        origin = f"{found.repo}@{found.revision[:12]} {variant}"
-        texts = [hub.read(unit[name]) if name in unit else b"" for name in (SIGNED_FILE, SIGNATURE_FILE)]
-        if not all(texts):
-            raise IntegrityError(
-                f"{origin} is not signed, and trusted keys are configured", hint="flash-attn3 hub sign"
-            )
-        hashes = {path: e.sha256 for path, e in unit.items() if path not in (SIGNED_FILE, SIGNATURE_FILE)}
-        keys.verify_unit(hashes, *texts, origin=origin)
 
 
 def place(hub: Hub, files: Mapping[str, FileEntry], target: Path) -> None:
@@ -70,7 +58,7 @@ def place(hub: Hub, files: Mapping[str, FileEntry], target: Path) -> None:
         for path, entry in files.items():
             out = beside / path
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(hub.read(entry))
+            shutil.copyfile(hub.verified(entry), out)
         beside.rename(target)
     except OSError as error:
         if not target.is_dir():
@@ -81,44 +69,69 @@ def place(hub: Hub, files: Mapping[str, FileEntry], target: Path) -> None:
 
 
 def differing(files: Mapping[str, FileEntry], folder: Path) -> list[str]:
-    """What in a folder is not as the manifest says; byte code that Python wrote itself does not count."""
-    bad = []
-    for path, entry in files.items():
-        target = folder / path
-        if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != entry.sha256:
-            bad.append(path)
-    known = set(files)
-    for found in folder.rglob("*"):
-        inner = found.relative_to(folder).as_posix()
-        if found.is_file() and inner not in known and "__pycache__" not in found.parts:
-            bad.append(inner)
-    return sorted(bad)
+    """What in a folder is not as the manifest says: changed, missing, added, and every link, to a folder too."""
+    found = dict(_walk(folder, ""))
+    bad = [path for path, plain in found.items() if not plain or path not in files]
+    bad += [p for p, entry in files.items() if not found.get(p) or hash_file(folder / p) != (entry.sha256, entry.size)]
+    return sorted(set(bad))
 
 
-def cache_root() -> Path:
-    """Where checkouts lie: below FA3_CACHE or the user's cache folder."""
-    if os.environ.get("FA3_CACHE"):
-        return Path(os.environ["FA3_CACHE"]) / "checkouts"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flash-attn3-sm121" / "checkouts"
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(path, whether it is a plain file) of all that is no true folder; links are named and not followed."""
+    if folder.is_symlink():
+        yield prefix, False
+        return
+    for entry in os.scandir(folder):
+        inner = f"{prefix}/{entry.name}" if prefix else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), inner)
+        else:
+            yield inner, entry.is_file(follow_symlinks=False)
 
 
 def checkout(hub: Hub, found: Resolved, *, under: Path | None = None) -> Path:
     """The folder of a revision (with `build/` in it), made if it is not there, refused if it is not what it was."""
-    keys = TrustedKeys.from_env()
-    if keys is not None:
-        verify_signatures(hub, found, keys)
-    root = under if under is not None else cache_root()
+    root = under if under is not None else cache_root() / "checkouts"
     target = root / found.repo.org / f"{found.repo.name}-{found.revision}"
-    if not target.is_dir():
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            for variant in found.manifest.variants:  # what `kernels` compiled of the loader when it imported it
+                shutil.rmtree(target / Variant.parse(variant).folder(found.repo) / "__pycache__", ignore_errors=True)
+        else:
+            place(hub, found.manifest.files, target)
+    except OSError as error:
+        raise HubError(f"cannot write {target}: {error.strerror}", hint="name another folder with --dir") from error
+    _demand_same(found, target)
+    return target
+
+
+def private_checkout(hub: Hub, found: Resolved) -> Path:
+    """A checkout to import from, in folders that only this user (or root) may change."""
+    root = cache_root() / "override"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise HubError(f"cannot make {root}: {error.strerror}", hint="set FA3_CACHE to a folder of yours") from error
+    info = root.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o022:
+        raise IntegrityError(
+            f"{root} can be changed by others (owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):o})",
+            hint=f"rm -r {root}, or set FA3_CACHE to a folder of yours",
+        )
+    target = root / f"{found.repo.org}--{found.repo.name}-{found.revision}"
+    if not target.is_dir():
         place(hub, found.manifest.files, target)
+    _demand_same(found, target)
+    return target
+
+
+def _demand_same(found: Resolved, target: Path) -> None:
     if bad := differing(found.manifest.files, target):
         raise IntegrityError(
             f"{target}: {len(bad)} files are not what the hub's manifest says, first {bad[0]}",
             hint=f"rm -r {target}, then try again",
         )
-    return target
 
 
 def variant_for(torch: ModuleType) -> Variant:
@@ -142,13 +155,15 @@ def load_from_hub(root: Path, repo: str, revision: str | None) -> tuple[ModuleTy
     import torch
 
     hub = Hub.open(root)
-    found = resolve(hub, hub.index(), repo, revision)
+    found = resolve(hub, trusted_index(hub), repo, revision)
     origin = f"{repo}@{found.revision[:12]} ({found.manifest.version}) of the hub {root}"
     variant = variant_for(torch)
     name = f"_flash_attn3_hub_{found.revision[:12]}_{variant.name.lower()}"
     if name in _loaded:
         return _loaded[name], origin
-    folder = checkout(hub, found) / variant.folder(found.repo)
+    folder = private_checkout(hub, found) / variant.folder(found.repo)
+    if not (folder / INFO_FILE).is_file():
+        raise OverrideError(f"{origin} has no variant {variant}")
     own = sys.modules.get(PACKAGE)
     if own is not None and not str(own.__file__).startswith(str(folder)):
         if f"{PACKAGE}.api.interface" in sys.modules:
@@ -158,13 +173,19 @@ def load_from_hub(root: Path, repo: str, revision: str | None) -> tuple[ModuleTy
             )
         # The package that runs this override makes way for the asked one; its operators are not registered yet.
         _forget(sys.modules)
+    loader = SourceOnlyLoader(name, str(folder / "__init__.py"))
     spec = importlib.util.spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", loader=loader, submodule_search_locations=[str(folder)]
     )
     if spec is None or spec.loader is None:
         raise OverrideError(f"cannot load {folder}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    sys.meta_path.insert(0, PackageFinder(folder))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a revision's own loader may be an old one
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
     _loaded[name] = module
     return module, origin

@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from flash_attn3_sm121.errors import HubError
+
 _COMMANDS = "flash_attn3_sm121.hub.commands"
-# name -> (module, what `--help` says)
-ACTIONS: dict[str, tuple[str, str]] = {
-    "publish": (f"{_COMMANDS}.publish", "put verified wheels into the hub, for pip and for get_kernel"),
-    "list": (f"{_COMMANDS}.listing", "the wheels and the kernel repositories of the hub"),
-    "show": (f"{_COMMANDS}.show", "one repository or one wheel in full"),
-    "check": (f"{_COMMANDS}.check", "hash everything again (and check signatures, with trusted keys)"),
-    "remove": (f"{_COMMANDS}.remove", "take out wheels, repositories or revisions"),
-    "gc": (f"{_COMMANDS}.gc", "delete what no generation needs any more"),
-    "env": (f"{_COMMANDS}.env", "the LOCAL_KERNELS line for clients on this machine"),
-    "seed": (f"{_COMMANDS}.seed", "fill a Hugging Face cache, for HF_HUB_OFFLINE=1"),
-    "export": (f"{_COMMANDS}.export", "write the hub as plain files for nginx, an object store or a CDN"),
-    "serve": ("flash_attn3_sm121.hub.server.cli", "serve the hub: a kernel hub, a package index, a page"),
-    "keygen": (f"{_COMMANDS}.keygen", "make a key to sign with"),
-    "sign": (f"{_COMMANDS}.sign", "sign what is in the hub"),
+# name -> (module, its function, what `--help` says); `configure_<name>` beside the function makes the options
+ACTIONS: dict[str, tuple[str, str, str]] = {
+    "publish": (f"{_COMMANDS}.publishing", "publish", "put verified wheels into the hub, for pip and for get_kernel"),
+    "list": (f"{_COMMANDS}.inspection", "list_all", "the wheels and the kernel repositories of the hub"),
+    "show": (f"{_COMMANDS}.inspection", "show", "one repository or one wheel in full"),
+    "check": (f"{_COMMANDS}.inspection", "check", "hash everything again (and check the signature, with trusted keys)"),
+    "remove": (f"{_COMMANDS}.upkeep", "remove", "take out wheels, repositories or revisions"),
+    "gc": (f"{_COMMANDS}.upkeep", "gc", "delete what no generation needs any more"),
+    "env": (f"{_COMMANDS}.transport", "env", "the LOCAL_KERNELS line for clients on this machine"),
+    "seed": (f"{_COMMANDS}.transport", "seed", "fill a Hugging Face cache, for HF_HUB_OFFLINE=1"),
+    "export": (f"{_COMMANDS}.transport", "export", "write the hub as plain files for nginx, an object store or a CDN"),
+    "serve": ("flash_attn3_sm121.hub.server.cli", "serve", "serve the hub: a kernel hub, a package index, a page"),
+    "keygen": (f"{_COMMANDS}.publishing", "keygen", "make a key to sign with"),
+    "sign": (f"{_COMMANDS}.publishing", "sign", "sign what is in the hub"),
 }
+# What the extra `[hub]` brings; without it a command that needs one says so.
+EXTRA = frozenset({"aiohttp", "cryptography", "huggingface_hub", "jinja2", "packaging"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +32,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "The hub folder is --hub, else $FLASH_ATTN3_HUB, else flash-attn3-sm121/hub in the user's data folder."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, (module, text) in ACTIONS.items():
+    for name, (module, function, text) in ACTIONS.items():
         loaded = importlib.import_module(module)
         sub = actions.add_parser(name, help=text, description=text, formatter_class=parser.formatter_class)
-        loaded.configure(sub)
-        sub.set_defaults(hub_action=loaded.run)
+        getattr(loaded, f"configure_{name}")(sub)
+        sub.set_defaults(hub_action=getattr(loaded, function))
 
 
 def run(args: argparse.Namespace) -> int:
-    return int(args.hub_action(args))
+    try:
+        return int(args.hub_action(args))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA:
+            raise
+        raise HubError(
+            f"`flash-attn3 hub {args.action}` needs the Python package {missing}",
+            hint='pip install "flash_attn3_sm121[hub]" brings everything that the hub needs',
+        ) from error

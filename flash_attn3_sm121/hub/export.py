@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from flash_attn3_sm121.errors import HubError
-from flash_attn3_sm121.hub.checkout import Resolved, verify_signatures
+from flash_attn3_sm121.hub.checkout import Resolved
 from flash_attn3_sm121.hub.index import FileEntry, Index, Repo
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.server import huggingface, simple
 from flash_attn3_sm121.hub.server.catalog import Catalog, children, descendants
-from flash_attn3_sm121.hub.sign import TrustedKeys, wheel_statement
 from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.trust import trusted_index
 
 MARKER = ".flash-attn3-export"
 RESERVED = frozenset({"api", "files", "kernels", "simple"})
@@ -89,8 +89,7 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     """Write the current generation to `target`, replacing an earlier export; anything else there is refused."""
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARKER).is_file())):
         raise HubError(f"{target} is not empty and not an export", hint="name an empty or a new folder")
-    index = hub.index()
-    _demand_signed_wheels(index)
+    index = trusted_index(hub)
     beside = target.absolute().parent / f".{target.name}.{uuid.uuid4().hex}"
     beside.parent.mkdir(parents=True, exist_ok=True)
     writer = _Writer(hub=hub, root=beside)
@@ -119,16 +118,6 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     )
 
 
-def _demand_signed_wheels(index: Index) -> None:
-    """With trusted keys configured, an unsigned wheel is not handed on."""
-    keys = TrustedKeys.from_env()
-    if keys is None:
-        return
-    for name, wheel in index.wheels.items():
-        statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
-        keys.verify(statement, wheel.key, wheel.signature, origin=name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Found:
     resolved: Resolved
@@ -139,14 +128,11 @@ class _Found:
 
 def _revisions(hub: Hub, index: Index) -> list[_Found]:
     """The revisions that a ref names; older ones are in the hub, not in an export."""
-    keys = TrustedKeys.from_env()
     found = []
     for name, repo in sorted(index.repos.items()):
         for sha in sorted(set(repo.refs.values())):
             held = repo.revisions[sha].manifest
             resolved = Resolved(repo=RepoName.parse(name), revision=sha, ref=sha, manifest=hub.manifest(held))
-            if keys is not None:
-                verify_signatures(hub, resolved, keys)
             refs = sorted(ref for ref, target in repo.refs.items() if target == sha)
             found.append(_Found(resolved=resolved, repo=repo, manifest_sha256=held, refs=tuple(refs)))
     return found

@@ -21,6 +21,7 @@ from flash_attn3_sm121.hub.layout import (
 )
 
 T = TypeVar("T")
+INDEX_SCHEMA = 2  # schema 1 had a signature on each wheel, no hub name and no order but the clock's
 
 
 def dump_json(value: Any) -> bytes:
@@ -28,14 +29,14 @@ def dump_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def load_json(data: bytes, *, origin: str) -> dict[str, Any]:
-    """A JSON object of our schema; anything else is an IntegrityError that names where it came from."""
+def load_json(data: bytes, *, origin: str, schema: int = SCHEMA) -> dict[str, Any]:
+    """A JSON object of a schema of ours; anything else is an IntegrityError that names where it came from."""
     try:
         value = json.loads(data)
     except ValueError as error:
         raise IntegrityError(f"{origin}: not JSON: {error}") from error
-    if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
-        raise IntegrityError(f"{origin}: expected an object of schema {SCHEMA}")
+    if not isinstance(value, dict) or value.pop("schema", None) != schema:
+        raise IntegrityError(f"{origin}: expected an object of schema {schema}")
     return value
 
 
@@ -114,8 +115,7 @@ class WheelEntry:
     upstream: str
     verify: str
     published: str
-    signature: str  # base64 of an ed25519 signature, or ""
-    key: str  # id of the signing key, or ""
+    added: int  # the generation that brought it in
 
     def __post_init__(self) -> None:
         check_sha256(self.sha256)
@@ -129,6 +129,7 @@ class Revision:
     manifest: str  # sha256 of the manifest object
     version: str
     created: str
+    added: int  # the generation that brought it in
     wheels: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -159,10 +160,22 @@ class Repo:
         return name if is_revision(name) and name in self.revisions else None
 
 
+def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
+    """An index of schema 1 in the form of schema 2. Its signatures were of less than is signed today: they go."""
+    for wheel in value.get("wheels", {}).values():
+        wheel.pop("signature", None), wheel.pop("key", None)
+        wheel["added"] = 0
+    for repo in value.get("repos", {}).values():
+        for revision in repo.get("revisions", {}).values():
+            revision["added"] = 0
+    return {"hub": "", **value}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """One generation."""
 
+    hub: str = ""
     generation: int = 0
     created: str = ""
     wheels: Mapping[str, WheelEntry] = field(default_factory=dict)
@@ -175,11 +188,15 @@ class Index:
             RepoName.parse(name)
 
     def to_bytes(self) -> bytes:
-        return dump_json({"schema": SCHEMA, **asdict(self)})
+        return dump_json({"schema": INDEX_SCHEMA, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes, *, origin: str) -> Index:
-        value = load_json(data, origin=origin)
+        """Read an index; one of the schema before is upgraded on the way."""
+        try:
+            value = load_json(data, origin=origin, schema=INDEX_SCHEMA)
+        except IntegrityError:
+            value = _upgraded(load_json(data, origin=origin))
         try:
             wheels = {k: _build(WheelEntry, v, origin=f"{origin}: {k}") for k, v in value["wheels"].items()}
             repos = {}

@@ -4,14 +4,19 @@
     CURRENT                       "17\\n": the number of the current generation; renaming this file is THE commit
     lock                          locked by writers (publish, remove, sign, gc); readers take no lock
     generations/00000017.json     one whole index (see index.Index); immutable once CURRENT names it
+    generations/00000017.sig      when signed: an ed25519 signature of that file
     objects/ab/abcdef...          content by sha256 (64 hex digits, the first two name the folder), mode 0444
     tmp/                          unfinished writes; gc empties it under the lock
 
 Wheels, their METADATA, each file of a kernel repository, and each revision's manifest are objects. An index names:
 
+    hub        a random name of the hub, so that a generation of one is not taken for a newer one of another
     wheels     file name -> sha256, size, metadata_sha256 (PEP 658), version, platform, families, verify, ...
     repos      <org>/<name> -> flavour ("fa3" or "vllm"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
-               revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "wheels"}}
+               revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "added", "wheels"}}
+
+"added" is the number of the generation that brought a thing in: it orders them, whatever a clock said. As manifests
+are named by hash, one signature of an index covers every name, every number and every byte below it.
 
 A revision's name is 40 lower-case hex digits (the head of its manifest's sha256), like a git commit. A manifest is
 JSON: {"schema": 1, "flavour": "fa3", "version": "...", "files": {"<path>": {"sha256": "...", "size": 1}}}
@@ -27,7 +32,6 @@ Inside a kernel repository (what a `kernels` client downloads):
     build/torch-cuda/payload/any/flash_attn3_sm121/...            Python only: fallbacks for any other machine
     build/torch-cpu/...                         the same with payload/any alone
     build/torch-universal/<name>/...            torch-cuda again, one folder deeper, for kernels 0.9 and 0.10
-    build/<variant>/SIGNED.json, SIGNED.sig     when signed: the variant's files, and an ed25519 signature of that
 
 `torch-cuda` has no CPU architecture in its name, so both platforms lie side by side and the loader chooses at import.
 """
@@ -46,6 +50,12 @@ SCHEMA = 1
 KIND = "flash-attn3-hub"
 PACKAGE = "flash_attn3_sm121"
 HUB_ENV = "FLASH_ATTN3_HUB"
+# What unmodified clients ask for by name, and the flavour of each.
+KNOWN_REPOS: dict[str, str] = {
+    "varunneal/flash-attention-3": "fa3",
+    "kernels-community/flash-attn3": "fa3",
+    "kernels-community/vllm-flash-attn3": "vllm",
+}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
@@ -149,7 +159,7 @@ class HubLayout:
         return self.root / "lock"
 
     @property
-    def generations(self) -> Path:
+    def generations_folder(self) -> Path:
         return self.root / "generations"
 
     @property
@@ -161,7 +171,10 @@ class HubLayout:
         return self.root / "tmp"
 
     def generation(self, number: int) -> Path:
-        return self.generations / f"{number:08d}.json"
+        return self.generations_folder / f"{number:08d}.json"
+
+    def signature(self, number: int) -> Path:
+        return self.generation(number).with_suffix(".sig")
 
     def parse_generation(self, name: str) -> int | None:
         """The number in a generation's file name; None for any other file."""

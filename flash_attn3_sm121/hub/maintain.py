@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
-from flash_attn3_sm121.hub.checkout import Resolved, verify_signatures
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
-from flash_attn3_sm121.hub.layout import RepoName
-from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys, wheel_statement
-from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, Transaction, hash_file, now
-from flash_attn3_sm121.hub.variants import SIGNATURE_FILE, SIGNED_FILE, Variant, sign_statement
+from flash_attn3_sm121.hub.index import FileEntry, Index, Repo, Revision
+from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
+from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, hash_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ def needed(hub: Hub, index: Index) -> Iterator[FileEntry]:
 
 
 def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
-    """Hash everything again; with keys, every wheel and every revision that a ref names must be signed by one."""
+    """Hash everything again; with keys, the generation must be signed by one of them."""
     index = hub.index()
     findings: list[str] = []
     wanted = list(wheel_objects(index))
@@ -78,8 +75,11 @@ def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
             findings.append(f"{who}: {state[entry.sha256]}")
     strays, orphans = _strays(hub, set(state) | {revision.manifest for _, _, revision in index.revisions()})
     findings += strays
-    if keys is not None and not findings:
-        findings += list(_unsigned(hub, index, keys))
+    if keys is not None:
+        try:
+            hub.trusted_index(keys)
+        except IntegrityError as error:
+            findings.append(str(error.args[0]))
     return CheckReport(
         generation=index.generation,
         objects=len(state),
@@ -118,26 +118,11 @@ def _strays(hub: Hub, known: set[str]) -> tuple[list[str], int]:
     return strays, orphans
 
 
-def _unsigned(hub: Hub, index: Index, keys: TrustedKeys) -> Iterator[str]:
-    for name, wheel in sorted(index.wheels.items()):
-        statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
-        try:
-            keys.verify(statement, wheel.key, wheel.signature, origin=name)
-        except IntegrityError as error:
-            yield str(error.args[0])
-    for name, repo in sorted(index.repos.items()):
-        for sha in sorted(set(repo.refs.values())):
-            manifest = hub.manifest(repo.revisions[sha].manifest)
-            found = Resolved(repo=RepoName.parse(name), revision=sha, ref=sha, manifest=manifest)
-            try:
-                verify_signatures(hub, found, keys)
-            except IntegrityError as error:
-                yield str(error.args[0])
-
-
-def remove(hub: Hub, names: list[str]) -> tuple[Index, list[str]]:
+def remove(
+    hub: Hub, names: list[str], *, key: SigningKey | None = None, unsigned: bool = False
+) -> tuple[Index, list[str]]:
     """Take out wheels (`X.whl`), repositories (`ORG/NAME`) or single revisions (`ORG/NAME@REVISION`)."""
-    with hub.transaction() as txn:
+    with hub.transaction(key, unsigned=unsigned) as txn:
         index, done = txn.base, []
         for name in names:
             if name in index.wheels:
@@ -180,12 +165,8 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
     """Remove old generations, objects that no kept generation needs, and unfinished writes."""
     with hub.transaction() as txn:
         layout, current = hub.layout, txn.base.generation
-        numbers = sorted(
-            number
-            for path in layout.generations.iterdir()
-            if (number := layout.parse_generation(path.name)) is not None
-        )
-        kept = [number for number in numbers if current - keep < number <= current]
+        numbers = hub.generations()
+        kept = [number for number in numbers if number <= current][-keep:]
         wanted: set[str] = set()
         for number in kept:
             index = txn.base if number == current else hub._parse_index(layout.generation(number), number)
@@ -201,6 +182,7 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
         if not dry_run:
             for number in dropped:
                 layout.generation(number).unlink()
+                layout.signature(number).unlink(missing_ok=True)
             for path in (*garbage, *unfinished):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -209,43 +191,9 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
     return Collected(generations=len(dropped), objects=len(garbage), size=size, unfinished=len(unfinished))
 
 
-def sign(hub: Hub, key: SigningKey) -> tuple[Index, int]:
-    """Sign every wheel, and the revision that each ref names (that makes new revisions); counts what was signed."""
-    with hub.transaction() as txn:
-        index, count = txn.base, 0
-        for name, wheel in index.wheels.items():
-            if wheel.key != key.key_id:
-                index = index.with_wheel(name, _signed_wheel(name, wheel, key))
-                count += 1
-        for name, repo in index.repos.items():
-            renamed: dict[str, str] = {}
-            revisions = dict(repo.revisions)
-            for sha in sorted(set(repo.refs.values())):
-                manifest = hub.manifest(repo.revisions[sha].manifest)
-                signed = _signed_manifest(txn, RepoName.parse(name), manifest, key)
-                renamed[sha] = signed.revision
-                if signed.revision not in revisions:
-                    held = txn.add_bytes(signed.to_bytes()).sha256
-                    revisions[signed.revision] = replace(revisions[sha], manifest=held, created=now())
-                    count += 1
-            refs = {ref: renamed[sha] for ref, sha in repo.refs.items()}
-            index = index.with_repo(name, replace(repo, refs=refs, revisions=revisions))
-        return txn.commit(index), count
-
-
-def _signed_wheel(name: str, wheel: WheelEntry, key: SigningKey) -> WheelEntry:
-    statement = wheel_statement(name, FileEntry(sha256=wheel.sha256, size=wheel.size))
-    return replace(wheel, signature=key.sign(statement), key=key.key_id)
-
-
-def _signed_manifest(txn: Transaction, repo: RepoName, manifest: Manifest, key: SigningKey) -> Manifest:
-    files: Mapping[str, FileEntry] = dict(manifest.files)
-    for variant in manifest.variants:
-        folder = Variant.parse(variant).folder(repo)
-        statement = sign_statement(manifest.under(folder))
-        files = {
-            **files,
-            f"{folder}/{SIGNED_FILE}": txn.add_bytes(statement),
-            f"{folder}/{SIGNATURE_FILE}": txn.add_bytes(key.sign_file(statement)),
-        }
-    return replace(manifest, files=files)
+def sign(hub: Hub, key: SigningKey) -> Index:
+    """Sign what is published, as a generation of its own; one that this key has signed already stays."""
+    with hub.transaction(key) as txn:
+        if txn.base.generation == 0:
+            raise HubError("there is nothing to sign yet", hint="flash-attn3 hub publish WHEEL...")
+        return txn.commit(txn.base)

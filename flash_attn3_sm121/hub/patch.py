@@ -20,17 +20,12 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from flash_attn3_sm121.errors import OverrideError
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
 KERNELS = "kernels"
 NAMES = ("get_kernel", "has_kernel")
 # The order of the first three is the same in every version; whatever follows changes nothing for us.
 POSITIONAL = ("repo_id", "revision", "version", "backend", "user_agent", "trust_remote_code", "check_arch")
-# What unmodified clients ask for by name, and the flavour of each.
-KNOWN_REPOS: dict[str, str] = {
-    "varunneal/flash-attention-3": "fa3",
-    "kernels-community/flash-attn3": "fa3",
-    "kernels-community/vllm-flash-attn3": "vllm",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

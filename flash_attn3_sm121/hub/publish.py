@@ -12,8 +12,8 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
 from flash_attn3_sm121.hub.metadata import INTERFACE_VERSION
-from flash_attn3_sm121.hub.sign import SigningKey, wheel_statement
-from flash_attn3_sm121.hub.store import Hub, Transaction, now
+from flash_attn3_sm121.hub.sign import SigningKey
+from flash_attn3_sm121.hub.store import Hub, Rehearsal, Transaction, now
 from flash_attn3_sm121.hub.variants import ALIASES, ANY, Flavour, Payload, compose
 from flash_attn3_sm121.hub.wheelfile import WheelFile, read_wheel
 
@@ -60,7 +60,7 @@ def judge(paths: Iterable[Path], *, allow_unverified: bool = False) -> list[Whee
     return list(wheels.values())
 
 
-def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, key: SigningKey | None) -> WheelEntry:
+def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, generation: int) -> WheelEntry:
     def joined(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values)))
 
@@ -80,14 +80,14 @@ def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, key: Sig
         upstream=joined(item.upstream for item in wheel.facts),
         verify=wheel.verify if wheel.verified else "unverified",
         published=now(),
-        signature=key.sign(wheel_statement(wheel.filename, file)) if key else "",
-        key=key.key_id if key else "",
+        added=generation,
     )
 
 
 def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
     native = platform != ANY
-    files = {**wheel.kernel_files(native=native), **wheel.licence_files()}
+    with wheel.members(wheel.kernel_files(native=native)) as members:
+        files = {inner: txn.add_stream(stream) for inner, stream in members}
     return Payload(
         platform=platform,
         wheel=wheel.filename,
@@ -95,18 +95,18 @@ def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
         images=tuple(sorted({i for item in wheel.facts for i in (*item.images, *item.ptx)})) if native else (),
         profile=wheel.facts[0].profile if native and wheel.facts else "",
         cuda=wheel.facts[0].cuda if native and wheel.facts else "",
-        files={inner: txn.add_bytes(data) for inner, data in files.items()},
+        files=files,
     )
 
 
 def choose(index: Index, version: str, fresh: Sequence[str]) -> dict[str, str]:
     """platform -> wheel for a release: of several, one of `fresh` (the last), else the one published last."""
     order = {name: position for position, name in enumerate(fresh, start=1)}
-    chosen: dict[str, tuple[tuple[int, str, str], str]] = {}
+    chosen: dict[str, tuple[tuple[int, int, str], str]] = {}
     for name, entry in index.wheels.items():
         if Version(entry.version).public != version:
             continue
-        rank = (order.get(name, 0), entry.published, name)
+        rank = (order.get(name, 0), entry.added, name)
         if entry.platform not in chosen or rank > chosen[entry.platform][0]:
             chosen[entry.platform] = (rank, name)
     return {platform: name for platform, (_, name) in chosen.items()}
@@ -117,7 +117,7 @@ def gather_payloads(txn: Transaction, index: Index, chosen: Mapping[str, str]) -
     opened: dict[str, WheelFile] = {}
     for platform, name in chosen.items():
         entry = index.wheels[name]
-        held = txn.hub.verified(FileEntry(sha256=entry.sha256, size=entry.size))
+        held = txn.verified(FileEntry(sha256=entry.sha256, size=entry.size))
         opened[platform] = read_wheel(held, name=name)
     payloads = {platform: _add_payload(txn, wheel, platform) for platform, wheel in sorted(opened.items())}
     if ANY not in payloads:
@@ -137,15 +137,12 @@ def with_revision(repo: Repo | None, flavour: Flavour, revision: str, entry: Rev
 
 
 def _with_wheel(index: Index, filename: str, entry: WheelEntry) -> Index:
-    """Publishing the same bytes again changes nothing, unless it adds a signature."""
+    """Publishing the same bytes again changes nothing."""
     old = index.wheels.get(filename)
-    same = old is not None and old.sha256 == entry.sha256 and (old.key == entry.key or not entry.key)
-    return index if same else index.with_wheel(filename, entry)
+    return index if old is not None and old.sha256 == entry.sha256 else index.with_wheel(filename, entry)
 
 
-def _with_release(
-    txn: Transaction, index: Index, target: tuple[RepoName, Flavour, str], chosen: _Chosen, key: SigningKey | None
-) -> Index:
+def _with_release(txn: Transaction, index: Index, target: tuple[RepoName, Flavour, str], chosen: _Chosen) -> Index:
     name, flavour, version = target
     repo = index.repos.get(str(name))
     if repo is not None and repo.flavour != flavour:
@@ -153,12 +150,48 @@ def _with_release(
             f"{name} is a repository of flavour {repo.flavour}, not {flavour}",
             hint=f"flash-attn3 hub remove {name}, then publish again",
         )
-    files = compose(name, flavour, version, chosen.payloads, txn.add_bytes, key.sign_file if key else None)
+    files = compose(name, flavour, version, chosen.payloads, txn.add_bytes)
     manifest = Manifest(flavour=str(flavour), version=version, files=files)
     entry = Revision(
-        manifest=txn.add_bytes(manifest.to_bytes()).sha256, version=version, created=now(), wheels=chosen.wheels
+        manifest=txn.add_bytes(manifest.to_bytes()).sha256,
+        version=version,
+        created=now(),
+        added=txn.next,
+        wheels=chosen.wheels,
     )
     return index.with_repo(str(name), with_revision(repo, flavour, manifest.revision, entry))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Composed:
+    """The next generation, before it is committed."""
+
+    index: Index
+    repos: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def _compose(txn: Transaction, wheels: Sequence[WheelFile], repos: Mapping[RepoName, Flavour]) -> _Composed:
+    index = txn.base
+    names = {RepoName.parse(name): flavour for name, flavour in ALIASES.items()}
+    names |= {RepoName.parse(name): Flavour(repo.flavour) for name, repo in index.repos.items()} | dict(repos)
+    for wheel in wheels:
+        entry = wheel_entry(wheel, txn.add_file(wheel.path), txn.add_bytes(wheel.metadata), txn.next)
+        index = _with_wheel(index, wheel.filename, entry)
+    revisions: dict[str, str] = {}
+    warnings: list[str] = []
+    for version in sorted({wheel.public_version for wheel in wheels}, key=Version):
+        chosen = choose(index, version, [wheel.filename for wheel in wheels])
+        warnings += [
+            f"{wheel.filename} is on the pip side only: {chosen[wheel.platform]} serves {wheel.platform}"
+            for wheel in wheels
+            if wheel.public_version == version and chosen[wheel.platform] != wheel.filename
+        ]
+        picked = _Chosen(payloads=gather_payloads(txn, index, chosen), wheels=tuple(sorted(set(chosen.values()))))
+        for name, flavour in sorted(names.items()):
+            index = _with_release(txn, index, (name, flavour, version), picked)
+            revisions[str(name)] = index.repos[str(name)].refs[version]
+    return _Composed(index=index, repos=revisions, warnings=tuple(warnings))
 
 
 def publish(
@@ -167,33 +200,38 @@ def publish(
     *,
     repos: Mapping[RepoName, Flavour] | None = None,
     key: SigningKey | None = None,
+    unsigned: bool = False,
 ) -> Published:
-    """Publish judged wheels under the known aliases and `repos`; one generation, or none if nothing is new."""
-    names = {**{RepoName.parse(name): flavour for name, flavour in ALIASES.items()}, **(repos or {})}
-    warnings: list[str] = []
-    with hub.transaction() as txn:
-        index, before = txn.base, txn.base.generation
-        names |= {RepoName.parse(name): Flavour(repo.flavour) for name, repo in index.repos.items()} | dict(repos or {})
-        for wheel in wheels:
-            entry = wheel_entry(wheel, txn.add_file(wheel.path), txn.add_bytes(wheel.metadata), key)
-            index = _with_wheel(index, wheel.filename, entry)
-        revisions: dict[str, str] = {}
-        for version in sorted({wheel.public_version for wheel in wheels}, key=Version):
-            chosen = choose(index, version, [wheel.filename for wheel in wheels])
-            warnings += [
-                f"{wheel.filename} is on the pip side only: {chosen[wheel.platform]} serves {wheel.platform}"
-                for wheel in wheels
-                if wheel.public_version == version and chosen[wheel.platform] != wheel.filename
-            ]
-            picked = _Chosen(payloads=gather_payloads(txn, index, chosen), wheels=tuple(sorted(set(chosen.values()))))
-            for name, flavour in sorted(names.items()):
-                index = _with_release(txn, index, (name, flavour, version), picked, key)
-                revisions[str(name)] = index.repos[str(name)].refs[version]
-        done = txn.commit(index)
+    """Publish judged wheels under the known names and `repos`: one generation, or none if nothing is new.
+
+    Args:
+        hub: Where to.
+        wheels: What `judge` let through.
+        repos: More repositories, and the flavour of each.
+        key: Signs the generation.
+        unsigned: Allow a publish without a key to a hub that is signed.
+
+    Raises:
+        HubError: The hub cannot take them as asked.
+        IntegrityError: Something that is in the hub already was tampered with.
+    """
+    with hub.transaction(key, unsigned=unsigned) as txn:
+        before = txn.base.generation
+        composed = _compose(txn, wheels, repos or {})
+        done = txn.commit(composed.index)
     return Published(
         generation=done.generation,
         changed=done.generation != before,
         wheels={wheel.filename: done.wheels[wheel.filename] for wheel in wheels},
-        repos=revisions,
-        skipped=tuple(warnings),
+        repos=composed.repos,
+        skipped=composed.warnings,
     )
+
+
+def rehearse(root: Path, wheels: Sequence[WheelFile], repos: Mapping[RepoName, Flavour]) -> dict[RepoName, Manifest]:
+    """What `repos` would hold after a publish to the hub at `root`. Nothing is written; the hub need not exist."""
+    txn = Rehearsal.of(root)
+    index = _compose(txn, wheels, repos).index
+    heads = {name: index.repos[str(name)] for name in repos}
+    manifests = {name: repo.revisions[repo.refs[MAIN]].manifest for name, repo in heads.items()}
+    return {name: txn.manifest(sha256) for name, sha256 in manifests.items()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
-from flash_attn3_sm121.hub.commands.common import human_size
-from flash_attn3_sm121.hub.index import Index
+from flash_attn3_sm121.hub.commands.options import human_size
+from flash_attn3_sm121.hub.index import Index, Manifest
+from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.publish import VERSION_REF
 from flash_attn3_sm121.hub.store import Hub
 
@@ -42,7 +43,16 @@ class Api(Protocol):
 
 
 def plan_push(hub: Hub, index: Index, repos: Sequence[str]) -> list[Upload]:
+    """Uploads of what the hub holds."""
     return [Upload(found=resolve(hub, index, name)) for name in repos]
+
+
+def plan_rehearsed(manifests: Mapping[RepoName, Manifest]) -> list[Upload]:
+    """Uploads of what the hub would hold."""
+    return [
+        Upload(found=Resolved(repo=name, revision=manifest.revision, ref=BRANCHES[0], manifest=manifest))
+        for name, manifest in manifests.items()
+    ]
 
 
 def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
@@ -58,7 +68,7 @@ def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
         )
         lines += [f"  {entry.sha256}  {entry.size:>10}  {path}" for path, entry in sorted(files.items())]
     if not really:
-        lines.append("nothing was uploaded: say --yes to do it (huggingface_hub must be logged in)")
+        lines.append("nothing was uploaded or published: say --yes to do it (huggingface_hub must be logged in)")
     return "\n".join(lines)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.layout import RepoName
-from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS, RepoName
+from flash_attn3_sm121.hub.patch import OverrideConfig
 
 HOOK_FOLDER = Path(__file__).absolute().parent / "sitehook"
 CONFIG_ENV = "FLASH_ATTN3_OVERRIDE"

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flash_attn3_sm121.errors import IntegrityError
-from flash_attn3_sm121.hub.checkout import Resolved, differing, place, resolve, verify_signatures
+from flash_attn3_sm121.hub.checkout import Resolved, differing, place, resolve
 from flash_attn3_sm121.hub.index import Index
-from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 
 REPO_TYPES = ("model", "kernel")  # kernels asks for models to 0.13 and for kernels from 0.14 on
@@ -36,12 +35,9 @@ def default_cache(environ: Mapping[str, str] | None = None) -> Path:
 
 def seed(hub: Hub, index: Index, repos: Sequence[str], cache: Path) -> list[Path]:
     """Put the newest revision of each repository into a cache; existing files of the same revision are checked."""
-    keys = TrustedKeys.from_env()
     done = []
     for name in repos:
         found = resolve(hub, index, name)
-        if keys is not None:
-            verify_signatures(hub, found, keys)
         refs = [ref for ref, sha in index.repo(name).refs.items() if sha == found.revision]
         first: Path | None = None
         for repo_type in REPO_TYPES:

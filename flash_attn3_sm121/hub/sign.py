@@ -1,8 +1,9 @@
-"""Signatures of what a hub serves: ed25519, with keys of one's own.
+"""Signatures of a hub's generations: ed25519, with keys of one's own.
 
-`FLASH_ATTN3_TRUSTED_KEYS` names the public keys that are believed (the keys themselves or files holding them, separated
-by commas or colons). Where it is set, `hub check`, the override, `hub seed` and a variant's own loader refuse
-whatever is not signed by one of them. Needs the `cryptography` package (extra `[hub]`).
+One signature covers a whole generation: its index, and by hash everything that the index names. The environment
+variable `FLASH_ATTN3_TRUSTED_KEYS` names the public keys that are believed (the keys themselves or files holding them,
+separated by commas or colons). Where it is set, our own commands and the override refuse a generation that none of
+them signed. Needs the `cryptography` package (extra `[hub]`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
-from flash_attn3_sm121.hub.index import FileEntry, dump_json, load_json
+from flash_attn3_sm121.hub.index import dump_json, load_json
 from flash_attn3_sm121.hub.layout import SCHEMA
-from flash_attn3_sm121.hub.variants import SIGNATURE_FILE, SIGNED_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRUSTED_ENV = "FLASH_ATTN3_TRUSTED_KEYS"
 SIGNING_ENV = "FLASH_ATTN3_SIGNING_KEY"
 # Signed before the content, so that a signature for one purpose is worth nothing for another.
-DOMAIN = b"flash_attn3_sm121 hub 1\n"
+DOMAIN = b"flash_attn3_sm121 hub generation 2\n"
 _PUBLIC = re.compile(r"ed25519:(?P<key>[A-Za-z0-9+/]{43}=)")
 
 
@@ -38,11 +38,6 @@ def _missing(error: ImportError) -> HubError:
 
 def key_id(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
-
-
-def wheel_statement(filename: str, file: FileEntry) -> bytes:
-    """What is signed of a wheel."""
-    return dump_json({"schema": SCHEMA, "wheel": filename, "sha256": file.sha256, "size": file.size})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +92,15 @@ class SigningKey:
             raise HubError(f"{path}: expected an ed25519 key, found {type(key).__name__}")
         return cls._of(key)
 
-    def sign(self, statement: bytes) -> str:
-        return base64.b64encode(self._key.sign(DOMAIN + statement)).decode()
-
-    def sign_file(self, statement: bytes) -> bytes:
+    def sign(self, statement: bytes) -> bytes:
         """The content of a signature file."""
-        return dump_json({"schema": SCHEMA, "key": self.key_id, "signature": self.sign(statement)})
+        signature = base64.b64encode(self._key.sign(DOMAIN + statement)).decode()
+        return dump_json({"schema": SCHEMA, "key": self.key_id, "signature": signature})
+
+
+def signer_of(signature: bytes, *, origin: str) -> str:
+    """The id of the key that a signature file names; nothing is checked."""
+    return str(load_json(signature, origin=origin).get("key"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +134,18 @@ class TrustedKeys:
             keys |= {key_id(raw): raw for raw in (base64.b64decode(item) for item in found)}
         return cls(keys=keys)
 
-    def verify(self, statement: bytes, key: str, signature: str, *, origin: str) -> None:
-        """Raise IntegrityError unless one of our keys made this signature of exactly these bytes."""
-        if not signature:
+    def verify(self, statement: bytes, signature: bytes | None, *, origin: str) -> str:
+        """The id of the key that signed exactly these bytes; IntegrityError unless it is one of ours.
+
+        Args:
+            statement: What must have been signed.
+            signature: The content of the signature file; None where there is none.
+            origin: What the bytes are, for messages.
+        """
+        if signature is None:
             raise IntegrityError(f"{origin} is not signed, and {TRUSTED_ENV} is set", hint="flash-attn3 hub sign")
+        said = load_json(signature, origin=f"the signature of {origin}")
+        key = str(said.get("key"))
         if key not in self.keys:
             raise IntegrityError(f"{origin} is signed by the key {key}, which is not among {sorted(self.keys)}")
         try:
@@ -147,21 +153,13 @@ class TrustedKeys:
         except ImportError as error:
             raise _missing(error) from error
         try:
-            self._public(key).verify(base64.b64decode(signature, validate=True), DOMAIN + statement)
+            text = base64.b64decode(str(said.get("signature")), validate=True)
+            self._public(key).verify(text, DOMAIN + statement)
         except (InvalidSignature, binascii.Error) as error:
             raise IntegrityError(f"{origin}: the signature of key {key} does not match the content") from error
+        return key
 
     def _public(self, key: str) -> Ed25519PublicKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         return Ed25519PublicKey.from_public_bytes(self.keys[key])
-
-    def verify_unit(self, files: Mapping[str, str], statement: bytes, signature: bytes, *, origin: str) -> None:
-        """Check a variant: `files` (path -> sha256 as found) must be exactly what the signed statement lists."""
-        said = load_json(signature, origin=f"{origin}/{SIGNATURE_FILE}")
-        self.verify(statement, str(said.get("key")), str(said.get("signature", "")), origin=origin)
-        listed = load_json(statement, origin=f"{origin}/{SIGNED_FILE}").get("files")
-        if listed != dict(files):
-            listed = listed if isinstance(listed, dict) else {}
-            odd = sorted(p for p in {*listed, *files} if listed.get(p) != files.get(p))
-            raise IntegrityError(f"{origin}: {len(odd)} files are not what was signed, first {odd[:1]}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,21 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, dump_json, load_json
 from flash_attn3_sm121.hub.layout import KIND, SCHEMA, HubLayout
+from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey, TrustedKeys, signer_of
 
 CHUNK = 1 << 20
 KEEP_GENERATIONS = 3
+RECOVER = "flash-attn3 hub rollback: goes back to the newest generation that is whole"
 
 
 def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def hash_stream(stream: BinaryIO) -> tuple[str, int]:
+def hash_stream(stream: IO[bytes]) -> tuple[str, int]:
     """sha256 and size of what is left in a stream."""
     digest, size = hashlib.sha256(), 0
     while chunk := stream.read(CHUNK):
@@ -56,19 +57,24 @@ class Hub:
     @classmethod
     def create(cls, root: Path, *, durable: bool = True) -> Hub:
         """Open the hub at `root`, making it first where there is none. A folder with other things in it is refused."""
-        layout = HubLayout(root=root.absolute())
+        hub = cls(layout=HubLayout(root=root.absolute()), durable=durable)
+        layout = hub.layout
         if not layout.marker.exists():
-            # Folders without the marker are another publisher's first second, or one that was killed in it.
-            ours = {path.name for path in (layout.lock, layout.generations, layout.objects, layout.tmp)}
+            # Our own names without a marker are another publisher's first second, or one that was killed in it.
+            ours = {path.name for path in (layout.lock, layout.generations_folder, layout.objects, layout.tmp)}
+            ours |= {layout.marker.name, layout.current.name}
             if root.exists() and (not root.is_dir() or any(path.name not in ours for path in root.iterdir())):
                 raise HubError(f"{root} is not a hub and not empty", hint="name an empty or a new folder with --hub")
-            for folder in (layout.root, layout.generations, layout.objects, layout.tmp):
+            for folder in (layout.root, layout.generations_folder, layout.objects, layout.tmp):
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
-                    raise HubError(f"cannot make {folder}: {error.strerror}") from error
-            hub = cls(layout=layout, durable=durable)
-            hub._write(layout.marker, dump_json({"schema": SCHEMA, "kind": KIND}))
+                    raise HubError(f"cannot make {folder}: {error.strerror}", hint="name another --hub") from error
+            with hub._locked(lambda _: None):
+                if not layout.current.exists() and not hub.generations():
+                    hub._write(layout.current, b"0\n")  # from now on, a hub without this file has lost it
+                if not layout.marker.exists():
+                    hub._write(layout.marker, dump_json({"schema": SCHEMA, "kind": KIND}))
         return cls.open(root, durable=durable)
 
     @classmethod
@@ -90,10 +96,19 @@ class Hub:
         try:
             text = self.layout.current.read_text(encoding="ascii").strip()
         except FileNotFoundError:
+            if self.generations():
+                raise IntegrityError(
+                    f"{self.layout.current} is missing, though generations were published", hint=RECOVER
+                ) from None
             return 0
         if not text.isdecimal():
-            raise IntegrityError(f"{self.layout.current}: expected a number, found {text!r}")
+            raise IntegrityError(f"{self.layout.current}: expected a number, found {text!r}", hint=RECOVER)
         return int(text)
+
+    def generations(self) -> list[int]:
+        """The numbers of the generations that are kept, oldest first; the last may be one that was never committed."""
+        names = (path.name for path in self.layout.generations_folder.iterdir())
+        return sorted(number for name in names if (number := self.layout.parse_generation(name)) is not None)
 
     def index(self) -> Index:
         """The current generation; consistent in itself without any lock."""
@@ -108,6 +123,28 @@ class Hub:
                 # gc may take an old generation away between the two reads, but then CURRENT has moved on.
                 if self.generation() == number:
                     raise IntegrityError(f"CURRENT names generation {number}, but {path} is missing") from error
+
+    def signature(self, number: int) -> bytes | None:
+        """The content of a generation's signature file; None for an unsigned one."""
+        path = self.layout.signature(number)
+        return path.read_bytes() if path.is_file() else None
+
+    def trusted_index(self, keys: TrustedKeys | None) -> Index:
+        """The current generation; with keys, signed by one of them, byte for byte."""
+        while True:
+            index = self.index()
+            if keys is None or index.generation == 0:
+                return index
+            path, origin = (
+                self.layout.generation(index.generation),
+                f"generation {index.generation} of {self.layout.root}",
+            )
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue  # gc took it away: CURRENT has moved on
+            keys.verify(data, self.signature(index.generation), origin=origin)
+            return Index.from_bytes(data, origin=str(path))
 
     def _parse_index(self, path: Path, number: int) -> Index:
         index = Index.from_bytes(path.read_bytes(), origin=str(path))
@@ -149,27 +186,40 @@ class Hub:
     # Writing
 
     @contextmanager
-    def transaction(self, *, narrate: Callable[[str], None] | None = None) -> Iterator[Transaction]:
-        """Hold the writers' lock. Nothing is visible to readers until `commit` on the yielded transaction."""
+    def transaction(self, key: SigningKey | None = None, *, unsigned: bool = False) -> Iterator[Transaction]:
+        """Hold the writers' lock. Nothing is visible to readers until `commit` on the yielded transaction.
+
+        Args:
+            key: Signs what is committed.
+            unsigned: Allow a commit without a key although the generation before it is signed.
+        """
+        with self._locked(_to_stderr):
+            yield Transaction(hub=self, base=self.index(), key=key, unsigned=unsigned)
+
+    @contextmanager
+    def _locked(self, narrate: Callable[[str], None]) -> Iterator[None]:
         with self.layout.lock.open("a+b") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                (narrate or _to_stderr)(f"waiting for another writer of {self.layout.root} ...")
+                narrate(f"waiting for another writer of {self.layout.root} ...")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            yield Transaction(hub=self, base=self.index())
+            yield
 
     def _write(self, target: Path, data: bytes, *, mode: int = 0o644) -> None:
         """Beside, flushed, then renamed into place."""
         beside = self.layout.tmp / uuid.uuid4().hex
-        with beside.open("wb") as stream:
-            stream.write(data)
-            self._flush(stream)
-        beside.chmod(mode)
-        beside.replace(target)
+        try:
+            with beside.open("wb") as stream:
+                stream.write(data)
+                self._flush(stream)
+            beside.chmod(mode)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)  # a full disk must not keep half a file
         self._flush_folder(target.parent)
 
-    def _flush(self, stream: BinaryIO) -> None:
+    def _flush(self, stream: IO[bytes]) -> None:
         stream.flush()
         if self.durable:
             os.fsync(stream.fileno())
@@ -194,6 +244,16 @@ class Transaction:
 
     hub: Hub
     base: Index
+    key: SigningKey | None = None
+    unsigned: bool = False
+
+    @property
+    def next(self) -> int:
+        """The number of the generation that a commit makes; larger than any number that was ever written."""
+        return max([self.base.generation, *self.hub.generations()]) + 1
+
+    def verified(self, entry: FileEntry) -> Path:
+        return self.hub.verified(entry)
 
     def add_bytes(self, data: bytes) -> FileEntry:
         entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
@@ -204,20 +264,28 @@ class Transaction:
         return entry
 
     def add_file(self, source: Path) -> FileEntry:
-        """Copy a file in; its hash is taken of the bytes that were copied, not of the source."""
+        with source.open("rb") as reader:
+            return self.add_stream(reader)
+
+    def add_stream(self, reader: IO[bytes]) -> FileEntry:
+        """Copy what is left in a stream in; its hash is taken of the very bytes that were written."""
         beside = self.hub.layout.tmp / uuid.uuid4().hex
-        with source.open("rb") as reader, beside.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, CHUNK)
-            self.hub._flush(writer)
-        sha256, size = hash_file(beside)
-        entry, target = FileEntry(sha256=sha256, size=size), self.hub.layout.object(sha256)
-        if self._intact(target, entry):
-            beside.unlink()
-        else:
-            target.parent.mkdir(exist_ok=True)
-            beside.chmod(0o444)
-            beside.replace(target)
-            self.hub._flush_folder(target.parent)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with beside.open("wb") as writer:
+                while chunk := reader.read(CHUNK):
+                    digest.update(chunk)
+                    size += writer.write(chunk)
+                self.hub._flush(writer)
+            entry = FileEntry(sha256=digest.hexdigest(), size=size)
+            target = self.hub.layout.object(entry.sha256)
+            if not self._intact(target, entry):
+                target.parent.mkdir(exist_ok=True)
+                beside.chmod(0o444)
+                beside.replace(target)
+                self.hub._flush_folder(target.parent)
+        finally:
+            beside.unlink(missing_ok=True)
         return entry
 
     @staticmethod
@@ -227,11 +295,65 @@ class Transaction:
 
     def commit(self, index: Index) -> Index:
         """Make `index` the next generation; the same content as before makes none."""
-        if replace(index, generation=0, created="") == replace(self.base, generation=0, created=""):
+        signed = self.hub.signature(self.base.generation)
+        if signed is not None and self.key is None and not self.unsigned:
+            signer = signer_of(signed, origin=f"generation {self.base.generation}")
+            raise HubError(
+                f"generation {self.base.generation} is signed by {signer}, and there is no key to sign the next",
+                hint=f"set {SIGNING_ENV} (or say --sign KEY); --unsigned makes an unsigned one all the same",
+            )
+        resigned = (signed is None) != (self.key is None) or (
+            signed is not None and self.key is not None and signer_of(signed, origin="") != self.key.key_id
+        )
+        if replace(index, generation=0, created="") == replace(self.base, generation=0, created="") and not resigned:
             return self.base
-        done = replace(index, generation=self.base.generation + 1, created=now())
-        layout = self.hub.layout
-        self.hub._write(layout.generation(done.generation), done.to_bytes())
+        done = replace(index, hub=index.hub or uuid.uuid4().hex, generation=self.next, created=now())
+        layout, data = self.hub.layout, done.to_bytes()
+        if self.key is not None:
+            self.hub._write(layout.signature(done.generation), self.key.sign(data))
+        self.hub._write(layout.generation(done.generation), data)
         self.hub._write(layout.current, f"{done.generation}\n".encode())
         self.base = done
         return done
+
+
+@dataclass(kw_only=True)
+class Rehearsal(Transaction):
+    """A transaction that writes nothing: a dry run finds out with it what a publish would make."""
+
+    _bytes: dict[str, bytes] = field(default_factory=dict)
+    _files: dict[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: Path) -> Rehearsal:
+        hub = Hub(layout=HubLayout(root=root.absolute()), durable=False)
+        return cls(hub=hub, base=hub.index() if hub.layout.marker.is_file() else Index())
+
+    @property
+    def next(self) -> int:
+        return self.base.generation + 1
+
+    def verified(self, entry: FileEntry) -> Path:
+        return self._files.get(entry.sha256) or self.hub.verified(entry)
+
+    def add_bytes(self, data: bytes) -> FileEntry:
+        entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        self._bytes[entry.sha256] = data
+        return entry
+
+    def add_file(self, source: Path) -> FileEntry:
+        sha256, size = hash_file(source)
+        self._files[sha256] = source
+        return FileEntry(sha256=sha256, size=size)
+
+    def add_stream(self, reader: IO[bytes]) -> FileEntry:
+        sha256, size = hash_stream(reader)
+        return FileEntry(sha256=sha256, size=size)
+
+    def commit(self, index: Index) -> Index:
+        raise HubError("a rehearsal commits nothing")
+
+    def manifest(self, sha256: str) -> Manifest:
+        if sha256 in self._bytes:
+            return Manifest.from_bytes(self._bytes[sha256], origin=f"manifest {sha256}")
+        return self.hub.manifest(sha256)

@@ -8,15 +8,19 @@ import email.parser
 import hashlib
 import io
 import json
+import stat
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.errors import FactsError, HubError, IntegrityError
 from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_name
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -25,6 +29,11 @@ NOT_FACTS = frozenset({f"{LIB}verify.json", f"{LIB}provenance.json"})
 # Command-line tools: of no use inside a kernel, and every file is two requests of every client.
 TOOLS = tuple(f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/commands"))
 REBUILD = "build it again with `make wheel`"
+CHUNK = 1 << 20
+# METADATA, RECORD and the JSON files are read whole; the libraries, which may be gigabytes, never are.
+LARGEST_TEXT = 16 << 20
+# Machine code compresses five to ten times. What unpacks to more than this was made to fill a disk.
+LARGEST_RATIO, ALWAYS_ALLOWED = 50, 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +60,50 @@ class WheelFile:
     def verified(self) -> bool:
         return self.verify in ("pass", "no-library")
 
-    def kernel_files(self, *, native: bool) -> dict[str, bytes]:
-        """What a kernel needs of the package; without `native` no library and no facts of one either."""
-        unwanted = TOOLS if native else (*TOOLS, LIB)
-        with zipfile.ZipFile(self.path) as archive:
-            return {name: archive.read(name) for name in self.files if not name.startswith(unwanted)}
+    def kernel_files(self, *, native: bool) -> dict[str, str]:
+        """What a kernel needs of the package, by its path there -> the wheel's member.
 
-    def licence_files(self) -> dict[str, bytes]:
-        """The licence texts, which have to go wherever the code goes."""
+        Without `native` no library and no facts of one. The licence texts have to go wherever the code goes.
+        """
+        unwanted = TOOLS if native else (*TOOLS, LIB)
+        licences = {f"licenses/{name.split('/licenses/', 1)[1]}": name for name in self.licences}
+        return {**{name: name for name in self.files if not name.startswith(unwanted)}, **licences}
+
+    @contextmanager
+    def members(self, wanted: Mapping[str, str]) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+        """The content of each member as a stream, under the name that `wanted` gives it; read one after the other."""
         with zipfile.ZipFile(self.path) as archive:
-            return {f"licenses/{name.split('/licenses/', 1)[1]}": archive.read(name) for name in self.licences}
+
+            def each() -> Iterator[tuple[str, IO[bytes]]]:
+                for name, member in wanted.items():
+                    with archive.open(member) as stream:
+                        yield name, stream
+
+            yield each()
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    """A small member as text."""
+    size = archive.getinfo(name).file_size
+    if size > LARGEST_TEXT:
+        raise IntegrityError(f"{name} has {size} bytes, expected at most {LARGEST_TEXT}", hint=REBUILD)
+    try:
+        return archive.read(name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{name} is not UTF-8: {error}", hint=REBUILD) from error
+
+
+def _hash(archive: zipfile.ZipFile, name: str, algorithm: str) -> bytes:
+    digest = hashlib.new(algorithm)
+    with archive.open(name) as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.digest()
 
 
 def _check_record(archive: zipfile.ZipFile, names: list[str], dist_info: str) -> None:
     record = f"{dist_info}/RECORD"
-    rows = {row[0]: row[1] for row in csv.reader(io.StringIO(archive.read(record).decode())) if row}
+    rows = {row[0]: row[1] for row in csv.reader(io.StringIO(_text(archive, record))) if len(row) > 1}
     for name in names:
         if name == record:
             continue
@@ -74,18 +112,27 @@ def _check_record(archive: zipfile.ZipFile, names: list[str], dist_info: str) ->
         algorithm, _, expected = rows[name].partition("=")
         if algorithm not in ("sha256", "sha384", "sha512"):
             raise IntegrityError(f"{name}: RECORD has no strong hash (found {rows[name]!r})", hint=REBUILD)
-        digest = hashlib.new(algorithm, archive.read(name)).digest()
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != expected:
+        if base64.urlsafe_b64encode(_hash(archive, name, algorithm)).rstrip(b"=").decode() != expected:
             raise IntegrityError(f"{name}: content does not match the wheel's RECORD", hint=REBUILD)
     missing = sorted(set(rows) - set(names))
     if missing:
         raise IntegrityError(f"RECORD names files that the wheel does not hold: {missing[:3]}", hint=REBUILD)
 
 
-def _names(archive: zipfile.ZipFile) -> list[str]:
-    names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    for name in names:
-        check_file_path(name)
+def _names(archive: zipfile.ZipFile, size: int) -> list[str]:
+    """The plain files of a wheel of `size` bytes; anything that a wheel of ours never holds is refused."""
+    members = [info for info in archive.infolist() if not info.is_dir()]
+    for info in members:
+        check_file_path(info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise IntegrityError(f"{info.filename} is a link or another special file", hint=REBUILD)
+        if info.flag_bits & 1:
+            raise IntegrityError(f"{info.filename} is encrypted", hint=REBUILD)
+    unpacked, limit = sum(info.file_size for info in members), max(size * LARGEST_RATIO, ALWAYS_ALLOWED)
+    if unpacked > limit:
+        raise IntegrityError(f"{size} bytes unpack to {unpacked}, expected at most {limit}: a zip bomb", hint=REBUILD)
+    names = [info.filename for info in members]
     if len(set(names)) != len(names):
         raise IntegrityError("the wheel holds a file twice", hint=REBUILD)
     return names
@@ -96,11 +143,11 @@ def _facts(archive: zipfile.ZipFile, names: list[str]) -> tuple[BuildFacts, ...]
     for name in sorted(names):
         if not (name.startswith(LIB) and name.endswith(".json")) or name in NOT_FACTS:
             continue
-        facts = BuildFacts.from_json(archive.read(name).decode(), origin=name)
+        facts = BuildFacts.from_json(_text(archive, name), origin=name)
         library = LIB + facts.library
         if library not in names:
             raise IntegrityError(f"{name} describes {library}, which the wheel does not hold", hint=REBUILD)
-        digest = hashlib.sha256(archive.read(library)).hexdigest()
+        digest = _hash(archive, library, "sha256").hex()
         if digest != facts.sha256:
             raise IntegrityError(f"{library}: expected sha256 {facts.sha256}, found {digest}", hint=REBUILD)
         found.append(facts)
@@ -118,7 +165,7 @@ def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts,
     if report not in names:
         return f"the wheel holds no {report}"
     try:
-        value = json.loads(archive.read(report))
+        value = json.loads(_text(archive, report))
     except ValueError as error:
         return f"{report} is not JSON: {error}"
     said = value.get("verdict") if isinstance(value, Mapping) else None
@@ -145,6 +192,13 @@ def _platform(tags: frozenset[str], facts: tuple[BuildFacts, ...]) -> str:
     return platform
 
 
+def _version(text: str | None) -> Version | None:
+    try:
+        return Version(text or "0")
+    except InvalidVersion:
+        return None
+
+
 def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
     """Read and judge a wheel (called `name` where the file is not).
 
@@ -153,30 +207,32 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
     filename = check_wheel_name(name or path.name)
     try:
         project, version, _, tags = parse_wheel_filename(filename)
-    except InvalidWheelFilename as error:
+    except (InvalidWheelFilename, InvalidVersion) as error:
         raise HubError(f"{path}: {error}") from error
     if project != canonicalize_name(PACKAGE):
         raise HubError(f"{path}: expected a wheel of {PACKAGE}, found one of {project}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = _names(archive)
+            names = _names(archive, path.stat().st_size)
             dist_info = next(
                 (n.split("/")[0] for n in names if n.endswith(".dist-info/RECORD") and n.count("/") == 1), ""
             )
             if not dist_info:
                 raise IntegrityError("the wheel holds no RECORD", hint=REBUILD)
             _check_record(archive, names, dist_info)
-            metadata = archive.read(f"{dist_info}/METADATA")
+            metadata = _text(archive, f"{dist_info}/METADATA").encode()
             facts = _facts(archive, names)
             verdict = _verify(archive, names, facts)
     except OSError as error:
         raise HubError(f"cannot read {path}: {error.strerror}") from error
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, csv.Error) as error:
         raise IntegrityError(f"{path}: not a whole wheel: {error}", hint=REBUILD) from error
+    except FactsError as error:
+        raise IntegrityError(f"{filename}: {error}", hint=REBUILD) from error
     except HubError as error:
         raise type(error)(f"{filename}: {error.args[0]}", hint=error.hint) from error
     headers = email.parser.BytesHeaderParser().parsebytes(metadata)
-    if canonicalize_name(headers["Name"] or "") != project or Version(headers["Version"] or "0") != version:
+    if canonicalize_name(headers["Name"] or "") != project or _version(headers["Version"]) != version:
         raise IntegrityError(f"{filename}: METADATA says {headers['Name']} {headers['Version']}", hint=REBUILD)
     return WheelFile(
         path=path,

@@ -117,7 +117,7 @@ TABLE: dict[str, Run | Serve] = {
     "flash-attn3 hub gc": Run(says="removed 0 objects", before=(PUBLISH,)),
     KEYGEN: Run(says="private key", then=("test -s ~/.config/hub-key.pub",)),
     "export FLASH_ATTN3_SIGNING_KEY=~/.config/hub-key": Run(
-        says=r"sm_121 +\S+ \S+ +pass +[0-9a-f]{16}", before=(KEYGEN,), then=(PUBLISH, "flash-attn3 hub list")
+        says=r"signed by [0-9a-f]{16}", before=(KEYGEN,), then=(PUBLISH, "flash-attn3 hub list")
     ),
     "export FLASH_ATTN3_TRUSTED_KEYS=ed25519:...": Run(
         says=r"is not signed[\s\S]*ok: generation 2",

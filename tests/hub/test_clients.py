@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flash_attn3_sm121.hub.envline import local_kernels
-from flash_attn3_sm121.hub.patch import KNOWN_REPOS, OverrideConfig
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
+from flash_attn3_sm121.hub.patch import OverrideConfig
 from flash_attn3_sm121.hub.run import environment
 from flash_attn3_sm121.hub.seed import seed
 from flash_attn3_sm121.hub.store import Hub

@@ -15,8 +15,9 @@ import pytest
 
 from flash_attn3_sm121.errors import OverrideError, UsageError
 from flash_attn3_sm121.hub import override_cli
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.override_cli import parse_line, pth_line
-from flash_attn3_sm121.hub.patch import KNOWN_REPOS, KernelCall, OverrideConfig
+from flash_attn3_sm121.hub.patch import KernelCall, OverrideConfig
 from flash_attn3_sm121.hub.run import HOOK_FOLDER, environment, parse_repo
 from flash_attn3_sm121.hub.store import Hub
 
@@ -289,7 +290,7 @@ class TestFromAHub:
     def test_it_serves(self, run: Run, hub: Hub, tmp_path: Path) -> None:
         done = run(self.CODE + self.SUM, "--hub", str(hub.layout.root))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(str(tmp_path / "fa3" / "checkouts"))
+        assert done.stdout.startswith(str(tmp_path / "fa3" / "override"))
         assert "torch.Size([1, 4, 2, 16])" in done.stdout and "of the hub" in done.stderr
         again = run(
             self.CODE
@@ -301,7 +302,7 @@ class TestFromAHub:
 
     def test_a_tampered_checkout_is_refused(self, run: Run, hub: Hub, tmp_path: Path) -> None:
         run(self.CODE, "--hub", str(hub.layout.root))
-        (target,) = (tmp_path / "fa3").glob("checkouts/*/*/build/torch-cpu/payload/any/flash_attn3_sm121/arch.py")
+        (target,) = (tmp_path / "fa3").glob("override/*/build/torch-cpu/payload/any/flash_attn3_sm121/arch.py")
         target.write_text("print('evil')")
         done = run(self.CODE, "--hub", str(hub.layout.root))
         assert done.returncode == 1 and "IntegrityError" in done.stderr and "evil" not in done.stdout

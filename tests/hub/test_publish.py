@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +34,8 @@ def test_a_release_has_both_platforms_in_one_repository(hub: Hub, wheels: Mappin
         for platform in ("linux_x86_64", "linux_aarch64"):
             held = hub.read(unit[f"payload/{platform}/{PACKAGE}/lib/flash_attn3_sm8x.so"])
             wheel = read_wheel(wheels[platform.removeprefix("linux_")])
-            assert held == wheel.kernel_files(native=True)[f"{PACKAGE}/lib/flash_attn3_sm8x.so"]
+            with zipfile.ZipFile(wheel.path) as archive:
+                assert held == archive.read(f"{PACKAGE}/lib/flash_attn3_sm8x.so")
         assert f"payload/any/{PACKAGE}/__init__.py" in unit
         assert not [p for p in unit if p.startswith("payload/any/") and "/lib/" in p]
         assert "payload/linux_x86_64/licenses/LICENSE" in unit
@@ -125,8 +129,31 @@ def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
         ({"falsify": {"../evil.py": b"evil"}}, HubError, "safe path"),
         ({"extra": {f"{PACKAGE}/lib/stray.so": b"x"}}, IntegrityError, "without build facts"),
         ({"drop": frozenset({f"{PACKAGE}/lib/flash_attn3_sm8x.so"})}, IntegrityError, "does not hold"),
+        ({"falsify": {f"{PACKAGE}/lib/sm8x.json": b"\xff"}}, IntegrityError, "does not match the wheel's RECORD"),
+        ({"extra": {f"{PACKAGE}/lib/other.json": b"\xff\xfe"}}, IntegrityError, "other.json is not UTF-8"),
+        ({"extra": {f"{PACKAGE}/lib/other.json": b"{}"}}, IntegrityError, "build facts"),
+        ({"extra": {f"{PACKAGE}/bomb.bin": bytes(100 << 20)}}, IntegrityError, "a zip bomb"),
+        ({"extra": {f"{PACKAGE}/lib/other.json": bytes(20 << 20)}}, IntegrityError, "expected at most 16777216"),
+        ({"modes": {f"{PACKAGE}/__init__.py": 0o120777}}, IntegrityError, "is a link"),
     ],
-    ids=["proxy", "failed", "of-another", "of-none", "no-report", "changed", "added", "outside", "stray", "missing"],
+    ids=[
+        "proxy",
+        "failed",
+        "of-another",
+        "of-none",
+        "no-report",
+        "changed",
+        "added",
+        "outside",
+        "stray",
+        "missing",
+        "changed-facts",
+        "not-utf-8",
+        "bad-facts",
+        "bomb",
+        "large-facts",
+        "link",
+    ],
 )
 def test_bad_wheels_are_refused(tmp_path: Path, make: dict[str, object], error: type[Exception], message: str) -> None:
     path = write_wheel(tmp_path, **make)  # type: ignore[arg-type]
@@ -150,8 +177,9 @@ def test_unverified_may_be_asked_for_and_is_remembered(tmp_path: Path) -> None:
         ("flash_attn3_sm121-9.9-py3-none-any.whl", "METADATA says"),
         (f"{PACKAGE}-3.0.0.post1+g3effce8.121.nanochat-py3-none-manylinux_2_34_aarch64.whl", "holds libraries for"),
         ("nonsense.whl", "[Ii]nvalid wheel filename"),
+        ("flash_attn3_sm121-not.a.version-py3-none-any.whl", "[Ii]nvalid"),
     ],
-    ids=["project", "version", "platform", "name"],
+    ids=["project", "version", "platform", "name", "bad-version"],
 )
 def test_a_wheel_under_a_false_name_is_refused(
     tmp_path: Path, wheels: Mapping[str, Path], name: str, message: str
@@ -167,3 +195,22 @@ def test_a_truncated_wheel_is_refused(tmp_path: Path, wheels: Mapping[str, Path]
     target.write_bytes(wheels["pure"].read_bytes()[:-2000])
     with pytest.raises(IntegrityError, match="not a whole wheel"):
         judge([target])
+
+
+def test_a_version_in_the_metadata_that_is_none_is_refused(tmp_path: Path) -> None:
+    info = f"{PACKAGE}-3.0.0.post1.dist-info/METADATA"
+    text = f"Metadata-Version: 2.4\nName: {PACKAGE}\nVersion: not a version\n\n".encode()
+    with pytest.raises(IntegrityError, match="METADATA says"):
+        judge([write_wheel(tmp_path, platform=None, extra={info: text})])
+
+
+def test_a_large_wheel_is_never_held_in_memory(tmp_path: Path) -> None:
+    path = write_wheel(tmp_path, library=os.urandom(48 << 20))
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    tracemalloc.start()
+    try:
+        publish(hub, judge([path]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 << 20, f"{peak >> 20} MiB for a wheel of {path.stat().st_size >> 20}"

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from flash_attn3_sm121.cli import main
+from flash_attn3_sm121.hub.layout import RepoName
+from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.push import plan_push, push, render_plan
 from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.variants import Flavour
 
 pytest.importorskip("huggingface_hub")
 REPO = "kernels-community/flash-attn3"
+NAMES = ("my-org/flash-attn3", "my-org/vllm-flash-attn3")
 
 
 class Recorder:
@@ -58,13 +62,18 @@ def test_a_dry_run_says_every_file_and_touches_nothing(
     monkeypatch.setattr("flash_attn3_sm121.hub.push._api", lambda: pytest.fail("a dry run reached for the network"))
     assert main(["hub", "publish", str(wheels["pure"]), "--hub", str(tmp_path / "hub"), "--to", "my-org"]) == 0
     text = capsys.readouterr().out
-    hub = Hub.open(tmp_path / "hub")
-    for name in ("my-org/flash-attn3", "my-org/vllm-flash-attn3"):
+    assert not (tmp_path / "hub").exists()
+    hub = Hub.create(tmp_path / "hub")
+    own = {RepoName.parse(name): flavour for name, flavour in zip(NAMES, Flavour, strict=True)}
+    publish(hub, judge([wheels["pure"]]), repos=own)
+    assert main(["hub", "publish", str(wheels["pure"]), "--hub", str(tmp_path / "hub"), "--to", "my-org"]) == 0
+    assert capsys.readouterr().out == text and hub.generation() == 1
+    for name in NAMES:
         (plan,) = plan_push(hub, hub.index(), [name])
         assert render_plan([plan], really=False).splitlines()[0] in text
         for path, entry in plan.found.manifest.files.items():
             assert f"{entry.sha256}  {entry.size:>10}  {path}" in text
-    assert "nothing was uploaded: say --yes" in text
+    assert "nothing was uploaded or published: say --yes" in text
 
 
 def test_yes_needs_to(wheels: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ def a_revision(txn: object, text: bytes) -> tuple[str, Revision]:
     entry = txn.add_bytes(text)  # type: ignore[attr-defined]
     manifest = Manifest(flavour="fa3", version="1", files={"build/torch-cpu/__init__.py": entry})
     held = txn.add_bytes(manifest.to_bytes()).sha256  # type: ignore[attr-defined]
-    return manifest.revision, Revision(manifest=held, version="1", created="", wheels=())
+    return manifest.revision, Revision(manifest=held, version="1", created="", added=1, wheels=())
 
 
 def test_an_empty_hub_has_generation_zero(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -63,10 +64,12 @@ def write_wheel(
     verdict: str | None = "pass",
     about: Mapping[str, object] | None = None,
     proxy: bool = False,
+    local: str = "g3effce8.121.nanochat",
     library: bytes = b"",
     extra: Mapping[str, bytes] | None = None,
     drop: frozenset[str] = frozenset(),
     falsify: Mapping[str, bytes] | None = None,
+    modes: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
     """Write a wheel; `platform` None is the pure one. `falsify` changes content after RECORD was made."""
     files = {**package_sources(), f"{PACKAGE}.pth": f"{PACKAGE}/_dropin\n".encode()}
@@ -82,7 +85,7 @@ def write_wheel(
             report = {"schema": 1, "verdict": verdict, "libraries": seen}
             files[f"{PACKAGE}/lib/verify.json"] = json.dumps(report).encode()
         tag = f"py3-none-manylinux_2_34_{platform.removeprefix('linux_')}"
-        full = f"{version}+g3effce8.121.nanochat"
+        full = f"{version}+{local}"
     info = f"{PACKAGE}-{full}.dist-info"
     files[f"{info}/METADATA"] = (
         f"Metadata-Version: 2.4\nName: {PACKAGE}\nVersion: {full}\nRequires-Python: >=3.10\n\nFor tests.\n"
@@ -100,5 +103,8 @@ def write_wheel(
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+            info_of = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info_of.compress_type = zipfile.ZIP_DEFLATED
+            info_of.external_attr = modes.get(name, 0o100644) << 16
+            archive.writestr(info_of, data)
     return path

@@ -30,9 +30,9 @@ COMMAND = (
     "from flash_attn3_sm121.errors import FlashAttn3Error\n"
     "from flash_attn3_sm121.hub.server import cli\n"
     "parser = argparse.ArgumentParser()\n"
-    "cli.configure(parser)\n"
+    "cli.configure_serve(parser)\n"
     "try:\n"
-    "    sys.exit(cli.run(parser.parse_args()))\n"
+    "    sys.exit(cli.serve(parser.parse_args()))\n"
     "except FlashAttn3Error as error:\n"
     "    print(f'error: {error}', file=sys.stderr)\n"
     "    sys.exit(error.exit_code)\n"
@@ -168,7 +168,7 @@ def add_repo(hub: Hub, name: str, files: Mapping[str, bytes], *, refs: Iterable[
         entries = {path: txn.add_bytes(data) for path, data in files.items()}
         manifest = Manifest(flavour="fa3", version="1.0", files=entries)
         stored = txn.add_bytes(manifest.to_bytes())
-        revision = Revision(manifest=stored.sha256, version="1.0", created="2026-01-01T00:00:00Z", wheels=())
+        revision = Revision(manifest=stored.sha256, version="1.0", created="2026-01-01T00:00:00Z", added=1, wheels=())
         old = txn.base.repos.get(name)
         repo = Repo(
             flavour="fa3",

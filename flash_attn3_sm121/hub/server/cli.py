@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shlex
 import sys
 import webbrowser
 from pathlib import Path
 
-from flash_attn3_sm121.errors import ServeError, UsageError
+from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.layout import default_root
 from flash_attn3_sm121.hub.server.config import DEFAULT_HOST, DEFAULT_PORT, TOKEN_ENV, ServeConfig
 
 ABOUT = "serve the hub as a Hugging Face endpoint for `kernels`, as a pip index, and as a page (read-only)"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub", type=Path, metavar="DIR", help="the hub folder (default: $FLASH_ATTN3_HUB or your own)"
     )
@@ -86,18 +85,17 @@ def _pip_url(config: ServeConfig, url: str) -> str:
     return f"{scheme}://{'hub:<the token>@' if config.token else ''}{rest}/simple/"
 
 
-def run(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> int:
     config = to_config(args)
-    if importlib.util.find_spec("aiohttp") is None:
-        raise ServeError("`hub serve` needs aiohttp", hint="pip install 'flash_attn3_sm121[hub]'")
-    from flash_attn3_sm121.hub.server import accesslog, serve
+    from flash_attn3_sm121.hub.server import accesslog
+    from flash_attn3_sm121.hub.server import serve as server
 
     accesslog.configure(access=config.access_log)
-    tls = serve.check(config)
-    with serve.listen(config) as sock:
+    tls = server.check(config)
+    with server.listen(config) as sock:
         url = config.url(sock.getsockname()[1])
         print(greeting(config, url), file=sys.stderr, flush=True)
         print(url, flush=True)
         if args.open:
             webbrowser.open(f"{url}/")
-        return serve.serve(config, sock, tls)
+        return server.serve(config, sock, tls)

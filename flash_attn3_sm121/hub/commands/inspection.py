@@ -1,0 +1,151 @@
+"""`flash-attn3 hub list`, `show` and `check`: they only look."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.checkout import Resolved, resolve
+from flash_attn3_sm121.hub.commands.options import (
+    add_hub_option,
+    human_size,
+    open_hub,
+    print_json,
+    table,
+    terminal_width,
+)
+from flash_attn3_sm121.hub.index import Index
+from flash_attn3_sm121.hub.sign import TrustedKeys, signer_of
+from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
+
+WHEEL_HEAD = ("WHEEL", "PLATFORM", "MACHINE CODE", "SIZE", "VERIFY")
+
+
+def configure_list(parser: argparse.ArgumentParser) -> None:
+    add_hub_option(parser)
+    parser.add_argument("--names", action="store_true", help="only the wheels' file names, one a line")
+
+
+def list_all(args: argparse.Namespace) -> int:
+    hub = open_hub(args)
+    index = hub.index()
+    signature = hub.signature(index.generation)
+    key = signer_of(signature, origin="the signature") if signature else ""
+    if args.json:
+        print_json({"root": str(hub.layout.root), "key": key, **dataclasses.asdict(index)})
+        return 0
+    if args.names:
+        print("\n".join(sorted(index.wheels)))
+        return 0
+    print(hub.layout.root)
+    dated = f" of {index.created}" if index.created else ""
+    print(f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}")
+    if index.wheels:
+        rows = [
+            (e.version, e.platform, ", ".join(e.images) or "-", human_size(e.size), e.verify)
+            for e in sorted(index.wheels.values(), key=lambda entry: (-entry.added, entry.version, entry.platform))
+        ]
+        print("\n" + table(WHEEL_HEAD, rows, width=terminal_width(), cut=(0, 2)))
+    else:
+        print("  no wheels yet; flash-attn3 hub publish WHEEL...")
+    if index.repos:
+        refs = {name: ", ".join(sorted(repo.refs, key=_ref_order)) for name, repo in index.repos.items()}
+        named = [
+            (name, repo.flavour, repo.refs.get("main", "-")[:12], refs[name])
+            for name, repo in sorted(index.repos.items())
+        ]
+        print("\n" + table(("REPOSITORY", "FLAVOUR", "MAIN", "REFS"), named, width=terminal_width(), cut=(3,)))
+    return 0
+
+
+def _ref_order(ref: str) -> tuple[bool, bool, str]:
+    return (ref != "main", not ref.startswith("v"), ref)
+
+
+def configure_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="ORG/NAME[@REVISION] or WHEEL")
+    add_hub_option(parser)
+    parser.add_argument("--files", action="store_true", help="list every file with its size and sha256")
+
+
+def show(args: argparse.Namespace) -> int:
+    hub = open_hub(args)
+    index = hub.index()
+    if args.name in index.wheels:
+        return _wheel(index, args.name, as_json=args.json)
+    name, _, revision = args.name.partition("@")
+    repo = index.repo(name)
+    if revision and repo.resolve(revision) is None:
+        raise HubError(f"{name} has no revision {revision!r}", hint=f"flash-attn3 hub show {name}")
+    found = resolve(hub, index, name, revision or None)
+    if args.json:
+        files = {path: dataclasses.asdict(entry) for path, entry in found.manifest.files.items()}
+        print_json({"repo": name, "revision": found.revision, **dataclasses.asdict(repo), "files": files})
+        return 0
+    print(f"{name}  ({repo.flavour})")
+    rows = [
+        (sha[:12], entry.version, entry.created, ", ".join(sorted(r for r, s in repo.refs.items() if s == sha)) or "-")
+        for sha, entry in sorted(repo.revisions.items(), key=lambda item: item[1].added, reverse=True)
+    ]
+    print(table(("REVISION", "VERSION", "CREATED", "REFS"), rows))
+    _revision(hub, found)
+    if args.files:
+        for path, entry in sorted(found.manifest.files.items()):
+            print(f"{entry.sha256}  {entry.size:>10}  {path}")
+    return 0
+
+
+def _wheel(index: Index, name: str, *, as_json: bool) -> int:
+    entry = dataclasses.asdict(index.wheels[name])
+    if as_json:
+        print_json({"filename": name, **entry})
+        return 0
+    print(name)
+    for key, value in entry.items():
+        text = ", ".join(value) if isinstance(value, (tuple, list)) else value
+        print(f"  {key.replace('_', ' '):<16}{text if text != '' else '-'}")
+    return 0
+
+
+def _revision(hub: Hub, found: Resolved) -> None:
+    print(f"revision {found.revision} (version {found.manifest.version})")
+    for variant in found.manifest.variants:
+        folder = Variant.parse(variant).folder(found.repo)
+        files = found.manifest.under(folder)
+        info = json.loads(hub.read(files[INFO_FILE]))
+        print(f"  {folder}: {len(files)} files, {human_size(sum(entry.size for entry in files.values()))}")
+        for platform, item in sorted(info["platforms"].items()):
+            code = ", ".join(item["images"]) or "Python only"
+            print(f"    {platform}: {code}, from {item['wheel']}")
+
+
+def configure_check(parser: argparse.ArgumentParser) -> None:
+    add_hub_option(parser)
+    parser.add_argument(
+        "--keys", metavar="KEYS", help="demand a signature by one of these keys (default: $FLASH_ATTN3_TRUSTED_KEYS)"
+    )
+
+
+def check(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.maintain import check as check_hub
+
+    hub = open_hub(args)
+    keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
+    report = check_hub(hub, keys)
+    if args.json:
+        print_json({"hub": str(hub.layout.root), "ok": report.ok, **dataclasses.asdict(report)})
+    else:
+        for finding in report.findings:
+            print(f"  {finding}", file=sys.stderr)
+        print(
+            f"{'ok' if report.ok else 'DAMAGED'}: generation {report.generation} of {hub.layout.root}: "
+            f"{report.wheels} wheels, {report.revisions} revisions, {report.objects} objects "
+            f"({human_size(report.size)}) hashed{', signature checked' if report.signed else ''}"
+        )
+        if report.orphans:
+            print(f"  {report.orphans} objects are not needed by this generation: flash-attn3 hub gc")
+    return 0 if report.ok else IntegrityError.exit_code

@@ -1,0 +1,80 @@
+"""What the hub's subcommands share: the folder option, the keys, and how sizes and tables look."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flash_attn3_sm121.hub.layout import default_root
+from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey
+from flash_attn3_sm121.hub.store import Hub
+
+
+def add_hub_option(parser: argparse.ArgumentParser, *, json_too: bool = True) -> None:
+    parser.add_argument(
+        "--hub", type=Path, metavar="DIR", help="the hub folder (default: $FLASH_ATTN3_HUB or your own)"
+    )
+    if json_too:
+        parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_key_options(parser: argparse.ArgumentParser) -> None:
+    """For every command that makes a generation: a signed hub stays signed unless its owner says otherwise."""
+    parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help=f"sign with this private key (default: ${SIGNING_ENV})"
+    )
+    parser.add_argument("--unsigned", action="store_true", help="make an unsigned generation of a signed hub")
+
+
+def hub_root(args: argparse.Namespace) -> Path:
+    return args.hub if args.hub is not None else default_root()
+
+
+def open_hub(args: argparse.Namespace) -> Hub:
+    return Hub.open(hub_root(args))
+
+
+def signing_key(args: argparse.Namespace) -> SigningKey | None:
+    """The key of --sign or the environment; None where there is neither."""
+    if getattr(args, "unsigned", False):
+        return None
+    wanted = args.sign or (Path(os.environ[SIGNING_ENV]) if os.environ.get(SIGNING_ENV) else None)
+    return SigningKey.load(wanted) if wanted else None
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def human_size(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "KB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0, cut: Sequence[int] = ()) -> str:
+    """Columns as wide as they need to be; the columns of `cut` are shortened, the widest first, to fit `width`."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    while sum(widths) + 2 * len(widths) > width and any(widths[column] > 8 for column in cut):
+        widths[max(cut, key=lambda column: widths[column])] -= 1
+    cells = [
+        [cell if len(cell) <= w else cell[: w - 1] + "~" for cell, w in zip(line, widths, strict=True)]
+        for line in lines
+    ]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def terminal_width() -> int:
+    """Columns to write into: the terminal's, COLUMNS', else 80."""
+    return shutil.get_terminal_size((80, 24)).columns

@@ -1,0 +1,87 @@
+"""`flash-attn3 hub env`, `seed` and `export`: ways out of the hub that need no server of ours."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from flash_attn3_sm121.hub.commands.options import add_hub_option, human_size, open_hub, print_json
+from flash_attn3_sm121.hub.trust import trusted_index
+
+
+def configure_env(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = 'Use it as: eval "$(flash-attn3 hub env)"'
+    parser.add_argument("repos", nargs="*", metavar="ORG/NAME", help="default: every repository of the hub")
+    add_hub_option(parser)
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="where the checkouts go (default: the user's cache)")
+
+
+def env(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.envline import COVERS, local_kernels
+
+    hub = open_hub(args)
+    index = trusted_index(hub)
+    under = args.dir.absolute() if args.dir else None
+    value = local_kernels(
+        hub, index, args.repos or sorted(index.repos), under=under, old=os.environ.get("LOCAL_KERNELS", "")
+    )
+    if args.json:
+        print_json({"LOCAL_KERNELS": value, "covers": list(COVERS)})
+        return 0
+    print(f"export LOCAL_KERNELS={shlex.quote(value)}")
+    for text in COVERS:
+        print(f"# {text}", file=sys.stderr)
+    return 0
+
+
+def configure_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repos", nargs="*", metavar="ORG/NAME", help="default: every repository of the hub")
+    add_hub_option(parser)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="default: $HF_HUB_CACHE, $HF_HOME/hub, or the user's")
+
+
+def seed(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.seed import COVERS, default_cache
+    from flash_attn3_sm121.hub.seed import seed as seed_cache
+
+    hub = open_hub(args)
+    index = trusted_index(hub)
+    cache = args.cache if args.cache is not None else default_cache()
+    folders = seed_cache(hub, index, args.repos or sorted(index.repos), cache)
+    if args.json:
+        print_json({"cache": str(cache), "folders": [str(path) for path in folders], "covers": list(COVERS)})
+        return 0
+    print(f"seeded {cache}")
+    for path in folders:
+        print(f"  {path.name}")
+    print("set HF_HUB_OFFLINE=1 for the client; this covers")
+    for text in COVERS:
+        print(f"  {text}")
+    return 0
+
+
+def configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="DIR", help="a new or empty folder, or an earlier export")
+    add_hub_option(parser)
+    parser.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="ADDRESS", help="for nginx.conf (default: %(default)s)"
+    )
+
+
+def export(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.export import export as export_hub
+
+    done = export_hub(open_hub(args), args.target, listen=args.listen)
+    if args.json:
+        print_json(dataclasses.asdict(done))
+        return 0
+    print(
+        f"exported to {done.target}: {done.files} files, {human_size(done.size)} of content (the rest are hard links)"
+    )
+    print(f"  {done.wheels} wheels under simple/ and files/; repositories: {', '.join(done.repos) or 'none'}")
+    print(f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}")
+    return 0

@@ -1,0 +1,64 @@
+"""`flash-attn3 hub remove` and `gc`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.hub.commands.options import (
+    add_hub_option,
+    add_key_options,
+    human_size,
+    open_hub,
+    print_json,
+    signing_key,
+)
+from flash_attn3_sm121.hub.store import KEEP_GENERATIONS
+
+
+def configure_remove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="WHEEL | ORG/NAME | ORG/NAME@REVISION")
+    add_hub_option(parser)
+    add_key_options(parser)
+
+
+def remove(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.maintain import remove as remove_names
+
+    index, done = remove_names(open_hub(args), args.names, key=signing_key(args), unsigned=args.unsigned)
+    if args.json:
+        print_json({"generation": index.generation, "removed": done})
+        return 0
+    for name in done:
+        print(f"removed {name}")
+    print(f"generation {index.generation}; the space comes back with: flash-attn3 hub gc")
+    return 0
+
+
+def configure_gc(parser: argparse.ArgumentParser) -> None:
+    add_hub_option(parser)
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=KEEP_GENERATIONS,
+        metavar="N",
+        help="generations to keep, the current one included (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def gc(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.maintain import collect
+
+    if args.keep < 1:
+        raise UsageError(f"--keep {args.keep}: expected at least 1, the current generation")
+    done = collect(open_hub(args), keep=args.keep, dry_run=args.dry_run)
+    if args.json:
+        print_json({"dry_run": args.dry_run, **dataclasses.asdict(done)})
+        return 0
+    print(
+        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({human_size(done.size)}), "
+        f"{done.generations} generations, {done.unfinished} unfinished writes"
+    )
+    return 0
