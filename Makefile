@@ -133,7 +133,7 @@ ci-index: $(VENV)/.stamp-dev
 	  $(CI_DIST)/wheel-sm*/*.whl $(CI_DIST)/wheel-fat-*/*.whl
 	$(PY) -m flash_attn3_sm121 hub export --hub $(CI_INDEX)/hub $(CI_INDEX)/site
 	mkdir $(CI_INDEX)/pages
-	cp -r $(CI_INDEX)/site/simple $(CI_INDEX)/site/files $(CI_INDEX)/pages/
+	cp -r $(CI_INDEX)/site/www/simple $(CI_INDEX)/site/www/files $(CI_INDEX)/pages/
 	tar -cf $(CI_INDEX)/hub-site.tar -C $(CI_INDEX)/site .
 
 ci-manylinux: $(CI_VENV)/.stamp

@@ -53,6 +53,7 @@ class Capability:
     min_cuda: tuple[int, int]
     smem_limit: int  # bytes of dynamic shared memory a block may opt in to on this device
     devices: str
+    hosts: tuple[str, ...] = ("linux_aarch64", "linux_x86_64")  # the CPUs that such a device is found beside
 
     @property
     def name(self) -> str:
@@ -111,6 +112,7 @@ def _row(
     min_cuda: tuple[int, int],
     smem_limit: int,
     devices: str,
+    hosts: tuple[str, ...] = ("linux_aarch64", "linux_x86_64"),
 ) -> Capability:
     major, minor = name.split(".")
     return Capability(
@@ -122,6 +124,7 @@ def _row(
         min_cuda=min_cuda,
         smem_limit=smem_limit,
         devices=devices,
+        hosts=hosts,
     )
 
 
@@ -167,6 +170,7 @@ CAPABILITIES: dict[str, Capability] = {
             min_cuda=(13, 0),
             smem_limit=232448,
             devices="Jetson Thor",
+            hosts=("linux_aarch64",),
         ),
         _row(
             "12.0",
@@ -185,6 +189,7 @@ CAPABILITIES: dict[str, Capability] = {
             min_cuda=(12, 9),
             smem_limit=101376,
             devices="GB10 (DGX Spark)",
+            hosts=("linux_aarch64",),
         ),
     )
 }

@@ -15,16 +15,20 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
     "show": (f"{_COMMANDS}.inspection", "show", "one repository or one wheel in full"),
     "check": (f"{_COMMANDS}.inspection", "check", "hash everything again (and check the signature, with trusted keys)"),
     "remove": (f"{_COMMANDS}.upkeep", "remove", "take out wheels, repositories or revisions"),
+    "prune": (f"{_COMMANDS}.upkeep", "prune", "take out all but the newest releases"),
+    "rollback": (f"{_COMMANDS}.upkeep", "rollback", "publish an earlier generation again; mends a damaged CURRENT"),
     "gc": (f"{_COMMANDS}.upkeep", "gc", "delete what no generation needs any more"),
     "env": (f"{_COMMANDS}.transport", "env", "the LOCAL_KERNELS line for clients on this machine"),
     "seed": (f"{_COMMANDS}.transport", "seed", "fill a Hugging Face cache, for HF_HUB_OFFLINE=1"),
     "export": (f"{_COMMANDS}.transport", "export", "write the hub as plain files for nginx, an object store or a CDN"),
+    "pull": (f"{_COMMANDS}.transport", "pull", "a verified copy of a hub that is served elsewhere"),
     "serve": ("flash_attn3_sm121.hub.server.cli", "serve", "serve the hub: a kernel hub, a package index, a page"),
+    "nginx": ("flash_attn3_sm121.hub.server.cli", "nginx", "print the nginx configuration that serves this hub"),
     "keygen": (f"{_COMMANDS}.publishing", "keygen", "make a key to sign with"),
     "sign": (f"{_COMMANDS}.publishing", "sign", "sign what is in the hub"),
 }
 # What the extra `[hub]` brings; without it a command that needs one says so.
-EXTRA = frozenset({"aiohttp", "cryptography", "huggingface_hub", "jinja2", "packaging"})
+EXTRA = frozenset({"cryptography", "granian", "huggingface_hub", "jinja2", "markdown_it", "packaging"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -114,6 +114,7 @@ class WheelEntry:
     cuda: str
     upstream: str
     verify: str
+    checks: tuple[str, ...]  # the rules that the verifier held it to
     published: str
     added: int  # the generation that brought it in
 
@@ -164,11 +165,11 @@ def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
     """An index of schema 1 in the form of schema 2. Its signatures were of less than is signed today: they go."""
     for wheel in value.get("wheels", {}).values():
         wheel.pop("signature", None), wheel.pop("key", None)
-        wheel["added"] = 0
+        wheel |= {"added": 0, "checks": []}
     for repo in value.get("repos", {}).values():
         for revision in repo.get("revisions", {}).values():
             revision["added"] = 0
-    return {"hub": "", **value}
+    return {"hub": "", "site": {}, **value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +181,13 @@ class Index:
     created: str = ""
     wheels: Mapping[str, WheelEntry] = field(default_factory=dict)
     repos: Mapping[str, Repo] = field(default_factory=dict)
+    site: Mapping[str, FileEntry] = field(default_factory=dict)  # generated files, by their path in the tree
 
     def __post_init__(self) -> None:
         for name in self.wheels:
             check_wheel_name(name)
+        for path in self.site:
+            check_file_path(path)
         for name in self.repos:
             RepoName.parse(name)
 
@@ -206,9 +210,10 @@ class Index:
                     for sha, item in entry["revisions"].items()
                 }
                 repos[name] = _build(Repo, {**entry, "revisions": revisions}, origin=f"{origin}: {name}")
+            site = {path: _build(FileEntry, item, origin=f"{origin}: {path}") for path, item in value["site"].items()}
         except (KeyError, AttributeError, TypeError) as error:
             raise IntegrityError(f"{origin}: malformed index: {error!r}") from error
-        return _build(cls, {**value, "wheels": wheels, "repos": repos}, origin=origin)
+        return _build(cls, {**value, "wheels": wheels, "repos": repos, "site": site}, origin=origin)
 
     def repo(self, name: str) -> Repo:
         if name not in self.repos:

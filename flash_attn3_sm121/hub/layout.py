@@ -7,9 +7,11 @@
     generations/00000017.sig      when signed: an ed25519 signature of that file
     objects/ab/abcdef...          content by sha256 (64 hex digits, the first two name the folder), mode 0444
     tmp/                          unfinished writes; gc empties it under the lock
+    trees/, www                   what web servers send (see site/tree.py); www shows the current generation
 
 Wheels, their METADATA, each file of a kernel repository, and each revision's manifest are objects. An index names:
 
+    site       generated files (the pip index, answers for huggingface_hub, pages): path -> sha256, size
     hub        a random name of the hub, so that a generation of one is not taken for a newer one of another
     wheels     file name -> sha256, size, metadata_sha256 (PEP 658), version, platform, families, verify, ...
     repos      <org>/<name> -> flavour ("fa3" or "vllm"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Repo, Revision
 from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
+from flash_attn3_sm121.hub.site import tree
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, hash_file
 
 
@@ -31,7 +33,8 @@ class CheckReport:
 
 
 def wheel_objects(index: Index) -> Iterator[tuple[str, FileEntry]]:
-    """(who needs it, object) of the pip side."""
+    """(who needs it, object) of the pip side and of what was generated."""
+    yield from sorted(index.site.items())
     for name, wheel in sorted(index.wheels.items()):
         yield name, FileEntry(sha256=wheel.sha256, size=wheel.size)
         yield f"{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
@@ -41,7 +44,7 @@ def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Itera
     """(who needs it, object) of one revision; a damaged manifest raises IntegrityError."""
     who = f"{name}@{sha[:12]}"
     files = hub.manifest(revision.manifest).files
-    yield f"{who} manifest", FileEntry(sha256=revision.manifest, size=len(hub.manifest_bytes(revision.manifest)))
+    yield f"{who} manifest", hub.manifest_entry(revision.manifest)
     for inner, entry in files.items():
         yield f"{who} {inner}", entry
 
@@ -133,7 +136,7 @@ def remove(
             repo = index.repo(repo_name)
             index = index.with_repo(repo_name, _without(repo_name, repo, revision) if revision else None)
             done.append(f"revision {name}" if revision else f"repository {repo_name}")
-        return txn.commit(index), done
+        return commit(txn, index), done
 
 
 def _without(name: str, repo: Repo, revision: str) -> Repo | None:
@@ -168,9 +171,11 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
         numbers = hub.generations()
         kept = [number for number in numbers if number <= current][-keep:]
         wanted: set[str] = set()
+        revisions: set[str] = set()
         for number in kept:
-            index = txn.base if number == current else hub._parse_index(layout.generation(number), number)
+            index = txn.base if number == current else hub.read_generation(number)
             wanted |= {entry.sha256 for entry in needed(hub, index)}
+            revisions |= {sha for _, sha, _ in index.revisions()}
         dropped = [number for number in numbers if number not in kept]
         garbage = [
             path
@@ -183,6 +188,7 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
             for number in dropped:
                 layout.generation(number).unlink()
                 layout.signature(number).unlink(missing_ok=True)
+            tree.drop(tree.Trees(root=layout.root), kept, revisions)
             for path in (*garbage, *unfinished):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -196,4 +202,64 @@ def sign(hub: Hub, key: SigningKey) -> Index:
     with hub.transaction(key) as txn:
         if txn.base.generation == 0:
             raise HubError("there is nothing to sign yet", hint="flash-attn3 hub publish WHEEL...")
-        return txn.commit(txn.base)
+        return commit(txn, txn.base)
+
+
+def rollback(hub: Hub, to: int | None = None, *, key: SigningKey | None = None, unsigned: bool = False) -> Index:
+    """Publish what an earlier generation held, as a new one: numbers only go up, so nobody takes it for a replay.
+
+    Args:
+        hub: The hub.
+        to: The generation to go back to. None means the one before the current, or, where CURRENT or what it names
+            is damaged, the newest that can be read.
+        key: Signs the new generation.
+        unsigned: Allow an unsigned one in a signed hub.
+    """
+    try:
+        hub.index()
+    except IntegrityError:
+        hub.recover()
+        tree.heal(hub)
+        if to is None:
+            return hub.index()
+    with hub.transaction(key, unsigned=unsigned) as txn:
+        earlier = [number for number in hub.generations() if number < txn.base.generation]
+        number = to if to is not None else max(earlier, default=0)
+        if number not in earlier:
+            kept = ", ".join(map(str, earlier)) or "none"
+            raise HubError(f"there is no generation {number} to go back to (kept: {kept})", hint="flash-attn3 hub list")
+        old = hub.read_generation(number)
+        for entry in needed(hub, replace(old, site={})):
+            if not hub.layout.object(entry.sha256).is_file():
+                raise IntegrityError(f"generation {number} is not whole any more: object {entry.sha256} is missing")
+        return commit(txn, replace(old, hub=txn.base.hub))
+
+
+def prune(
+    hub: Hub, keep: int, *, key: SigningKey | None = None, unsigned: bool = False, dry_run: bool = False
+) -> tuple[Index, list[str]]:
+    """Take out all but the newest releases, and of each repository the revisions that no kept ref names.
+
+    Args:
+        hub: The hub.
+        keep: How many releases stay, counted by version.
+        key: Signs the new generation.
+        unsigned: Allow an unsigned one in a signed hub.
+        dry_run: Only say what would go.
+    """
+    from packaging.version import Version
+
+    with hub.transaction(key, unsigned=unsigned) as txn:
+        index, gone = txn.base, []
+        releases = sorted({Version(wheel.version).public for wheel in index.wheels.values()}, key=Version)
+        old = set(releases[:-keep])
+        for name, wheel in txn.base.wheels.items():
+            if Version(wheel.version).public in old:
+                index = index.with_wheel(name, None)
+                gone.append(f"wheel {name}")
+        for name, repo in txn.base.repos.items():
+            refs = {ref: sha for ref, sha in repo.refs.items() if ref not in old or sha == repo.refs.get("main")}
+            revisions = {sha: item for sha, item in repo.revisions.items() if sha in refs.values()}
+            gone += [f"revision {name}@{sha[:12]}" for sha in repo.revisions if sha not in revisions]
+            index = index.with_repo(name, replace(repo, refs=refs, revisions=revisions))
+        return (txn.base if dry_run else commit(txn, index)), gone

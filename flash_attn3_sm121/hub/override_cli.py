@@ -1,13 +1,15 @@
 """`flash-attn3 override enable | disable | status`: the override for every Python of one virtual environment.
 
-Enabling writes one `.pth` file into site-packages. It waits for `import kernels` and costs nothing before that, and a
-line that finds the package gone does nothing.
+Enabling writes one `.pth` file into site-packages, and into the wheel's RECORD, so that `pip uninstall` takes it away
+too. Its line costs an interpreter's start microseconds: it puts an object in front of the importers that waits for
+`import kernels`, and where the package is gone by then it does nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib.metadata
 import json
 import re
 import sys
@@ -22,15 +24,26 @@ from flash_attn3_sm121.hub.run import add_override_options, config_of
 
 PTH_NAME = "flash_attn3_sm121_override.pth"
 _HOOK = f"{PACKAGE}.hub.sitehook._flash_attn3_hook"
-_LINE = re.compile(r"\.install\((?P<config>'.*'|\".*\")\)\s*$")
+# Imports nothing that an interpreter has not loaded by then. What it calls is looked for when `kernels` is imported.
+_WAIT = f"""
+class _Wait:
+    def find_spec(self, name, path=None, target=None):
+        if name != "kernels":
+            return None
+        sys.meta_path.remove(self)
+        try:
+            hook = __import__("{_HOOK}", fromlist=["LazyFinder"])
+        except ModuleNotFoundError:
+            return None
+        return hook.LazyFinder(config).find_spec(name, path, target)
+os.environ.get("FLASH_ATTN3_OVERRIDE") == "0" or sys.meta_path.insert(0, _Wait())
+"""
+_LINE = re.compile(r"'config': (?P<config>'.*'|\".*\")\}\)\s*$")
 
 
 def pth_line(config: OverrideConfig) -> str:
     """The `.pth` file's content; parse_line is its inverse."""
-    return (
-        f"import importlib.util as u; u.find_spec({PACKAGE!r}) is not None and "
-        f"__import__({_HOOK!r}, fromlist=['install']).install({config.to_json()!r})\n"
-    )
+    return f"import os, sys; exec({_WAIT!r}, {{'os': os, 'sys': sys, 'config': {config.to_json()!r}}})\n"
 
 
 def parse_line(text: str) -> OverrideConfig | None:
@@ -52,9 +65,38 @@ def enable(folder: Path, config: OverrideConfig) -> Path:
     try:
         beside.write_text(pth_line(config), encoding="utf-8")
         beside.replace(target)
+        _record(folder, target)
     except OSError as error:
         raise OverrideError(f"cannot write {target}: {error.strerror}") from error
     return target
+
+
+def disable(folder: Path) -> bool:
+    """Take the file away; whether there was one."""
+    target = folder / PTH_NAME
+    was = target.is_file()
+    try:
+        target.unlink(missing_ok=True)
+        _record(folder, None)
+    except OSError as error:
+        raise OverrideError(f"cannot remove {target}: {error.strerror}") from error
+    return was
+
+
+def _record(folder: Path, target: Path | None) -> None:
+    """Name our file in the RECORD of the package that is installed there, or take it out; a source tree has none."""
+    for dist in importlib.metadata.distributions(name=PACKAGE, path=[str(folder)]):
+        for file in dist.files or ():
+            if file.name != "RECORD":
+                continue
+            record = Path(str(file.locate()))
+            rows = [
+                row for row in record.read_text(encoding="utf-8").splitlines() if not row.startswith(f"{PTH_NAME},")
+            ]
+            rows += [f"{PTH_NAME},,"] if target is not None else []
+            beside = record.with_name(f".RECORD.{uuid.uuid4().hex}")
+            beside.write_text("\n".join(rows) + "\n", encoding="utf-8")
+            beside.replace(record)
 
 
 def read(folder: Path) -> OverrideConfig | None:
@@ -93,10 +135,7 @@ def run(args: argparse.Namespace) -> int:
         print("take it back with: flash-attn3 override disable")
         return 0
     if args.action == "disable":
-        target = folder / PTH_NAME
-        was = target.is_file()
-        target.unlink(missing_ok=True)
-        print(f"disabled for {sys.prefix}" if was else f"was not enabled for {sys.prefix}")
+        print(f"disabled for {sys.prefix}" if disable(folder) else f"was not enabled for {sys.prefix}")
         return 0
     found = read(folder)
     if args.json:

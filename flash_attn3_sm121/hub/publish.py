@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
 from flash_attn3_sm121.hub.metadata import INTERFACE_VERSION
@@ -79,6 +80,7 @@ def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, generati
         cuda=joined(item.cuda for item in wheel.facts),
         upstream=joined(item.upstream for item in wheel.facts),
         verify=wheel.verify if wheel.verified else "unverified",
+        checks=wheel.checks,
         published=now(),
         added=generation,
     )
@@ -218,7 +220,7 @@ def publish(
     with hub.transaction(key, unsigned=unsigned) as txn:
         before = txn.base.generation
         composed = _compose(txn, wheels, repos or {})
-        done = txn.commit(composed.index)
+        done = commit(txn, composed.index)
     return Published(
         generation=done.generation,
         changed=done.generation != before,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ EPILOG = """examples:
   flash-attn3 run --repo my-lab/attention -- torchrun --nproc_per_node=8 train.py
   flash-attn3 run --hub /srv/hub -- python train.py
 
-The command's own Python must read PYTHONPATH (python -I and -E don't)."""
+The override travels in PYTHONPATH. Where a command does without it (python -I, -E or -S, env -i, its own PYTHONPATH),
+this says so or passes it on; `flash-attn3 override enable` reaches Pythons under -I and -E."""
+_PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
+_OWN_PATH = "PYTHONPATH="
 
 
 def add_override_options(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +71,36 @@ def environment(config: OverrideConfig, environ: Mapping[str, str], hook: Path =
     return {**environ, "PYTHONPATH": os.pathsep.join([str(hook), *rest]), CONFIG_ENV: config.to_json()}
 
 
+def carried(argv: Sequence[str], config: str, hook: Path = HOOK_FOLDER) -> tuple[list[str], list[str]]:
+    """The command as it has to be for the override to reach it, and where that can't be done: (argv, warnings).
+
+    `env` in front of a command gets back what it would take away. A Python that ignores its environment can't be
+    reached this way.
+    """
+    words, warnings, at = list(argv), [], 0
+    if words and Path(words[0]).name == "env":
+        lost: list[str] = []
+        at = 1
+        while at < len(words) and (words[at].startswith("-") or "=" in words[at]):
+            if words[at] in ("-", "-i", "--ignore-environment"):
+                lost = [f"{_OWN_PATH}{hook}", f"{CONFIG_ENV}={config}"]
+            elif words[at : at + 2] in (["-u", "PYTHONPATH"], ["--unset", "PYTHONPATH"]):
+                lost = [f"{_OWN_PATH}{hook}"]
+            elif words[at].startswith(_OWN_PATH):
+                rest = words[at].removeprefix(_OWN_PATH)
+                words[at], lost = _OWN_PATH + os.pathsep.join([str(hook), *([rest] if rest else [])]), lost[1:]
+            at += 2 if words[at] in ("-u", "--unset") else 1
+        words[at:at] = lost
+        at += len(lost)
+    if at < len(words) and _PYTHON.fullmatch(Path(words[at]).name):
+        for word in words[at + 1 :]:
+            if not word.startswith("-") or word.startswith("--") or word[:2] in ("-c", "-m", "-X", "-W"):
+                break
+            if set(word[1:]) & set("IES"):
+                warnings.append(f"`{words[at]} {word}` ignores what carries the override: it will not be in force")
+    return words, warnings
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
@@ -79,7 +113,11 @@ def run(args: argparse.Namespace) -> int:
     argv: Sequence[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise UsageError("no command to run", hint='flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"')
-    env = environment(config_of(args, stand_in=True), os.environ)
+    config = config_of(args, stand_in=True)
+    env = environment(config, os.environ)
+    argv, warnings = carried(argv, config.to_json())
+    for text in warnings:
+        print(f"flash-attn3: warning: {text}\n  -> flash-attn3 override enable", file=sys.stderr)
     program = shutil.which(argv[0])
     if program is None:
         print(f"flash-attn3: error: {argv[0]}: command not found", file=sys.stderr)

@@ -178,10 +178,28 @@ class Hub:
 
     def manifest(self, sha256: str) -> Manifest:
         """A manifest by the hash that a revision gives."""
-        return Manifest.from_bytes(self.manifest_bytes(sha256), origin=f"manifest {sha256}")
+        return Manifest.from_bytes(self.read(FileEntry(sha256=sha256, size=0)), origin=f"manifest {sha256}")
 
-    def manifest_bytes(self, sha256: str) -> bytes:
-        return self.read(FileEntry(sha256=sha256, size=0))
+    def manifest_entry(self, sha256: str) -> FileEntry:
+        """A manifest as the object that it is; the index names it by hash alone."""
+        return FileEntry(sha256=sha256, size=len(self.read(FileEntry(sha256=sha256, size=0))))
+
+    def read_generation(self, number: int) -> Index:
+        """Any generation that is kept."""
+        return self._parse_index(self.layout.generation(number), number)
+
+    def recover(self) -> int:
+        """Have CURRENT name the newest generation that can be read; for one that is lost or names a damaged one."""
+        with self._locked(_to_stderr):
+            for number in reversed(self.generations()):
+                try:
+                    self.read_generation(number)
+                except IntegrityError as error:
+                    _to_stderr(f"passed over: {error.args[0]}")
+                    continue
+                self._write(self.layout.current, f"{number}\n".encode())
+                return number
+        raise IntegrityError(f"{self.layout.root}: no generation can be read", hint="publish again into a new folder")
 
     # Writing
 
@@ -293,28 +311,34 @@ class Transaction:
         # An object that rotted or was tampered with is replaced by putting the same content in again.
         return not target.is_symlink() and target.is_file() and hash_file(target) == (entry.sha256, entry.size)
 
-    def commit(self, index: Index) -> Index:
-        """Make `index` the next generation; the same content as before makes none."""
-        signed = self.hub.signature(self.base.generation)
-        if signed is not None and self.key is None and not self.unsigned:
-            signer = signer_of(signed, origin=f"generation {self.base.generation}")
+    def numbered(self, index: Index) -> Index:
+        """`index` with the number of the next generation; the one before, where nothing would change."""
+        number = self.base.generation
+        signed = self.hub.signature(number)
+        signer = signer_of(signed, origin=f"generation {number}") if signed is not None else None
+        if signer is not None and self.key is None and not self.unsigned:
             raise HubError(
-                f"generation {self.base.generation} is signed by {signer}, and there is no key to sign the next",
+                f"generation {number} is signed by {signer}, and there is no key to sign the next",
                 hint=f"set {SIGNING_ENV} (or say --sign KEY); --unsigned makes an unsigned one all the same",
             )
-        resigned = (signed is None) != (self.key is None) or (
-            signed is not None and self.key is not None and signer_of(signed, origin="") != self.key.key_id
-        )
-        if replace(index, generation=0, created="") == replace(self.base, generation=0, created="") and not resigned:
+        same = _bare(index) == _bare(self.base) and bool(self.base.site)
+        if same and signer == (self.key.key_id if self.key is not None else None):
             return self.base
-        done = replace(index, hub=index.hub or uuid.uuid4().hex, generation=self.next, created=now())
-        layout, data = self.hub.layout, done.to_bytes()
-        if self.key is not None:
-            self.hub._write(layout.signature(done.generation), self.key.sign(data))
-        self.hub._write(layout.generation(done.generation), data)
-        self.hub._write(layout.current, f"{done.generation}\n".encode())
-        self.base = done
-        return done
+        return replace(index, hub=index.hub or uuid.uuid4().hex, generation=self.next, created=now())
+
+    def commit(self, index: Index, data: bytes, signature: bytes | None) -> None:
+        """Make an index, of which `data` are the bytes, the current generation: its files first, CURRENT last."""
+        layout = self.hub.layout
+        if signature is not None:
+            self.hub._write(layout.signature(index.generation), signature)
+        self.hub._write(layout.generation(index.generation), data)
+        self.hub._write(layout.current, f"{index.generation}\n".encode())
+        self.base = index
+
+
+def _bare(index: Index) -> Index:
+    """What makes a generation another one; the rest follows from it."""
+    return replace(index, hub="", generation=0, created="", site={})
 
 
 @dataclass(kw_only=True)
@@ -349,9 +373,6 @@ class Rehearsal(Transaction):
     def add_stream(self, reader: IO[bytes]) -> FileEntry:
         sha256, size = hash_stream(reader)
         return FileEntry(sha256=sha256, size=size)
-
-    def commit(self, index: Index) -> Index:
-        raise HubError("a rehearsal commits nothing")
 
     def manifest(self, sha256: str) -> Manifest:
         if sha256 in self._bytes:

@@ -27,7 +27,9 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 LIB = f"{PACKAGE}/lib/"
 NOT_FACTS = frozenset({f"{LIB}verify.json", f"{LIB}provenance.json"})
 # Command-line tools: of no use inside a kernel, and every file is two requests of every client.
-TOOLS = tuple(f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/commands"))
+TOOLS = tuple(
+    f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/site", "hub/commands")
+)
 REBUILD = "build it again with `make wheel`"
 CHUNK = 1 << 20
 # METADATA, RECORD and the JSON files are read whole; the libraries, which may be gigabytes, never are.
@@ -48,6 +50,7 @@ class WheelFile:
     platform: str  # linux_aarch64, linux_x86_64 or any
     facts: tuple[BuildFacts, ...]
     verify: str  # pass, no-library, or why it is not verified
+    checks: tuple[str, ...]  # the rules that the verify report says were held
     files: tuple[str, ...]  # of the package, PACKAGE/...
     licences: tuple[str, ...]  # <dist-info>/licenses/...
 
@@ -179,6 +182,13 @@ def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts,
     return "pass"
 
 
+def _checks(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, ...]:
+    """The rules of a verify report that was judged already."""
+    report = f"{LIB}verify.json"
+    checks = json.loads(_text(archive, report)).get("checks", []) if report in names else []
+    return tuple(sorted({str(check["rule"]) for check in checks if isinstance(check, Mapping) and check.get("ok")}))
+
+
 def _platform(tags: frozenset[str], facts: tuple[BuildFacts, ...]) -> str:
     if not facts:
         return "any"
@@ -223,6 +233,7 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
             metadata = _text(archive, f"{dist_info}/METADATA").encode()
             facts = _facts(archive, names)
             verdict = _verify(archive, names, facts)
+            checks = _checks(archive, names) if verdict == "pass" else ()
     except OSError as error:
         raise HubError(f"cannot read {path}: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, csv.Error) as error:
@@ -243,6 +254,7 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
         platform=_platform(frozenset(tag.platform for tag in tags), facts),
         facts=facts,
         verify=verdict,
+        checks=checks,
         files=tuple(sorted(n for n in names if n.startswith(f"{PACKAGE}/"))),
         licences=tuple(sorted(n for n in names if n.startswith(f"{dist_info}/licenses/"))),
     )

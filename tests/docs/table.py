@@ -7,7 +7,10 @@ from tests.docs.kinds import Run, Serve
 NETWORK, NVCC = frozenset({"network"}), frozenset({"nvcc"})
 PUBLISH = "flash-attn3 hub publish wheels/*.whl"
 KEYGEN = "flash-attn3 hub keygen ~/.config/hub-key"
-TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe())' > ~/.config/hub-token"
+TOKEN = (
+    "python3 -c 'import os, secrets; os.umask(0o77); "
+    'open(os.path.expanduser("~/.config/hub-token"), "w").write(secrets.token_urlsafe())\''
+)
 SMOKE = "--profile smoke --archs 12.1"
 SMOKE_WHEEL = f"rm wheels/*.whl && python -m ci wheel {SMOKE} --no-publish --output wheels"
 SMOKE_PARTS = f"python -m ci build {SMOKE} --output build/artifacts"
@@ -102,7 +105,7 @@ TABLE: dict[str, Run | Serve] = {
         says="pass", before=("rm wheels/*.whl", SMOKE_PARTS), marks=NVCC, own_cache=False
     ),
     "flash-attn3 hub publish --hub hub WHEEL && flash-attn3 hub export --hub hub site": Run(
-        says="exported to site", puts={"WHEEL": "wheels/*.whl"}, then=("test -f site/simple/index.html",)
+        says="exported to site", puts={"WHEEL": "wheels/*.whl"}, then=("test -f site/www/simple/index.html",)
     ),
     # docs/hub.md
     "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl": Run(says=r"my-lab/attention +revision"),
@@ -126,7 +129,17 @@ TABLE: dict[str, Run | Serve] = {
         then=("! flash-attn3 hub check", "flash-attn3 hub sign --key ~/.config/hub-key", "flash-attn3 hub check"),
     ),
     "flash-attn3 hub export DIR": Run(
-        says="exported to DIR", before=(PUBLISH,), then=("test -f DIR/nginx.conf && test -f DIR/simple/index.html",)
+        says="exported to DIR", before=(PUBLISH,), then=("test -f DIR/nginx.conf && test -f DIR/www/simple/index.html",)
+    ),
+    "flash-attn3 hub rollback": Run(
+        says="generation 3 holds",
+        before=(PUBLISH, "flash-attn3 hub publish --repo my-lab/attention wheels/*.whl"),
+        then=("! flash-attn3 hub show my-lab/attention",),
+    ),
+    "flash-attn3 hub prune --keep 3": Run(says="generation 1", before=(PUBLISH,)),
+    "flash-attn3 hub gc --keep 1": Run(says="removed 0 objects", before=(PUBLISH,)),
+    "flash-attn3 hub nginx --listen 8080 > hub-nginx.conf": Run(
+        says="^$", before=(PUBLISH,), then=("grep -q 'listen 8080;' hub-nginx.conf",)
     ),
     "flash-attn3 run -- COMMAND": Run(
         says="served by flash_attn3_sm121", files={"code.py": CHAT_CLI}, puts={"COMMAND": "python code.py"}
@@ -150,7 +163,7 @@ TABLE: dict[str, Run | Serve] = {
         says="^$", puts={"WHEEL": "wheels/*.whl"}, then=("test -f opened/flash_attn3_sm121/lib/provenance.json",)
     ),
     # docs/serving.md
-    TOKEN: Run(says="^$", then=("test $(wc -c < ~/.config/hub-token) -gt 40",)),
+    TOKEN: Run(says="600", then=("test $(wc -c < ~/.config/hub-token) -gt 40", "stat -c %a ~/.config/hub-token")),
     "flash-attn3 hub serve --host 0.0.0.0 --token-file ~/.config/hub-token": Serve(before=(PUBLISH, TOKEN)),
     'pip install "$(ls wheels/*.whl)[hub]"': Run(
         says=r"flash-attn3 3\.0\.0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.store import Hub
-from tests.hub.wheelmaker import write_wheel
+from tests.hub.wheelmaker import copy_hub, write_wheel
 
 PLATFORMS = {"x86_64": "linux_x86_64", "aarch64": "linux_aarch64", "pure": None}
 
@@ -47,5 +46,5 @@ def _published(tmp_path_factory: pytest.TempPathFactory, wheels: Mapping[str, Pa
 @pytest.fixture
 def hub(tmp_path: Path, _published: Path) -> Hub:
     """A hub of one's own with the one release in it."""
-    shutil.copytree(_published, tmp_path / "hub")
+    copy_hub(_published, tmp_path / "hub")
     return Hub.open(tmp_path / "hub", durable=False)

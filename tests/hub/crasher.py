@@ -16,7 +16,20 @@ from pathlib import Path
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.store import Hub
 
-WRITES = frozenset({"open", "os.rename", "os.chmod", "os.mkdir", "os.remove", "os.rmdir", "os.utime", "fcntl.flock"})
+WRITES = frozenset(
+    {
+        "open",
+        "os.rename",
+        "os.chmod",
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.utime",
+        "os.link",
+        "os.symlink",
+        "fcntl.flock",
+    }
+)
 
 
 def child(hub: str, wheel: str, die_at: int | None, report: int) -> None:

@@ -13,7 +13,6 @@ from flash_attn3_sm121.hub.cli import ACTIONS
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import write_wheel
 
-pytest.importorskip("aiohttp")
 REPO = "varunneal/flash-attention-3"
 Cli = Callable[..., str]
 

@@ -18,7 +18,9 @@ import pytest
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.maintain import check, collect
 from flash_attn3_sm121.hub.publish import judge, publish
+from flash_attn3_sm121.hub.site.tree import Trees
 from flash_attn3_sm121.hub.store import Hub
+from tests.hub.wheelmaker import copy_hub, write_wheel
 
 REPOSITORY = Path(__file__).parents[2]
 AT_EVENTS, AT_TIMES = 150, 50
@@ -59,19 +61,32 @@ def crasher() -> Iterator[Crasher]:
 
 def content(index: Index) -> Index:
     """An index without what differs from run to run."""
-    wheels = {name: replace(entry, published="") for name, entry in index.wheels.items()}
+    wheels = {name: replace(entry, published="", added=0) for name, entry in index.wheels.items()}
     repos = {
-        name: replace(repo, revisions={sha: replace(item, created="") for sha, item in repo.revisions.items()})
+        name: replace(repo, revisions={sha: replace(item, created="", added=0) for sha, item in repo.revisions.items()})
         for name, repo in index.repos.items()
     }
-    return replace(index, created="", wheels=wheels, repos=repos)
+    return replace(index, hub="", generation=0, created="", wheels=wheels, repos=repos, site={})
 
 
 def fresh(template: Path, target: Path) -> Path:
     if target.exists():
         shutil.rmtree(target)
-    shutil.copytree(template, target)
+    copy_hub(template, target)
     return target
+
+
+@pytest.fixture(scope="module")
+def newer_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wheel(tmp_path_factory.mktemp("small"), version="3.0.1", library=b"newer", small=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    """Few files: what is killed here are the steps of a publish, not the copying of many."""
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    publish(hub, judge([write_wheel(tmp_path / "small", small=True)]))
+    return hub
 
 
 def test_killed_200_times_the_hub_is_whole_each_time(
@@ -102,7 +117,8 @@ def test_killed_200_times_the_hub_is_whole_each_time(
     publish(Hub.open(root), judge([newer_wheel]))
     collect(Hub.open(root), keep=1)
     final = Hub.open(root)
-    assert replace(content(final.index()), generation=0) == replace(new, generation=0)
+    assert content(final.index()) == new
+    assert Trees(root=root).current == final.generation()
     assert check(final).orphans == 0 and check(final).ok and not list(final.layout.tmp.iterdir())
 
 
@@ -145,7 +161,7 @@ def test_two_publishers_at_once_both_get_in(tmp_path: Path, wheels: Mapping[str,
             assert process.returncode == 0, errors
         hub = Hub.open(root)
         index = hub.index()
-        assert check(hub).ok and index.generation == 3
+        assert check(hub).ok and index.generation >= 3
         assert set(index.wheels) == {path.name for group in groups for path in group}
         for repo in index.repos.values():
             assert repo.revisions[repo.refs["main"]].version == "3.0.1"

@@ -18,8 +18,9 @@ from flash_attn3_sm121.hub import override_cli
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.override_cli import parse_line, pth_line
 from flash_attn3_sm121.hub.patch import KernelCall, OverrideConfig
-from flash_attn3_sm121.hub.run import HOOK_FOLDER, environment, parse_repo
+from flash_attn3_sm121.hub.run import HOOK_FOLDER, carried, environment, parse_repo
 from flash_attn3_sm121.hub.store import Hub
+from tests.hub.wheelmaker import write_wheel
 
 REPOSITORY = Path(__file__).parents[2]
 REPO = "varunneal/flash-attention-3"
@@ -226,6 +227,80 @@ def test_enable_status_disable_in_a_virtual_environment(tmp_path: Path) -> None:
     (site / "repository.pth").write_text(f"{REPOSITORY}\n")
     assert call(*cli, "disable").startswith("disabled") and call(*ask) == "False False\n"
     assert call(*cli, "disable").startswith("was not enabled")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["python", "x.py", "-I"], ["python", "x.py", "-I"]),
+        (["env", "A=1", "python", "x.py"], ["env", "A=1", "python", "x.py"]),
+        (["env", "PYTHONPATH=/a", "python"], ["env", "PYTHONPATH=/hook:/a", "python"]),
+        (["env", "PYTHONPATH=", "python"], ["env", "PYTHONPATH=/hook", "python"]),
+        (["env", "-i", "A=1", "python"], ["env", "-i", "A=1", "PYTHONPATH=/hook", "FLASH_ATTN3_OVERRIDE={}", "python"]),
+        (["env", "-i", "PYTHONPATH=/a", "python"],
+         ["env", "-i", "PYTHONPATH=/hook:/a", "FLASH_ATTN3_OVERRIDE={}", "python"]),
+        (["env", "-u", "PYTHONPATH", "python"], ["env", "-u", "PYTHONPATH", "PYTHONPATH=/hook", "python"]),
+    ],
+    ids=lambda words: " ".join(words),
+)  # fmt: skip
+def test_env_in_front_of_a_command_takes_nothing_away(argv: list[str], expected: list[str]) -> None:
+    assert carried(argv, "{}", Path("/hook")) == (expected, [])
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-E"], ["-sS"], ["-u", "-I"]], ids=" ".join)
+def test_a_python_that_ignores_its_environment_is_warned_of(flags: list[str]) -> None:
+    for front in ([], ["env", "A=1"]):
+        words, (warning,) = carried([*front, "/usr/bin/python3.11", *flags, "x.py"], "{}")
+        assert words == [*front, "/usr/bin/python3.11", *flags, "x.py"] and flags[-1] in warning
+
+
+def test_a_cleared_environment_keeps_the_override(run: Run) -> None:
+    code = f"from kernels import has_kernel; print(has_kernel('{REPO}'))"
+    done = subprocess.run(
+        [sys.executable, "-m", "flash_attn3_sm121", "run", "--", "env", "-i", sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_enabling_costs_an_interpreters_start_less_than_a_millisecond(tmp_path: Path) -> None:
+    line = pth_line(OverrideConfig())
+    code = (
+        "import sys, time; text = sys.argv[1]; before = set(sys.modules)\n"
+        "times = []\n"
+        "for _ in range(50):\n"
+        "    began = time.perf_counter(); exec(text); times.append(time.perf_counter() - began)\n"
+        "print(min(times), sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, line], capture_output=True, text=True, check=True)
+    seconds, _, modules = done.stdout.partition(" ")
+    assert float(seconds) < 0.001 and modules.strip() == "[]"
+
+
+def test_pip_uninstall_takes_the_override_along(tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    python = str(environment / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def call(*argv: str) -> str:
+        done = subprocess.run(argv, env=clean, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(*pip, "install", "--no-deps", "--no-index", str(write_wheel(tmp_path, platform=None)))
+    for _ in range(2):
+        call(python, "-m", "flash_attn3_sm121", "override", "enable")
+    record = next(site.glob("flash_attn3_sm121-*.dist-info/RECORD"))
+    assert record.read_text().count(override_cli.PTH_NAME) == 1
+    call(python, "-m", "flash_attn3_sm121", "override", "disable")
+    assert override_cli.PTH_NAME not in record.read_text() and not (site / override_cli.PTH_NAME).exists()
+    call(python, "-m", "flash_attn3_sm121", "override", "enable")
+    assert (site / override_cli.PTH_NAME).is_file()
+    call(*pip, "uninstall", "-y", "flash_attn3_sm121")
+    assert not list(site.glob("*flash_attn3*"))
 
 
 def test_a_system_python_is_not_changed_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import struct
+import subprocess
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ def elf(platform: str, payload: bytes = b"") -> bytes:
     """A shared object's header for a platform, and some bytes behind it."""
     ident = b"\x7fELF" + bytes([2, 1, 1, 0]) + bytes(8)
     return ident + struct.pack("<HHIQQQIHHHHHH", 3, EM[platform], 1, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0) + payload
+
+
+def copy_hub(source: Path, target: Path) -> None:
+    """A hub of one's own: files that are one file stay one, links stay links."""
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 
 def package_sources() -> dict[str, bytes]:
@@ -69,10 +75,14 @@ def write_wheel(
     extra: Mapping[str, bytes] | None = None,
     drop: frozenset[str] = frozenset(),
     falsify: Mapping[str, bytes] | None = None,
+    small: bool = False,
     modes: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
     """Write a wheel; `platform` None is the pure one. `falsify` changes content after RECORD was made."""
-    files = {**package_sources(), f"{PACKAGE}.pth": f"{PACKAGE}/_dropin\n".encode()}
+    sources = package_sources()
+    if small:  # enough to be published, not to be imported
+        sources = {name: sources[name] for name in (f"{PACKAGE}/__init__.py", f"{PACKAGE}/errors.py")}
+    files = {**sources, f"{PACKAGE}.pth": f"{PACKAGE}/_dropin\n".encode()}
     tag, full = "py3-none-any", version
     if platform is not None:
         code = elf(platform, library)

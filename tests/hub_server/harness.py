@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
+from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import Repo, Revision
 from flash_attn3_sm121.hub.publish import judge, publish
+from flash_attn3_sm121.hub.sign import SigningKey
+from flash_attn3_sm121.hub.site.nginx import nginx_conf
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import write_wheel
 
@@ -100,7 +108,9 @@ class Server:
                 connection.putheader(name, value)
             connection.endheaders()
             got = connection.getresponse()
-            pairs = {name.lower(): value for name, value in got.getheaders()}
+            pairs: dict[str, str] = {}
+            for name, value in got.getheaders():
+                pairs[name.lower()] = f"{pairs[name.lower()]}, {value}" if name.lower() in pairs else value
             return Answer(status=got.status, headers=pairs, body=got.read())
         finally:
             connection.close()
@@ -134,10 +144,12 @@ def environ(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def running(hub: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running(
+    hub: Path, *arguments: str, env: Mapping[str, str] | None = None, through: Iterable[str] = ()
+) -> Iterator[Server]:
     """`hub serve` on a free port; stopped, and its log complete, at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "--hub", str(hub), "--port", "0", *arguments],
+        [*through, sys.executable, "-c", COMMAND, "--hub", str(hub), "--port", "0", "--workers", "1", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,12 +172,64 @@ def running(hub: Path, *arguments: str, env: Mapping[str, str] | None = None) ->
         process.stderr.close()
 
 
-def add_repo(hub: Hub, name: str, files: Mapping[str, bytes], *, refs: Iterable[str] = ("main", "v1")) -> str:
+def worker_pids(pid: int) -> list[int]:
+    """The children that serve: multiprocessing has a helper of its own beside them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [int(c) for c in children if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def behind_nginx(root: Path, folder: Path, *, workers: int = 1) -> Iterator[Server]:
+    """nginx in front of the trees of a hub or an export, with the very configuration that we write."""
+    assert NGINX is not None
+    port, config = free_port(), folder / "nginx.main"
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/t-{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi")
+    )
+    config.write_text(
+        # pytest's folders are the user's alone, so the workers have to be that user.
+        f"user {getpass.getuser()}; daemon off; pid {folder}/nginx.pid; worker_processes {workers};\n"
+        f"error_log {folder}/error.log;\nevents {{ worker_connections 4096; }}\n"
+        f"http {{ access_log off; {temporary} scgi_temp_path {folder}/t-scgi;\n"
+        f"{nginx_conf(root.absolute(), f'127.0.0.1:{port}')}\n}}\n"
+    )
+    process = subprocess.Popen([NGINX, "-c", str(config), "-p", str(folder)], stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.05)
+        yield Server(process=process, url=f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def add_repo(
+    hub: Hub,
+    name: str,
+    files: Mapping[str, bytes],
+    *,
+    refs: Iterable[str] = ("main", "v1"),
+    key: SigningKey | None = None,
+) -> str:
     """A kernel repository of any content; its revision."""
     from flash_attn3_sm121.hub.index import Manifest
 
-    with hub.transaction() as txn:
-        entries = {path: txn.add_bytes(data) for path, data in files.items()}
+    with hub.transaction(key) as txn:
+        entries = {path: txn.add_bytes(data) for path, data in {"README.md": b"# Test\n", **files}.items()}
         manifest = Manifest(flavour="fa3", version="1.0", files=entries)
         stored = txn.add_bytes(manifest.to_bytes())
         revision = Revision(manifest=stored.sha256, version="1.0", created="2026-01-01T00:00:00Z", added=1, wheels=())
@@ -175,5 +239,5 @@ def add_repo(hub: Hub, name: str, files: Mapping[str, bytes], *, refs: Iterable[
             refs={**(old.refs if old else {}), **{ref: manifest.revision for ref in refs}},
             revisions={**(old.revisions if old else {}), manifest.revision: revision},
         )
-        txn.commit(txn.base.with_repo(name, repo))
+        commit(txn, txn.base.with_repo(name, repo))
     return manifest.revision

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.server.accesslog import printable
-from flash_attn3_sm121.hub.server.auth import allowed
-from flash_attn3_sm121.hub.server.config import ServeConfig, is_loopback
+from flash_attn3_sm121.hub.server.config import ServeConfig, allowed, is_loopback
 
 TOKEN = "correct-horse-battery"
 
 
 def config(**changes: Any) -> ServeConfig:
-    return ServeConfig(root=Path("hub"), **changes)
+    return ServeConfig(root="hub", **changes)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +54,8 @@ def test_other_addresses_want_a_token(host: str) -> None:
         {"token": "short"},
         {"token": "with a space in it"},
         {"token": "ünprintable-token"},
-        {"tls_key": Path("key.pem")},
+        {"tls_key": "key.pem"},
+        {"connections": 0},
     ],
     ids=str,
 )
@@ -107,10 +105,3 @@ def test_token(header: str | None, yes: bool) -> None:
 
 def test_without_a_token_everybody_reads() -> None:
     assert allowed(None, None) and allowed(None, "Bearer anything")
-
-
-def test_the_log_cannot_be_forged() -> None:
-    line = printable('a"b\nc\r\x1b[31m\x00é\udc80 d')
-    assert line.isascii() and line.isprintable()
-    assert '"' not in line
-    assert len(printable("x" * 10_000)) < 600

@@ -8,11 +8,13 @@ import json
 
 import pytest
 
+from flash_attn3_sm121.hub.index import FileEntry
+from flash_attn3_sm121.hub.site.tree import etag_of
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import INIT, REPO, Answer, Server
 
 RESOLVE = f"/{REPO}/resolve/main/{INIT}"
-TEXTS = ["/", f"/{REPO}", "/simple/", "/simple/flash-attn3-sm121/", f"/api/models/{REPO}", "/-/hub.css", "/metrics"]
+TEXTS = ["/", f"/{REPO}/", "/simple/", "/simple/flash-attn3-sm121/", f"/api/models/{REPO}", "/-/hub.css"]
 
 
 def wheel_of(hub: Hub) -> tuple[str, str, int]:
@@ -26,10 +28,9 @@ def test_a_wheel_comes_whole(server: Server, hub: Hub) -> None:
     assert answer.status == 200
     assert hashlib.sha256(answer.body).hexdigest() == sha256
     assert answer.headers["content-length"] == str(size)
-    assert answer.headers["etag"] == f'"{sha256}"'
+    assert answer.headers["etag"] == etag_of(FileEntry(sha256=sha256, size=size))
     assert answer.headers["accept-ranges"] == "bytes"
     assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["content-disposition"].startswith("attachment; filename=")
 
 
 @pytest.mark.parametrize(
@@ -61,12 +62,12 @@ def test_a_range_outside_of_the_file(server: Server, hub: Hub) -> None:
 
 def test_a_download_goes_on_where_it_stopped_unless_the_file_changed(server: Server, hub: Hub) -> None:
     path, sha256, size = wheel_of(hub)
-    rest = server.ask(path, headers={"Range": "bytes=1000-", "If-Range": f'"{sha256}"'})
+    rest = server.ask(path, headers={"Range": "bytes=1000-", "If-Range": etag_of(FileEntry(sha256=sha256, size=size))})
     assert (rest.status, len(rest.body)) == (206, size - 1000)
     assert server.ask(path, headers={"Range": "bytes=1000-", "If-Range": '"older"'}).status == 200
 
 
-@pytest.mark.parametrize("path", [*TEXTS[:-1], RESOLVE])
+@pytest.mark.parametrize("path", [*TEXTS, RESOLVE])
 def test_an_etag_saves_the_second_download(server: Server, path: str) -> None:
     first = server.ask(path)
     again = server.ask(path, headers={"If-None-Match": first.headers["etag"]})
@@ -76,7 +77,7 @@ def test_an_etag_saves_the_second_download(server: Server, path: str) -> None:
     assert server.ask(path, headers={"If-Match": '"other"'}).status == 412
 
 
-@pytest.mark.parametrize("path", [*TEXTS[:-1], RESOLVE, "/nothing/here", "/simple/nothing/"])
+@pytest.mark.parametrize("path", [*TEXTS, RESOLVE, "/nothing/here", "/simple/nothing/"])
 def test_head_is_get_without_the_body(server: Server, path: str) -> None:
     get, head = server.ask(path), server.ask(path, method="HEAD")
     assert head.body == b""
@@ -97,19 +98,21 @@ def test_head_knows_no_ranges(server: Server, hub: Hub) -> None:
 def test_texts_are_zipped_on_request(server: Server, path: str) -> None:
     plain, zipped = server.ask(path), server.ask(path, headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in plain.headers
-    assert "Accept-Encoding" in plain.headers["vary"]
     if len(plain.body) < 512:
         assert "content-encoding" not in zipped.headers
         return
+    assert "Accept-Encoding" in plain.headers["vary"]
     assert zipped.headers["content-encoding"] == "gzip"
     assert zipped.headers["etag"] != plain.headers["etag"]
     assert len(zipped.body) < len(plain.body)
-    if path != "/metrics":
-        assert gzip.decompress(zipped.body) == plain.body
+    assert gzip.decompress(zipped.body) == plain.body
 
 
 def test_files_are_never_zipped(server: Server, hub: Hub) -> None:
-    for path in (wheel_of(hub)[0], RESOLVE):
+    for path in (
+        wheel_of(hub)[0],
+        f"/{REPO}/resolve/main/build/torch-cuda/payload/linux_x86_64/flash_attn3_sm121/lib/flash_attn3_sm8x.so",
+    ):
         answer = server.ask(path, headers={"Accept-Encoding": "gzip, deflate, br"})
         assert "content-encoding" not in answer.headers
         assert answer.headers["content-length"] == str(len(answer.body))
@@ -124,9 +127,10 @@ def test_nothing_can_be_changed(server: Server, method: str, path: str) -> None:
 
 
 def test_an_upload_is_cut_off_before_its_body(server: Server) -> None:
-    answer = server.raw(b"POST /files/x.whl HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\nstart")
+    answer = server.raw(
+        patience=2, data=b"POST /files/x.whl HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\nstart"
+    )
     assert answer.startswith(b"HTTP/1.1 405 ")
-    assert b"Connection: close" in answer
 
 
 def check_headers(answer: Answer) -> None:
@@ -134,7 +138,6 @@ def check_headers(answer: Answer) -> None:
     assert answer.headers["x-frame-options"] == "DENY"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "unsafe" not in answer.headers["content-security-policy"]
-    assert answer.headers["server"] == "flash-attn3-hub"
     assert "set-cookie" not in answer.headers
     assert "access-control-allow-origin" not in answer.headers
 
@@ -150,19 +153,12 @@ def test_addresses_by_revision_may_be_kept_for_ever(server: Server, hub: Hub) ->
     assert server.ask(RESOLVE).headers["cache-control"] == "no-cache"
 
 
-def test_health_and_metrics(server: Server, hub: Hub) -> None:
-    health = server.ask("/healthz")
-    assert json.loads(health.body) == {"status": "ok", "generation": hub.index().generation}
-    first = server.ask("/metrics").text
-    server.ask("/healthz")
-    second = server.ask("/metrics").text
-    key = 'flash_attn3_hub_requests_total{route="healthz",code="200"}'
-    assert counter(second, key) == counter(first, key) + 1
-    assert counter(second, "flash_attn3_hub_wheels") == 3
-    assert counter(second, "flash_attn3_hub_requests_in_flight") == 1  # the scrape itself
-    for line in second.splitlines():
-        assert line.startswith("# ") or len(line.rsplit(" ", 1)) == 2
+def test_health(server: Server, hub: Hub) -> None:
+    assert json.loads(server.ask("/healthz").body) == {"status": "ok", "generation": hub.index().generation}
 
 
-def counter(text: str, key: str) -> float:
-    return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.rsplit(" ", 1)[0] == key)
+def test_people_get_a_page_where_nothing_is_and_programs_json(server: Server) -> None:
+    page = server.ask("/nothing", headers={"Accept": "text/html,*/*"})
+    assert page.status == 404 and page.headers["content-type"].startswith("text/html") and "nothing" in page.text
+    for path, accept in (("/nothing", "*/*"), ("/simple/nothing/", "text/html"), ("/files/x.whl", "text/html")):
+        assert server.ask(path, headers={"Accept": accept}).headers["content-type"] == "application/json"

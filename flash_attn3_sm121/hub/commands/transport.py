@@ -1,4 +1,4 @@
-"""`flash-attn3 hub env`, `seed` and `export`: ways out of the hub that need no server of ours."""
+"""`flash-attn3 hub env`, `seed`, `export` and `pull`: ways from hub to hub and to clients, without a server of ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from flash_attn3_sm121.hub.commands.options import add_hub_option, human_size, open_hub, print_json
+from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, human_size, open_hub, print_json
+from flash_attn3_sm121.hub.sign import TrustedKeys
+from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted_index
 
 
@@ -82,6 +84,27 @@ def export(args: argparse.Namespace) -> int:
     print(
         f"exported to {done.target}: {done.files} files, {human_size(done.size)} of content (the rest are hard links)"
     )
-    print(f"  {done.wheels} wheels under simple/ and files/; repositories: {', '.join(done.repos) or 'none'}")
+    print(f"  generation {done.generation}: {done.wheels} wheels; repositories: {', '.join(done.repos) or 'none'}")
     print(f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}")
+    return 0
+
+
+def configure_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the address of `hub serve`, or of nginx over a hub")
+    add_hub_option(parser)
+    parser.add_argument("--keys", metavar="KEYS", help="keys to trust (default: $FLASH_ATTN3_TRUSTED_KEYS)")
+
+
+def pull(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.pull import Remote
+    from flash_attn3_sm121.hub.pull import pull as pull_hub
+
+    keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
+    hub = Hub.create(hub_root(args))
+    done = pull_hub(hub, Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN")), keys)
+    if args.json:
+        print_json(dataclasses.asdict(done))
+        return 0
+    what = f"pulled {done.files} files ({human_size(done.size)})" if done.changed else "nothing new"
+    print(f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve")
     return 0

@@ -1,4 +1,4 @@
-"""`flash-attn3 hub remove` and `gc`."""
+"""`flash-attn3 hub remove`, `prune`, `rollback` and `gc`."""
 
 from __future__ import annotations
 
@@ -61,4 +61,45 @@ def gc(args: argparse.Namespace) -> int:
         f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({human_size(done.size)}), "
         f"{done.generations} generations, {done.unfinished} unfinished writes"
     )
+    return 0
+
+
+def configure_prune(parser: argparse.ArgumentParser) -> None:
+    add_hub_option(parser)
+    add_key_options(parser)
+    parser.add_argument("--keep", type=int, required=True, metavar="N", help="releases to keep")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def prune(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.maintain import prune as prune_releases
+
+    if args.keep < 1:
+        raise UsageError(f"--keep {args.keep}: expected at least 1 release")
+    index, gone = prune_releases(
+        open_hub(args), args.keep, key=signing_key(args), unsigned=args.unsigned, dry_run=args.dry_run
+    )
+    if args.json:
+        print_json({"generation": index.generation, "dry_run": args.dry_run, "removed": gone})
+        return 0
+    for name in gone:
+        print(f"{'would remove' if args.dry_run else 'removed'} {name}")
+    print(f"generation {index.generation}; the space comes back with: flash-attn3 hub gc --keep 1")
+    return 0
+
+
+def configure_rollback(parser: argparse.ArgumentParser) -> None:
+    add_hub_option(parser)
+    add_key_options(parser)
+    parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before the current)")
+
+
+def rollback(args: argparse.Namespace) -> int:
+    from flash_attn3_sm121.hub.maintain import rollback as roll_back
+
+    index = roll_back(open_hub(args), args.to, key=signing_key(args), unsigned=args.unsigned)
+    if args.json:
+        print_json({"generation": index.generation})
+        return 0
+    print(f"generation {index.generation} holds what that one held: {len(index.wheels)} wheels")
     return 0

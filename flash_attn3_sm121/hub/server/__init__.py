@@ -1,3 +1,1 @@
-"""`flash-attn3 hub serve`: one hub folder as a Hugging Face endpoint, a pip index and a page. Read-only."""
-
-from __future__ import annotations
+"""`flash-attn3 hub serve`: sends the tree that publishing wrote. granian does the HTTP, this package what goes out."""

@@ -1,113 +1,278 @@
-"""The application: routes, and what holds for every answer (methods, token, headers, counters, errors)."""
+"""The server's application: looks an address up in the signed index and says what goes out. granian does the HTTP.
+
+Nothing is rendered here: every answer is a file of the tree that publishing wrote, or a refusal.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ctypes
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
 
-from aiohttp import web
+from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.hub.index import FileEntry
+from flash_attn3_sm121.hub.server.conditional import UnsatisfiableError, accepts_gzip, named, select
+from flash_attn3_sm121.hub.server.config import CHALLENGE, ServeConfig, allowed
+from flash_attn3_sm121.hub.server.files import LARGEST_TEXT, Files, GoneError, zip_body
+from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
+from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
+from flash_attn3_sm121.hub.site.simple import JSON_TYPE
+from flash_attn3_sm121.hub.site.tree import etag_of, time_of
+from flash_attn3_sm121.hub.store import Hub
 
-from flash_attn3_sm121._version import __version__
-from flash_attn3_sm121.hub.server import huggingface, people, simple
-from flash_attn3_sm121.hub.server.assets import PLAIN_POLICY
-from flash_attn3_sm121.hub.server.auth import CHALLENGE, allowed
-from flash_attn3_sm121.hub.server.metrics import CONTENT_TYPE, Gauges
-from flash_attn3_sm121.hub.server.replies import FileReply, refuse, send_json, send_text
-from flash_attn3_sm121.hub.server.state import STATE, State
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-METHODS = ("GET", "HEAD")
-OPEN_PATHS = frozenset({"/healthz"})  # says only that the server is alive: load balancers carry no token
-_COMMON = {
-    "Server": "flash-attn3-hub",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
+RETRY_SECONDS = 2.0
+PR_SET_PDEATHSIG = 1
+ZIP_FROM = 512
+ZIPPED = ("application/json", JSON_TYPE, "text/")
+MESSAGES = {
+    401: "this hub needs its token",
+    404: "there is nothing under this address",
+    405: "this hub is read-only",
+    409: "this file does not match its recorded hash and is not served",
+    410: "this file is missing from the hub folder; ask whoever runs it for `hub check`",
+    412: "the precondition does not hold",
+    416: "the range lies outside the file",
 }
+log = logging.getLogger("flash_attn3_sm121.hub.server")
 
 
-@web.middleware
-async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-    metrics, loop = request.app[STATE].metrics, asyncio.get_running_loop()
-    route = getattr(request.match_info.handler, "__name__", "other")
-    started = loop.time()
-    metrics.started()
-    try:
-        response = await handler(request)
-    except (ConnectionError, asyncio.CancelledError):
-        metrics.dropped()
-        raise
-    except Exception:
-        metrics.finished(route, 500, sent=0, seconds=loop.time() - started)
-        raise
-    sent = (response.content_length or 0) if request.method == "GET" else 0
-    if isinstance(response, FileReply) and response.stopped:
-        metrics.dropped()
-    else:
-        metrics.finished(route, response.status, sent=sent, seconds=loop.time() - started)
-    return response
+class Headers(Protocol):
+    def get(self, name: str, default: str | None = None) -> str | None: ...
 
 
-@web.middleware
-async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Only reading, and only with the token."""
-    if request.method not in METHODS:
-        response = refuse(405, "this hub is read-only", headers={"Allow": ", ".join(METHODS)})
-        response.force_close()  # whatever body comes with it is not read
-        return response
-    token = request.app[STATE].config.token
-    if request.path not in OPEN_PATHS and not allowed(token, request.headers.get("Authorization")):
-        return refuse(401, "this hub needs its token", headers={"WWW-Authenticate": CHALLENGE})
-    try:
-        return await handler(request)
-    except web.HTTPException as error:  # the router's, for targets that are no path (`*`, `host:443`)
-        return refuse(error.status, error.reason)
+class Scope(Protocol):
+    """The part of granian's request that is used here."""
+
+    method: str
+    path: str
+    headers: Headers
 
 
-async def dressed(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_COMMON)
-    response.headers.setdefault("Content-Security-Policy", PLAIN_POLICY)
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What goes out. `body` is bytes, or a file with the first byte and the one behind the last."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | tuple[Path, int, int] = b""
 
 
-async def healthz(request: web.Request) -> web.StreamResponse:
-    state = request.app[STATE]
-    catalog = await state.catalog()
-    if state.shelf.trouble:
-        return web.json_response({"status": "stale", "generation": catalog.index.generation}, status=503)
-    return await send_json(request, {"status": "ok", "generation": catalog.index.generation})
+def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = None) -> Answer:
+    """An error in the dialect of huggingface_hub. Nothing that a client sent is ever echoed."""
+    text = f'{{"error": "{code or MESSAGES[status]}"}}\n'.encode()
+    extra = {"X-Error-Code": code} if code else {}
+    kind = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return Answer(status=status, headers={**kind, **extra, **(headers or {})}, body=text)
 
 
-async def metrics(request: web.Request) -> web.StreamResponse:
-    state = request.app[STATE]
-    index = (await state.catalog()).index
-    gauges = Gauges(
-        generation=index.generation,
-        wheels=len(index.wheels),
-        repositories=len(index.repos),
-        stale=bool(state.shelf.trouble),
-        version=__version__,
-    )
-    return await send_text(request, state.metrics.render(gauges), CONTENT_TYPE, headers={"Cache-Control": "no-store"})
+@dataclass(kw_only=True)
+class App:
+    """One worker. It follows the hub folder: a publish shows with the next request."""
 
+    config: ServeConfig
+    hub: Hub
+    files: Files
+    trouble: str = ""  # why the newest generation cannot be read, while an older one is being served
+    _directory: Directory | None = None
+    _manifest: bytes = b""
+    _signature: bytes | None = None
+    _stamp: tuple[int, ...] = ()
+    _retry_at: float = 0.0
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _said: set[str] = field(default_factory=set)
 
-async def nothing(request: web.Request) -> web.StreamResponse:
-    return refuse(404, "there is nothing under this address")
+    @classmethod
+    def of(cls, config: ServeConfig) -> App:
+        hub = Hub.open(Path(config.root))
+        return cls(config=config, hub=hub, files=Files(layout=hub.layout))
 
+    # The current generation
 
-def build(state: State) -> web.Application:
-    """The whole server as an aiohttp application; `state` is the only thing it knows."""
-    app = web.Application(middlewares=[counted, guarded])
-    app[STATE] = state
-    app.on_response_prepare.append(dressed)
-    app.router.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/metrics", metrics),
-            *simple.routes(),
-            *people.routes(),
-            *huggingface.routes(),
-            web.get("/{anything:.*}", nothing),
+    def _look(self) -> tuple[int, ...]:
+        try:
+            info = os.stat(self.hub.layout.current)  # noqa: PTH116 (on every request: a plain system call)
+        except OSError:
+            return ()
+        return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+
+    async def directory(self) -> Directory:
+        stamp = self._look()
+        if self._directory is None or stamp != self._stamp or (self.trouble and time.monotonic() >= self._retry_at):
+            async with self._loading:
+                if self._directory is None or stamp != self._stamp or self.trouble:
+                    await asyncio.get_running_loop().run_in_executor(None, self._load, stamp)
+        assert self._directory is not None
+        return self._directory
+
+    def _load(self, stamp: tuple[int, ...]) -> None:
+        """Read the current generation. When that fails, what was served before goes on being served."""
+        try:
+            hub = Hub.open(self.hub.layout.root)  # a folder that was unmounted is trouble, not an empty hub
+            index = hub.index()
+            if index.generation:
+                self._manifest = hub.layout.generation(index.generation).read_bytes()
+                self._signature = hub.signature(index.generation)
+            self._directory = Directory(index=index, read_manifest=hub.manifest)
+            self.trouble = ""
+        except (HubError, OSError) as error:
+            if self._directory is None:
+                raise
+            if not self.trouble:
+                log.error("the new generation cannot be read, the old one is still served: %s", error)
+            self.trouble, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
+        self._stamp = stamp
+
+    # Answers
+
+    async def answer(self, method: str, path: str, headers: Headers) -> Answer:
+        """What a request gets."""
+        if method not in ("GET", "HEAD"):
+            return refuse(405, headers={"Allow": "GET, HEAD"})
+        if path != "/healthz" and not allowed(self.config.token, headers.get("authorization")):
+            return refuse(401, headers={"WWW-Authenticate": CHALLENGE})
+        directory = await self.directory()
+        path = path[1:]
+        if path in ("hub/generation.json", "hub/generation.sig"):
+            data = self._manifest if path.endswith(".json") else self._signature
+            if not data:
+                return refuse(404)
+            entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+            return await self._file(method, Found(path=path, entry=entry), headers, data)
+        try:
+            found, redirect = locate(directory, path, headers.get("accept") or "")
+        except IntegrityError as error:  # a revision's list of files is damaged
+            return self._refused(error)
+        if redirect is not None:
+            status, place = redirect
+            return Answer(status=status, headers={"Location": place, "Cache-Control": "no-cache"})
+        if found is None:
+            return await self._missing(directory, path, headers)
+        if path == "healthz" and self.trouble:
+            text = f'{{"status": "stale", "generation": {directory.index.generation}}}\n'
+            return Answer(status=503, headers={"Content-Type": "application/json"}, body=text.encode())
+        return await self._file(method, found, headers)
+
+    async def _missing(self, directory: Directory, path: str, headers: Headers) -> Answer:
+        page = directory.find("404.html")
+        machine = path.startswith(("api/", "simple/", "files/")) or "/resolve/" in path
+        if page is not None and not machine and "text/html" in (headers.get("accept") or ""):
+            body = await self.files.body(page.entry, zipped=False)
+            if body is not None:
+                kind = {"Content-Type": content_type("404.html"), "Cache-Control": "no-store"}
+                return Answer(status=404, headers=kind, body=body)
+        hugging = path.startswith("api/") or "/resolve/" in path
+        return refuse(404, code=directory.missing(path) if hugging else "")
+
+    async def _file(self, method: str, found: Found, headers: Headers, data: bytes | None = None) -> Answer:
+        """A file (or `data`, for what is no object) with its ETag, conditional requests, one range, gzip for texts."""
+        entry, etag = found.entry, etag_of(found.entry)
+        kind = (
+            JSON_TYPE if found.path.startswith("simple/") and found.path.endswith(".json") else content_type(found.path)
+        )
+        wanted = headers.get("range") if method == "GET" else None
+        text = kind.startswith(ZIPPED) and ZIP_FROM <= entry.size <= LARGEST_TEXT
+        zipped = text and wanted is None and accepts_gzip(headers.get("accept-encoding"))
+        out = {
+            "ETag": f"W/{etag}" if zipped else etag,
+            "Last-Modified": formatdate(time_of(entry), usegmt=True),
+            "Cache-Control": self._cache(found),
+            **({"X-Repo-Commit": found.commit} if found.commit else {}),
+        }
+        vary = [
+            name for name, given in (("Accept", found.path.startswith("simple/")), ("Accept-Encoding", text)) if given
         ]
-    )
-    return app
+        out |= {"Vary": ", ".join(vary)} if vary else {}
+        try:
+            body = await self.files.body(entry, zipped=zipped) if data is None else data
+            if data is not None and zipped:
+                body = await asyncio.get_running_loop().run_in_executor(None, zip_body, data)
+            path = self.hub.layout.object(entry.sha256)
+        except IntegrityError as error:
+            return self._refused(error)
+        if_match, if_none_match = headers.get("if-match"), headers.get("if-none-match")
+        if if_match is not None and not named(if_match, etag, weak=False):
+            return refuse(412, headers={"ETag": etag})
+        if if_none_match is not None and named(if_none_match, etag, weak=True):
+            return Answer(status=304, headers=out)
+        try:
+            span = select(entry.size, etag, range_header=wanted, if_range=headers.get("if-range"))
+        except UnsatisfiableError:
+            return refuse(416, headers={"Content-Range": f"bytes */{entry.size}"})
+        out["Content-Type"] = kind
+        if zipped:
+            out["Content-Encoding"] = "gzip"
+        else:
+            out["Accept-Ranges"] = "bytes"
+        if span is not None:
+            out["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
+        start, stop = span or (0, entry.size)
+        if body is None:
+            return Answer(status=206 if span else 200, headers=out, body=(path, start, stop))
+        return Answer(status=206 if span else 200, headers=out, body=body[start:stop] if span else body)
+
+    def _refused(self, error: IntegrityError) -> Answer:
+        text = str(error.args[0])
+        if text not in self._said:  # once an object: a log must not grow by asking
+            self._said.add(text)
+            log.error("refused: %s", text)
+        return refuse(410 if isinstance(error, GoneError) else 409)
+
+    def _cache(self, found: Found) -> str:
+        if not found.fixed:
+            return "no-cache"
+        return IMMUTABLE.replace("public", "private") if self.config.token else IMMUTABLE
+
+    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
+        """granian's entry: one request."""
+        answer = await self.answer(scope.method, scope.path, scope.headers)
+        body = answer.body
+        length = len(body) if isinstance(body, bytes) else body[2] - body[1]
+        headers = [*HEADERS.items(), *answer.headers.items()]
+        if answer.status != 304:
+            headers.append(("Content-Length", str(length)))
+        if scope.method == "HEAD" or not length:
+            protocol.response_empty(answer.status, headers)
+        elif isinstance(body, bytes):
+            protocol.response_bytes(answer.status, headers, body)
+        elif answer.status == 206:
+            protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
+        else:
+            protocol.response_file(answer.status, headers, str(body[0]))
+
+
+def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:
+    """(the file at an address, where else to look): folders have an index file, and a slash at their end."""
+    if path.startswith("api/"):
+        return directory.find(f"{path.rstrip('/')}/{INDEX_JSON}") or directory.find(path), None
+    parts = path.rstrip("/").split("/")
+    if parts[0] == "kernels" and len(parts) == 3:
+        up = "../" * (path.count("/"))
+        return None, (302, f"{up}{quote(parts[1])}/{quote(parts[2])}/")
+    if path == "" or path.endswith("/"):
+        as_json = path.startswith("simple/") and JSON_TYPE in accept
+        return directory.find(path + (INDEX_JSON if as_json else INDEX_HTML)), None
+    found = directory.find(path)
+    if found is None and f"{path}/{INDEX_HTML}" in directory.index.site:
+        return None, (301, f"{quote(parts[-1])}/")
+    return found, None
+
+
+def load() -> App:
+    """A worker's application, from the configuration in its environment."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:], log.propagate = [handler], False
+    # Have Linux end this process when the one that started it is gone, however it went.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return App.of(ServeConfig.from_environ())

@@ -1,17 +1,29 @@
-"""What `hub serve` was asked to do, checked before any socket is opened."""
+"""What `hub serve` was asked to do, checked before any socket is opened, and who may read."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
 import ipaddress
-from dataclasses import dataclass
+import json
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flash_attn3_sm121.errors import UsageError
 
 TOKEN_ENV = "FLASH_ATTN3_HUB_TOKEN"
+CONFIG_ENV = "FLASH_ATTN3_HUB_SERVE"  # how the workers get the configuration
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 MAX_WORKERS = 64
+MOST_CONNECTIONS = 4096
+SPARE_DESCRIPTORS = 128  # of a worker, for everything that is no connection
+CHALLENGE = 'Basic realm="flash-attn3 hub", charset="UTF-8"'
 
 
 def is_loopback(host: str) -> bool:
@@ -24,25 +36,37 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def raise_descriptors() -> int:
+    """Raise the limit of open files to the most that the system allows; how many connections a worker may hold then."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else hard - SPARE_DESCRIPTORS
+    return max(64, min(MOST_CONNECTIONS, limit))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """One server. `token` None means anybody who reaches the address may read."""
 
-    root: Path
+    root: str
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     token: str | None = None
     insecure: bool = False
-    workers: int = 1
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    access_log: bool = True
+    workers: int = DEFAULT_WORKERS
+    connections: int | None = None  # that a worker holds at once; None: as many as descriptors allow
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    access_log: bool = False
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port: expected 0 to 65535 (0: any free port), found {self.port}")
         if not 1 <= self.workers <= MAX_WORKERS:
             raise UsageError(f"--workers: expected 1 to {MAX_WORKERS}, found {self.workers}")
+        if self.connections is not None and self.connections < 1:
+            raise UsageError(f"--connections: expected 1 or more, found {self.connections}")
         if self.token is not None and (
             len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable() or " " in self.token
         ):
@@ -62,7 +86,50 @@ class ServeConfig:
     def scheme(self) -> str:
         return "https" if self.tls_cert else "http"
 
-    def url(self, port: int) -> str:
-        """The address for people and clients; an unspecified address is shown as this machine's loopback."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    def url(self, port: int, *, host: str | None = None) -> str:
+        """The address for clients on this machine, or under another name of it."""
+        name = host or {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"{self.scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+
+    def to_environ(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environ(cls) -> ServeConfig:
+        return cls(**json.loads(os.environ[CONFIG_ENV]))
+
+
+def read_token(file: Path) -> str:
+    """The token in a file's first line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file {file}: {error}") from error
+    if not lines:
+        raise UsageError(f"--token-file {file}: the file is empty")
+    return lines[0].strip()
+
+
+def _offered(header: str) -> Iterator[str]:
+    scheme, _, value = header.strip().partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        yield value
+    elif scheme.lower() == "basic":
+        try:
+            text = base64.b64decode(value, validate=True).decode("utf-8")
+        except (binascii.Error, ValueError):
+            return
+        user, colon, password = text.partition(":")
+        # https://TOKEN@host and https://anybody:TOKEN@host are both in use.
+        yield password if colon and password else user
+
+
+def allowed(token: str | None, header: str | None) -> bool:
+    """Whether an Authorization header carries the token (as Bearer or as Basic); without a token everybody may read."""
+    if token is None:
+        return True
+    if header is None:
+        return False
+    secret = token.encode()
+    return any(hmac.compare_digest(secret, offer.encode("utf-8", "surrogateescape")) for offer in _offered(header))

@@ -1,4 +1,4 @@
-"""Waits for `import kernels`, and only then loads the override. Costs an interpreter's start-up next to nothing.
+"""Waits for `import kernels`, and only then loads the override.
 
 Loaded by path too, in interpreters that flash_attn3_sm121 is not installed for: nothing of the package at the top.
 """
@@ -40,7 +40,8 @@ class LazyFinder:
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname != "kernels":
             return None
-        sys.meta_path.remove(self)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
         _package()
         patch = importlib.import_module(f"{PACKAGE}.hub.patch")
         if patch.active() is None:  # what the program itself has asked for goes first

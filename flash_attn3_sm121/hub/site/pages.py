@@ -1,0 +1,230 @@
+"""The pages for people: which kernels there are, for which machines, how to get them. Complete without scripts.
+
+This module says what a page shows; the templates in `static/` say how. Everything is escaped by the template engine.
+The pages are written when something is published, so they cannot know under which address they are read: commands say
+`http://HUB`, and the script puts the true address in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+from urllib.parse import quote
+
+from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.arch import CAPABILITIES, Capability, Image
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
+
+PLATFORM_NAMES = {"linux_aarch64": "Linux aarch64", "linux_x86_64": "Linux x86-64", "any": "any machine"}
+FLAVOUR_NAMES = {
+    "fa3": "FlashAttention-3's own interface",
+    "vllm": "The interface of vLLM's fork: attention sinks, and always (out, lse)",
+}
+VERIFY_NAMES = {"pass": "machine code verified", "no-library": "Python only", "unverified": "not verified"}
+FAVOURITE = "kernels-community/flash-attn3"  # in the example, where the hub has it
+BASE = "http://HUB"  # the script puts the page's own address in its place
+ASSETS = ("hub.css", "hub.js", "icon.svg")
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineRow:
+    """One GPU generation, and what of this hub runs on it."""
+
+    devices: str
+    capability: str
+    native: tuple[str, ...]  # platform and machine code
+    other_host: tuple[str, ...]  # code for the GPU, in a wheel for a CPU that it is never found beside
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelCard:
+    """One wheel."""
+
+    filename: str
+    url: str
+    platform: str
+    machines: tuple[str, ...]
+    verdict: str
+    entry: WheelEntry
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.entry.name}=={self.entry.version} --hash=sha256:{self.entry.sha256}"
+
+
+def human(size: int) -> str:
+    """A size for people, in powers of ten."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 99.5 else f"{value:.1f} {UNITS[unit]}"
+
+
+def moment(stamp: str) -> str:
+    return stamp.replace("T", " ").removesuffix("Z") + (" UTC" if stamp.endswith("Z") else "")
+
+
+def code_for(wheel: WheelEntry, row: Capability) -> str | None:
+    """The code in a wheel that a device of that generation would run, its own first; None where there is none."""
+    if str(row.family) not in wheel.families:
+        return None
+    found = [image for image in map(Image.parse, wheel.images) if image.runs_on(row.major, row.minor)]
+    best = max(found, key=lambda image: (image.kind == "sm", image.number), default=None)
+    return None if best is None else str(best)
+
+
+def machine_rows(index: Index) -> list[MachineRow]:
+    """The arch table as this hub can serve it; what has kernels here comes first."""
+    rows = []
+    for row in CAPABILITIES.values():
+        native: set[str] = set()
+        other: set[str] = set()
+        for wheel in index.wheels.values():
+            code = code_for(wheel, row)
+            if code is not None:
+                platform = PLATFORM_NAMES.get(wheel.platform, wheel.platform)
+                (native if wheel.platform in row.hosts else other).add(f"{platform}, {code}")
+        rows.append(
+            MachineRow(
+                devices=row.devices,
+                capability=row.name,
+                native=tuple(sorted(native)),
+                other_host=() if native else tuple(sorted(other)),
+            )
+        )
+    return sorted(rows, key=lambda row: (not row.native, not row.other_host))
+
+
+def wheel_cards(index: Index) -> list[WheelCard]:
+    """The wheels, the one that came last first."""
+    cards = []
+    for name, entry in sorted(index.wheels.items(), key=lambda item: (-item[1].added, item[0])):
+        native = tuple(
+            f"{row.devices} ({row.name})"
+            for row in CAPABILITIES.values()
+            if code_for(entry, row) and entry.platform in row.hosts
+        )
+        cards.append(
+            WheelCard(
+                filename=name,
+                url=f"files/{quote(name)}",
+                platform=PLATFORM_NAMES.get(entry.platform, entry.platform),
+                machines=native,
+                verdict=VERIFY_NAMES.get(entry.verify, f"not verified: {entry.verify}"),
+                entry=entry,
+            )
+        )
+    return cards
+
+
+def newest(cards: list[WheelCard]) -> list[WheelCard]:
+    """The last wheel of each platform: all that the first page shows, however long the history is."""
+    return list({card.platform: card for card in reversed(cards)}.values())[::-1]
+
+
+def repo_groups(index: Index) -> list[tuple[tuple[str, ...], Repo]]:
+    """Repositories of the same content together."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, repo in sorted(index.repos.items()):
+        wheels = repo.revisions[repo.refs["main"]].wheels if "main" in repo.refs else ()
+        groups.setdefault((repo.flavour, wheels, tuple(sorted(set(repo.refs)))), []).append(name)
+    return [(tuple(names), index.repos[names[0]]) for names in groups.values()]
+
+
+def _folder_of(path: str) -> str:
+    """`build/<variant>` for what lies in a variant, "" for what lies outside of them."""
+    parts = path.split("/", 2)
+    return "/".join(parts[:2]) if len(parts) == 3 and parts[0] == "build" else ""
+
+
+def _folders(manifest: Manifest) -> list[tuple[str, list[tuple[str, FileEntry]]]]:
+    """The files by variant; what lies outside of them first."""
+    rows = sorted(manifest.files.items(), key=lambda row: (_folder_of(row[0]), row[0]))
+    return [(folder, list(group)) for folder, group in groupby(rows, key=lambda row: _folder_of(row[0]))]
+
+
+@cache
+def read(name: str) -> str:
+    """A file of `static/`; the name is one of ours."""
+    return (files(__package__) / "static" / name).read_text(encoding="utf-8")
+
+
+def _address(name: str) -> str:
+    """An asset's address below the root; it changes with the content."""
+    return f"-/{name}?v={hashlib.sha256(read(name).encode()).hexdigest()[:12]}"
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        human=human, moment=moment, relative=lambda path, folder: path.removeprefix(f"{folder}/" if folder else "")
+    )
+    environment.globals.update(address=_address, base=BASE, version=__version__, about=FLAVOUR_NAMES)
+    return environment
+
+
+def _render(template: str, **values: Any) -> str:
+    return str(_environment().get_template(template).render(**values))
+
+
+def card_html(text: str) -> str:
+    """A repository's README.md as HTML; HTML inside of it stays text."""
+    from markdown_it import MarkdownIt
+
+    body = text.split("---\n", 2)[2] if text.startswith("---\n") and text.count("---\n") > 1 else text
+    return str(MarkdownIt("commonmark", {"html": False}).enable("table").render(body))
+
+
+def of_the_hub(index: Index) -> Iterator[tuple[str, str]]:
+    """(path, text) of the pages that belong to no repository, and of their assets."""
+    cards = wheel_cards(index)
+    shown, repos = newest(cards), index.repos
+    yield (
+        "index.html",
+        _render(
+            "page.html",
+            root="",
+            index=index,
+            total=sum(wheel.size for wheel in index.wheels.values()),
+            example=FAVOURITE if FAVOURITE in repos else next(iter(sorted(repos)), None),
+            machines=machine_rows(index),
+            repos=repo_groups(index),
+            wheels=shown,
+            older=len(cards) - len(shown),
+        ),
+    )
+    yield "history.html", _render("history.html", root="", index=index, wheels=cards)
+    yield "404.html", _render("missing.html", root="/")
+    for name in ASSETS:
+        yield f"-/{name}", read(name)
+
+
+def repository(index: Index, name: str, manifest: Manifest, card: str) -> str:
+    """A repository's own page, under the address where the real hub has one: error messages of clients lead there."""
+    repo = index.repos[name]
+    sha = repo.refs["main"]
+    return _render(
+        "repo.html",
+        root="../../",
+        name=name,
+        repo=repo,
+        sha=sha,
+        revision=repo.revisions[sha],
+        refs=sorted(ref for ref, at in repo.refs.items() if at == sha),
+        history=sorted(repo.revisions.items(), key=lambda item: -item[1].added)[:20],
+        manifest=manifest,
+        size=sum(entry.size for entry in manifest.files.values()),
+        folders=_folders(manifest),
+        card=card_html(card),
+    )

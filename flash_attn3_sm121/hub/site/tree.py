@@ -1,0 +1,183 @@
+"""The tree on the disk, for web servers that know nothing of a hub: one folder a generation, and a link that moves.
+
+    trees/revisions/<sha>/         the files of one revision of a repository; made once, shared by the generations
+    trees/00000017/                what generation 17 serves, under the very addresses that clients ask
+    www -> trees/00000017          what a web server is pointed at; renaming this link swaps the whole tree
+
+Files are hard links to objects (copies where there are none). Their time is made from their content, because nginx
+makes its ETag of time and size: the same content has the same ETag everywhere, and another content another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
+from flash_attn3_sm121.hub.store import Hub
+
+LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
+
+
+def time_of(entry: FileEntry) -> int:
+    """The modification time that stands for a content."""
+    return 86400 + int(entry.sha256[:8], 16) % LONGEST_TIME
+
+
+def etag_of(entry: FileEntry) -> str:
+    """The ETag that nginx makes of time and size; our own server says the same."""
+    return f'"{time_of(entry):x}-{entry.size:x}"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """Where trees lie: `trees/` and `www` in a hub, or in the folder of an export."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "trees"
+
+    @property
+    def www(self) -> Path:
+        return self.root / "www"
+
+    def generation(self, number: int) -> Path:
+        return self.folder / f"{number:08d}"
+
+    def revision(self, sha: str) -> Path:
+        return self.folder / "revisions" / sha
+
+    @property
+    def current(self) -> int | None:
+        """The number of the generation that `www` shows."""
+        name = self.www.readlink().name if self.www.is_symlink() else ""
+        return int(name) if name.isdecimal() else None
+
+    def swap(self, number: int) -> None:
+        """Have `www` show another generation: one rename."""
+        beside = self.root / f".www.{uuid.uuid4().hex}"
+        beside.symlink_to(f"trees/{number:08d}")
+        beside.replace(self.www)
+
+
+def links(index: Index) -> Iterator[tuple[str, str]]:
+    """(address, relative target) of folders that are other folders: refs, the other repository type, revisions."""
+    for name, repo in sorted(index.repos.items()):
+        yield f"kernels/{name}", f"../../{name}"
+        yield f"api/kernels/{name}", f"../../models/{name}"
+        for sha in repo.revisions:
+            yield f"{name}/resolve/{sha}", f"../../../../revisions/{sha}"
+        for ref, sha in repo.refs.items():
+            yield f"{name}/resolve/{ref}", sha
+            yield f"api/models/{name}/revision/{ref}", sha
+            yield f"api/models/{name}/tree/{ref}", sha
+
+
+def files(index: Index) -> Iterator[tuple[str, FileEntry]]:
+    """(address, content) of everything that lies in no repository."""
+    yield from index.site.items()
+    for name, wheel in index.wheels.items():
+        yield f"files/{name}", FileEntry(sha256=wheel.sha256, size=wheel.size)
+        yield f"files/{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
+
+
+def write(hub: Hub, index: Index, data: bytes, signature: bytes | None, *, into: Trees, checked: bool = False) -> None:
+    """Write the tree of a generation beside the others; nothing shows it yet.
+
+    Args:
+        hub: Holds the objects.
+        index: The generation.
+        data: The very bytes that are, or will be, the generation's file; pulled hubs check their signature.
+        signature: The content of its signature file.
+        into: The hub's own trees, or those of an export.
+        checked: Hash each object before it is linked (for an export), instead of when it came in.
+    """
+    source: Callable[[FileEntry], Path] = hub.verified if checked else lambda entry: hub.layout.object(entry.sha256)
+    for _, sha, revision in index.revisions():
+        target = into.revision(sha)
+        if not target.is_dir():
+            manifest = hub.manifest(revision.manifest)
+
+            def place(out: Path, held: Manifest = manifest) -> None:
+                for path, entry in held.files.items():
+                    _link(source(entry), out / path, entry)
+
+            _build(target, place)
+    target = into.generation(index.generation)
+    if target.is_dir():
+        shutil.rmtree(target)  # of a publish that was killed before it was committed
+
+    def fill(out: Path) -> None:
+        for path, entry in files(index):
+            _link(source(entry), out / path, entry)
+        (out / "hub").mkdir(exist_ok=True)
+        for name, content in (("generation.json", data), ("generation.sig", signature)):
+            if content is not None:
+                held = out / "hub" / name
+                held.write_bytes(content)
+                wanted = time_of(FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
+                os.utime(held, (wanted, wanted))
+        for path, to in links(index):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).symlink_to(to)
+
+    _build(target, fill)
+
+
+def _build(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder beside, then rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        beside.mkdir()
+        fill(beside)
+        try:
+            beside.rename(target)
+        except OSError:
+            if not target.is_dir():  # else somebody else has just made the same
+                raise
+    finally:
+        if beside.exists():
+            shutil.rmtree(beside)
+
+
+def _link(source: Path, target: Path, entry: FileEntry) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    wanted = time_of(entry)
+    if source.stat().st_mtime != wanted:
+        os.utime(source, (wanted, wanted))
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links on this file system, or too many of one file: write it once more
+        shutil.copy2(source, target)
+
+
+def heal(hub: Hub) -> None:
+    """Have `www` show the current generation: a publish that was killed late may have left it one behind."""
+    index, trees = hub.index(), Trees(root=hub.layout.root)
+    if index.generation == 0 or not index.site:
+        return
+    if not trees.generation(index.generation).is_dir():
+        data = hub.layout.generation(index.generation).read_bytes()
+        write(hub, index, data, hub.signature(index.generation), into=trees)
+    if trees.current != index.generation:
+        trees.swap(index.generation)
+
+
+def drop(trees: Trees, kept: list[int], revisions: set[str]) -> None:
+    """Remove the trees of other generations, revisions that none of the kept ones has, and half a tree."""
+    names = {f"{number:08d}" for number in kept} | {"revisions"}
+    for path in trees.folder.iterdir() if trees.folder.is_dir() else ():
+        if path.name not in names:
+            shutil.rmtree(path)
+    held = trees.folder / "revisions"
+    for path in held.iterdir() if held.is_dir() else ():
+        if path.name not in revisions:
+            shutil.rmtree(path)

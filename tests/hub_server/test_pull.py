@@ -1,0 +1,109 @@
+"""A verified copy: what a hub serves is taken whole, and a hostile one is refused before anything shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.errors import HubError, IntegrityError, UsageError
+from flash_attn3_sm121.hub.maintain import check, sign
+from flash_attn3_sm121.hub.pull import Remote, pull
+from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
+from flash_attn3_sm121.hub.store import Hub
+from tests.hub_server.harness import INIT, REPO, add_repo, behind_nginx, needs_nginx, running
+
+pytest.importorskip("cryptography")
+
+
+@pytest.fixture(autouse=True)
+def _private_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FA3_CACHE", str(tmp_path / "fa3"))
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SigningKey:
+    return SigningKey.generate(tmp_path / "key")
+
+
+@pytest.fixture
+def origin(tmp_path: Path, key: SigningKey) -> Hub:
+    hub = Hub.create(tmp_path / "origin", durable=False)
+    add_repo(hub, REPO, {INIT: b"print('good')\n"})
+    sign(hub, key)
+    return hub
+
+
+def test_a_copy_is_the_same_to_the_byte(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
+    keys, copy = TrustedKeys.parse(key.public), Hub.create(tmp_path / "copy", durable=False)
+    with running(origin.layout.root, env={"FLASH_ATTN3_HUB_TOKEN": "correct-horse"}) as server:
+        with pytest.raises(HubError, match="401"):
+            pull(copy, Remote(url=server.url), keys)
+        remote = Remote(url=server.url, token="correct-horse")
+        done = pull(copy, remote, keys)
+        assert done.changed and done.generation == origin.generation() and done.files > 5
+        assert pull(copy, remote, keys).changed is False
+        add_repo(origin, REPO, {INIT: b"print('newer')\n"}, key=key)
+        assert pull(copy, remote, keys).files < done.files
+    assert copy.index() == origin.index() and check(copy, keys).ok
+    assert (copy.layout.root / "www" / REPO / "resolve/main" / INIT).read_bytes() == b"print('newer')\n"
+
+
+@needs_nginx
+def test_nginx_is_as_good_a_source(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
+    copy = Hub.create(tmp_path / "copy", durable=False)
+    with behind_nginx(origin.layout.root, tmp_path) as server:
+        assert pull(copy, Remote(url=server.url), TrustedKeys.parse(key.public)).changed
+    assert copy.index() == origin.index()
+
+
+def evil_file(hub: Hub) -> None:
+    path = hub.layout.root / "www" / REPO / "resolve/main" / INIT
+    path.chmod(0o644)
+    path.write_bytes(b"print('evil')\n")
+
+
+def evil_index(hub: Hub) -> None:
+    path = hub.layout.root / "www/hub/generation.json"
+    path.write_bytes(path.read_bytes().replace(b'"fa3"', b'"vllm"'))
+
+
+def unsigned(hub: Hub) -> None:
+    (hub.layout.root / "www/hub/generation.sig").unlink()
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (evil_file, "expected sha256"),
+        (evil_index, "does not match the content"),
+        (unsigned, "is not signed"),
+    ],
+)
+def test_a_hostile_hub_is_refused(
+    origin: Hub, key: SigningKey, tmp_path: Path, attack: Callable[[Hub], None], message: str
+) -> None:
+    """nginx sends whatever lies there; what a plain client would run is found out before it shows here."""
+    attack(origin)
+    copy = Hub.create(tmp_path / "copy", durable=False)
+    with behind_nginx(origin.layout.root, tmp_path) as server, pytest.raises(IntegrityError, match=message):
+        pull(copy, Remote(url=server.url), TrustedKeys.parse(key.public))
+    assert copy.generation() == 0 and not (copy.layout.root / "www").exists()
+
+
+def test_an_older_generation_is_refused(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
+    keys, copy = TrustedKeys.parse(key.public), Hub.create(tmp_path / "copy", durable=False)
+    with running(origin.layout.root) as server:
+        add_repo(origin, REPO, {INIT: b"print('fixed')\n"}, key=key)
+        pull(copy, Remote(url=server.url), keys)
+        origin.layout.current.write_text("2\n")
+        with pytest.raises(IntegrityError, match="is older than 3"):
+            pull(copy, Remote(url=server.url), keys)
+    assert copy.generation() == 3
+
+
+def test_without_a_key_nothing_is_pulled(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a key to trust"):
+        pull(Hub.create(tmp_path / "copy"), Remote(url="http://127.0.0.1:9"), None)
