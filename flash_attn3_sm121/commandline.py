@@ -145,13 +145,14 @@ def version() -> str:
 
 
 def exit_codes() -> dict[int, str]:
-    """Every exit code and what it means; of an error class, the first paragraph of its docstring."""
+    """Every exit code and what it means: the first paragraph of the docstring of the error class that declares it."""
     codes, classes = dict(OTHER_CODES), [FlashAttn3Error]
     while classes:
         subclasses = classes.pop().__subclasses__()
         classes += subclasses
         for error in subclasses:
-            codes[error.exit_code] = (error.__doc__ or "").split("\n\n")[0]
+            if "exit_code" in vars(error):  # a class below one that declares it shares its meaning
+                codes[error.exit_code] = (error.__doc__ or "").split("\n\n")[0]
     return dict(sorted(codes.items()))
 
 
