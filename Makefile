@@ -67,7 +67,7 @@ BUILD_PY := $(BUILD_VENV)/bin/python
 
 $(BUILD_VENV)/.stamp: requirements-build.txt
 	@test -x $(BUILD_PY) || $(PYTHON) -m venv $(BUILD_VENV)
-	$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r $<
+	@$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # What the jobs of .github/workflows/wheels.yml run, in their order. A run's inputs reach these recipes as environment
