@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ci.console import Narrator
+from ci.process import execute
 from ci.sources.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, read_lock, write_lock
 from ci.sources.routes import CUTLASS
 from ci.sources.treeid import scan, tree_id
@@ -71,8 +72,8 @@ def _commit(folder: Path, path: str, narrate: Narrator) -> str | None:
     if not (folder / ".git").exists():
         return None
     git = ["git", "-C", str(folder)]
-    changes = narrate.run([*git, "status", "--porcelain", "--", path])
-    head = narrate.run([*git, "rev-parse", "HEAD"])
+    changes = execute([*git, "status", "--porcelain", "--", path], narrate=narrate)
+    head = execute([*git, "rev-parse", "HEAD"], narrate=narrate)
     if changes.returncode != 0 or head.returncode != 0:
         # A copied checkout whose .git points nowhere: the trees can be pinned all the same.
         narrate.note(f"no commit is named: git cannot read {folder}: {(changes.stderr or head.stderr).strip()}")

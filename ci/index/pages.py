@@ -5,7 +5,6 @@ Loading requests and pypi-simple takes half a second: only what really asks an i
 
 from __future__ import annotations
 
-import hashlib
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from pypi_simple import (
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from ci.cache.folders import file_sha256
 from ci.console import Narrator
 from ci.index import Wanted
 from ci.index.pip import NETWORK_HINT, TRUE_WORDS, folders, local_path, settings
@@ -101,7 +101,7 @@ def download_file(wanted: Wanted, into: Path, narrate: Narrator, *, offline: boo
         file = folder / wanted.filename
         if not file.is_file():
             refusals.append(f"{folder}: has no {wanted.filename}")
-        elif (found := _sha256(file)) == wanted.sha256:
+        elif (found := file_sha256(file)) == wanted.sha256:
             return file
         else:
             refusals.append(f"{file}: expected sha256 {wanted.sha256}, found {found}")
@@ -115,7 +115,7 @@ def download_file(wanted: Wanted, into: Path, narrate: Narrator, *, offline: boo
             except requests.RequestException as error:
                 refusals.append(without_credentials(f"{address}: {error}"))
                 continue
-            if (found := _sha256(target)) == wanted.sha256:
+            if (found := file_sha256(target)) == wanted.sha256:
                 return target
             refusals.append(without_credentials(f"{address}: expected sha256 {wanted.sha256}, found {found}"))
             target.unlink()
@@ -150,14 +150,6 @@ def _receive(address: str, target: Path, session: requests.Session, narrate: Nar
             raise FetchError(
                 f"cannot write {target}: {error.strerror}", hint="FA3_CACHE=DIR puts the content cache on another disk"
             ) from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as source:
-        digest = hashlib.sha256()
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def with_credentials(url: str, index: str) -> str:

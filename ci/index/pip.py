@@ -16,6 +16,7 @@ from packaging.utils import parse_wheel_filename
 
 from ci.console import Narrator
 from ci.index import Wanted
+from ci.process import execute
 from flash_attn3_sm121.errors import FetchError
 
 # Sections of pip's configuration that hold for a download; a later one overrides an earlier one.
@@ -39,7 +40,7 @@ def settings() -> dict[str, str]:
     Raises:
         FetchError: pip is missing, or its configuration cannot be read.
     """
-    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    done = execute([sys.executable, "-m", "pip", "config", "list"])
     if done.returncode:
         raise _failure("pip's configuration cannot be read", done.stderr)
     sections: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}

@@ -26,6 +26,7 @@ from ci import ROOT
 from ci.cache.folders import cache_root
 from ci.console import Narrator
 from ci.index.pip import local_path, settings
+from ci.process import output_of
 from flash_attn3_sm121.errors import ToolchainError, UsageError, VerifyError
 
 EPILOG = """\
@@ -126,13 +127,13 @@ def require(*, user: int, path: str | None = None) -> None:
 def committed(repository: Path = ROOT, *, ignore_changes: bool) -> str:
     """The commit that a new user gets; refuses a tree with other work in it, unless that is to be left out."""
     git = ["git", "-C", str(repository)]
-    changes = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True).stdout
+    changes = output_of([*git, "status", "--porcelain"])
     if changes and not ignore_changes:
         raise UsageError(
             f"a new user gets what is committed, and this is not:\n{changes.rstrip()}",
             hint="commit it, or leave it out with --ignore-changes",
         )
-    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    return output_of([*git, "rev-parse", "HEAD"]).strip()
 
 
 def two_commands(readme: str) -> tuple[str, str]:
@@ -266,4 +267,4 @@ def document(date: str, commit: str, suite: str, done: Sequence[Mapping[str, Any
 
 def remove(folder: Path) -> None:
     """Remove a root, and nothing on another file system: what is mounted there (nothing should be) stays."""
-    subprocess.run(["rm", "-rf", "--one-file-system", "--", str(folder)], check=True)
+    output_of(["rm", "-rf", "--one-file-system", "--", str(folder)])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
+from ci.cache.folders import put_file
 from ci.sources.treeid import Entry, compare, format_manifest, parse_manifest, scan, tree_id
 from flash_attn3_sm121.errors import SourceError
 
@@ -172,10 +173,7 @@ def write_lock(path: Path, lock: SourceLock) -> tuple[Path, ...]:
     for license in lock.licenses:
         texts[path.parent / license.name] = license.read_text(encoding="utf-8")
     for file, text in texts.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
+        put_file(file, text)
     return tuple(texts)
 
 

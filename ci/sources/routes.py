@@ -12,6 +12,7 @@ from pathlib import Path
 from ci.cache.archive import unpack_tar
 from ci.console import Narrator
 from ci.index import Wanted
+from ci.process import execute
 from ci.sources.lock import LockedTree, Repository, SourceLock, check_checkout
 from flash_attn3_sm121.errors import SourceError
 
@@ -85,7 +86,7 @@ def _checkout(request: Request, repository: Repository, tree: LockedTree, into: 
         ["fetch", "--quiet", "--depth=1", repository.url, repository.commit],
         ["checkout", "--quiet", "FETCH_HEAD", "--", inside],
     ):
-        done = request.narrate.run([*git, *arguments], cwd=clone, env=environment)
+        done = execute([*git, *arguments], narrate=request.narrate, cwd=clone, env=environment)
         if done.returncode != 0:
             raise SourceError(
                 f"git {arguments[0]} of {repository.url} failed ({done.returncode}): {done.stderr.strip()}"

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ci.console import Narrator
+from ci.process import execute
 from flash_attn3_sm121.errors import ToolchainError
 
 MINIMUM = 9  # the first g++ whose C++17 library is complete enough for CUTLASS and torch's headers
@@ -52,8 +53,8 @@ def find_cxx(host: str, target: str, *, include: Path, asked: str | None, narrat
             if name == asked or not name[-1].isdigit():
                 refusals.append(f"{name} is not installed")
             continue
-        answer = narrate.run([path, "-dumpfullversion", "-dumpversion"])
-        machine = narrate.run([path, "-dumpmachine"]).stdout.strip()
+        answer = execute([path, "-dumpfullversion", "-dumpversion"], narrate=narrate)
+        machine = execute([path, "-dumpmachine"], narrate=narrate).stdout.strip()
         version = answer.stdout.strip()
         if answer.returncode != 0:
             refusals.append(f"{path} failed ({answer.returncode}): {answer.stderr.strip()}")

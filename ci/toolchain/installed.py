@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.console import Narrator
+from ci.process import execute, failure_text
 from flash_attn3_sm121.errors import ToolchainError
 
 # Toolkits keep a target's libraries here; the plain folders serve the host itself.
@@ -39,16 +40,13 @@ def nvcc_version(text: str) -> tuple[int, int]:
 def ask_nvcc(nvcc: Path, narrate: Narrator) -> str:
     """What `nvcc --version` says. Raises ToolchainError quoting the failure."""
     try:
-        done = narrate.run([nvcc, "--version"])
-    except OSError as error:
+        done = execute([nvcc, "--version"], narrate=narrate)
+    except ToolchainError as error:
         raise ToolchainError(
-            f"cannot run {nvcc}: {error.strerror}",
-            hint="it must be a program for this machine, on a file system that allows programs (not noexec)",
+            str(error), hint="it must be a program for this machine, on a file system that allows programs (not noexec)"
         ) from error
     if done.returncode != 0:
-        raise ToolchainError(
-            f"{nvcc} --version failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
-        )
+        raise ToolchainError(failure_text([nvcc, "--version"], done.returncode, done.stdout + done.stderr))
     return done.stdout
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ci.cache.archive import unpack_zip
-from ci.cache.folders import locked, make_read_only, making
+from ci.cache.folders import file_sha256, locked, make_read_only, making
 from ci.console import Narrator
 from ci.index import Wanted
 from ci.index.pip import download
@@ -65,7 +65,7 @@ def unpacked(
 
 def write_seal(entry: Path) -> None:
     """Record every file below `entry`. The last thing done before the entry is renamed into place."""
-    files = {path: [*_stat(entry / path), _digest(entry / path)] for path in _files(entry)}
+    files = {path: [*_stat(entry / path), file_sha256(entry / path)] for path in _files(entry)}
     (entry / SEAL).write_text(json.dumps(files, indent=0, sort_keys=True), encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def damage(entry: Path) -> list[str]:
             wrong.append(f"{path}: missing")
             continue
         now_mode, now_size, now_mtime = _stat(entry / path)
-        if (now_mode, now_size) != (mode, size) or (now_mtime != mtime and _digest(entry / path) != digest):
+        if (now_mode, now_size) != (mode, size) or (now_mtime != mtime and file_sha256(entry / path) != digest):
             wrong.append(f"{path}: changed")
     return wrong
 
@@ -97,11 +97,3 @@ def _files(entry: Path) -> list[str]:
 def _stat(path: Path) -> tuple[int, int, int]:
     status = path.lstat()
     return status.st_mode, status.st_size, status.st_mtime_ns
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as source:
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

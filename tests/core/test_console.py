@@ -11,6 +11,7 @@ import pytest
 
 from ci.cache.folders import cache_root, locked, making
 from ci.console import Narrator
+from ci.process import execute
 from flash_attn3_sm121.console import Styled, Table, format_bytes, format_seconds, show
 
 
@@ -85,7 +86,7 @@ def test_a_failure_is_not_reported_as_done() -> None:
 
 def test_commands_are_printed_as_one_could_type_them() -> None:
     stream = io.StringIO()
-    done = Narrator(stream=stream).run([sys.executable, "-c", "print('a b')"])
+    done = execute([sys.executable, "-c", "print('a b')"], narrate=Narrator(stream=stream))
     assert stream.getvalue() == f"$ {sys.executable} -c 'print('\"'\"'a b'\"'\"')'\n"
     assert done.stdout == "a b\n"
 

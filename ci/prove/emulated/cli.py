@@ -12,9 +12,9 @@ from typing import Any
 
 from ci.cache.folders import cache_root
 from ci.console import Narrator
+from ci.process import output_of
 from ci.prove.emulated import probe
 from ci.prove.emulated.root import EmulatedRoot, prepare
-from ci.prove.emulated.root import run as run_command
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 TOLERANCE = 2e-5  # fp32 on both sides, other summation order
@@ -42,7 +42,7 @@ def emulate(root: EmulatedRoot, wheel: Path, *, narrate: Narrator) -> dict[str, 
         narrate.note(f"installing {wheel.name} under emulation")
         root.pip_install(python, "--quiet", "--no-index", str(wheel))
         narrate.note("importing it, loading its libraries, running the fallback and get_kernel")
-        report: dict[str, Any] = json.loads(run_command(root.command(str(Path(probe.__file__)), python=python)))
+        report: dict[str, Any] = json.loads(output_of(root.command(str(Path(probe.__file__)), python=python)))
     return report
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         if args.wheel is not None:
             raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
         # The script's own folder is on its path, not this checkout: it sees the installed package.
-        report = json.loads(run_command([str(args.python), str(Path(probe.__file__))]))
+        report = json.loads(output_of([str(args.python), str(Path(probe.__file__))]))
         return print_report(report, machine=platform.machine(), as_json=args.json)
     root = prepare(cache_root(), narrate=narrate)
     if args.wheel is None:

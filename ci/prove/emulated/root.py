@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.folders import locked, making
 from ci.console import Narrator
-from flash_attn3_sm121.errors import CompileError, ToolchainError
+from ci.process import output_of
+from flash_attn3_sm121.errors import ToolchainError
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "libgomp1", "libstdc++6", "ca-certificates")
@@ -26,16 +25,6 @@ PYTHON = "usr/bin/python3.11"
 REQUIREMENTS = Path(__file__).with_name("requirements-aarch64.txt")
 QEMU = "qemu-aarch64-static"
 LAYOUT = 1  # raise it when what `prepare` makes changes in kind
-
-
-def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 900) -> str:
-    """Run and return stdout; a failure quotes command, exit code and the end of what it printed."""
-    merged = {**os.environ, **(env or {})}
-    done = subprocess.run(list(command), env=merged, capture_output=True, text=True, timeout=timeout)
-    if done.returncode:
-        tail = (done.stdout + done.stderr)[-4000:]
-        raise CompileError(f"command failed with exit code {done.returncode}: {' '.join(command)}\n{tail}")
-    return done.stdout
 
 
 def key() -> str:
@@ -67,7 +56,7 @@ class EmulatedRoot:
 
     def make_environment(self, folder: Path) -> Path:
         """A fresh virtual environment that sees torch and kernels; returns its python."""
-        run(self.command("-m", "venv", "--without-pip", str(folder)))
+        output_of(self.command("-m", "venv", "--without-pip", str(folder)))
         packages = folder / "lib" / Path(PYTHON).name / "site-packages"
         (packages / "base.pth").write_text(f"{self.site}\n", encoding="utf-8")
         return folder / "bin" / Path(PYTHON).name
@@ -75,8 +64,9 @@ class EmulatedRoot:
     def pip_install(self, python: Path, *arguments: str) -> str:
         """Debian's own pip, under emulation, into the environment of `python`."""
         flags = ("--no-compile", "--disable-pip-version-check", "--root-user-action=ignore")
-        return run(
-            self.command("-m", "pip", "install", *flags, *arguments, python=python), env={"PYTHONPATH": str(self.pip)}
+        return output_of(
+            self.command("-m", "pip", "install", *flags, *arguments, python=python),
+            env={**os.environ, "PYTHONPATH": str(self.pip)},
         )
 
 
@@ -109,12 +99,11 @@ def prepare(cache: Path, *, narrate: Narrator) -> EmulatedRoot:
 def _fill(root: EmulatedRoot, *, narrate: Narrator) -> None:
     command = ["debootstrap", "--arch=arm64", "--foreign", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     command += [SUITE, str(root.system)]
-    narrate.command(command)
-    run(command)
+    output_of(command, narrate=narrate)
     archives = sorted((root.system / "var/cache/apt/archives").glob("*.deb"))
     with narrate.progress("unpacking arm64 packages", len(archives), unit="packages") as progress:
         for archive in archives:
-            run(["dpkg-deb", "-x", str(archive), str(root.system)])
+            output_of(["dpkg-deb", "-x", str(archive), str(root.system)])
             archive.unlink()
             progress.advance(detail=archive.name.partition("_")[0])
     narrate.note(f"installing {REQUIREMENTS.name} with the emulated pip")
