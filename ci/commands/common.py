@@ -70,6 +70,11 @@ def disassembler(inputs: Inputs) -> Disassembler:
 
 
 def upstream_schemas(inputs: Inputs) -> dict[str, str]:
-    """The op schemas that upstream's own source declares, read from the pristine tree."""
+    """The op schemas that upstream's own source declares, read from the pristine tree.
+
+    Raises:
+        VerifyError: the Python interface calls others, so that no wheel of these sources would pass.
+    """
     path = inputs.tree.hopper / "flash_api_stable.cpp"
-    return schemas.from_source(path.read_text(encoding="utf-8"), origin=path.name)
+    declared = schemas.from_source(path.read_text(encoding="utf-8"), origin=path.name)
+    return schemas.check_interface(declared, origin=f"{path.name} of {inputs.tree.lock.short}")

@@ -32,13 +32,9 @@ class Platform(str, Enum):
         return f"linux_{self.value}"
 
     @property
-    def triple(self) -> str:
-        return f"{self.value}-linux-gnu"
-
-    @property
-    def elf_machine(self) -> int:
-        """e_machine of this platform's ELF files."""
-        return {Platform.AARCH64: 183, Platform.X86_64: 62}[self]
+    def elf_machine(self) -> str:
+        """e_machine of this platform's ELF files, by its name in the ELF specification."""
+        return {Platform.AARCH64: "EM_AARCH64", Platform.X86_64: "EM_X86_64"}[self]
 
     @property
     def loader(self) -> str:

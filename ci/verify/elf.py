@@ -1,19 +1,17 @@
-"""The little of ELF that judging a shared library needs: needs, symbols, symbol versions. 64-bit, little-endian."""
+"""What the dynamic loader would see of a shared library: needs, symbols, symbol versions. Read by pyelftools."""
 
 from __future__ import annotations
 
-import struct
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
 
 from flash_attn3_sm121.errors import VerifyError
-
-_PT_LOAD, _PT_DYNAMIC, _PT_GNU_STACK = 1, 2, 0x6474E551
-_DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_SONAME = 1, 5, 6, 14
-_DT_RPATH, _DT_RUNPATH = 15, 29
-_SHT_DYNSYM = 11
-_DT_VERSYM, _DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF
-_STB_LOCAL, _STB_WEAK = 0, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +26,9 @@ class Symbol:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedLibrary:
-    """What the dynamic loader would see."""
+    """A library's dynamic section."""
 
-    machine: int
+    machine: str  # as pyelftools names it: EM_AARCH64
     needed: tuple[str, ...]
     soname: str
     run_path: str
@@ -47,130 +45,69 @@ class SharedLibrary:
         return tuple(symbol.name for symbol in self.symbols if symbol.defined)
 
 
-class _Reader:
-    """Bounds-checked access by file offset and by virtual address."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name = data, name
-        self.loads: list[tuple[int, int, int]] = []  # (address, size in the file, offset)
-
-    def fail(self, why: str) -> VerifyError:
-        return VerifyError(f"{self.name}: not a readable 64-bit little-endian ELF library: {why}")
-
-    def unpack(self, form: str, offset: int) -> tuple[int, ...]:
-        size = struct.calcsize(form)
-        if offset < 0 or offset + size > len(self.data):
-            raise self.fail(f"a structure at offset {offset} lies outside the file")
-        return struct.unpack_from(form, self.data, offset)
-
-    def at(self, address: int) -> int:
-        for start, size, offset in self.loads:
-            if start <= address < start + size:
-                return offset + address - start
-        raise self.fail(f"address {address:#x} is in no segment")
-
-    def text(self, offset: int) -> str:
-        end = self.data.find(b"\0", offset)
-        if offset < 0 or end < 0:
-            raise self.fail(f"a string at offset {offset} does not end")
-        return self.data[offset:end].decode("utf-8", "replace")
-
-
 def parse(data: bytes, *, name: str) -> SharedLibrary:
-    """Read a shared library's dynamic section. Raises VerifyError where it is not one."""
-    reader = _Reader(data, name)
-    if data[:6] != b"\x7fELF\x02\x01":
-        raise reader.fail("wrong magic")
-    kind, machine = reader.unpack("<HH", 16)
-    if kind != 3:
-        raise reader.fail(f"type {kind}, expected 3 (shared object)")
-    dynamic, stack = _segments(reader)
-    tags = _tags(reader, dynamic)
-    strings = reader.at(tags[_DT_STRTAB][0])
-    versions = _versions(reader, tags, strings)
+    """Read a shared library's dynamic section.
+
+    Raises:
+        VerifyError: it is no 64-bit little-endian shared library, or a damaged one.
+    """
+    try:
+        return _read(ELFFile(io.BytesIO(data)), name)
+    # pyelftools checks little by itself: a cut file shows in whatever it stumbles over.
+    except (ELFError, ConstructError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(name, str(error) or type(error).__name__) from error
+
+
+def _unreadable(name: str, why: str) -> VerifyError:
+    return VerifyError(f"{name}: not a readable 64-bit little-endian ELF library: {why}")
+
+
+def _read(file: Any, name: str) -> SharedLibrary:
+    if file.elfclass != 64 or not file.little_endian:
+        raise _unreadable(name, f"{file.elfclass} bits, {'little' if file.little_endian else 'big'} endian")
+    if file["e_type"] != "ET_DYN":
+        raise _unreadable(name, f"type {file['e_type']}, expected ET_DYN (shared object)")
+    dynamic, symbols = file.get_section_by_name(".dynamic"), file.get_section_by_name(".dynsym")
+    if dynamic is None or symbols is None:
+        raise _unreadable(name, "no dynamic section")
+    tags = list(dynamic.iter_tags())
+    versions = _needed_versions(file)
+    stack = next((segment["p_flags"] & 1 for segment in file.iter_segments("PT_GNU_STACK")), 1)
     return SharedLibrary(
-        machine=machine,
-        needed=tuple(reader.text(strings + offset) for offset in tags.get(_DT_NEEDED, [])),
-        soname="".join(reader.text(strings + offset) for offset in tags.get(_DT_SONAME, [])),
-        run_path=":".join(reader.text(strings + x) for x in (*tags.get(_DT_RPATH, []), *tags.get(_DT_RUNPATH, []))),
-        executable_stack=stack,
-        versions=tuple(sorted({(library, version) for library, version in versions.values()})),
-        symbols=tuple(_symbols(reader, tags, strings, versions)),
+        machine=file["e_machine"],
+        needed=tuple(tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"),
+        soname="".join(tag.soname for tag in tags if tag.entry.d_tag == "DT_SONAME"),
+        run_path=":".join(
+            [tag.rpath for tag in tags if tag.entry.d_tag == "DT_RPATH"]
+            + [tag.runpath for tag in tags if tag.entry.d_tag == "DT_RUNPATH"]
+        ),
+        executable_stack=bool(stack),
+        versions=tuple(sorted(set(versions.values()))),
+        symbols=tuple(_symbols(symbols, file.get_section_by_name(".gnu.version"), versions)),
     )
 
 
-def _segments(reader: _Reader) -> tuple[int, bool]:
-    (table,) = reader.unpack("<Q", 32)
-    size, count = reader.unpack("<HH", 54)
-    dynamic, stack = -1, True
-    for index in range(count):
-        kind, flags, offset, address, _, in_file = reader.unpack("<IIQQQQ", table + index * size)
-        if kind == _PT_LOAD:
-            reader.loads.append((address, in_file, offset))
-        elif kind == _PT_DYNAMIC:
-            dynamic = offset
-        elif kind == _PT_GNU_STACK:
-            stack = bool(flags & 1)
-    if dynamic < 0:
-        raise reader.fail("no dynamic segment")
-    return dynamic, stack
-
-
-def _tags(reader: _Reader, offset: int) -> dict[int, list[int]]:
-    tags: dict[int, list[int]] = {}
-    while True:
-        tag, value = reader.unpack("<QQ", offset)
-        if tag == 0:
-            break
-        tags.setdefault(tag, []).append(value)
-        offset += 16
-    for tag in (_DT_STRTAB, _DT_SYMTAB):
-        if tag not in tags:
-            raise reader.fail(f"the dynamic section lacks tag {tag}")
-    return tags
-
-
-def _versions(reader: _Reader, tags: dict[int, list[int]], strings: int) -> dict[int, tuple[str, str]]:
+def _needed_versions(file: Any) -> dict[int, tuple[str, str]]:
     """Version index -> (library, version)."""
-    found: dict[int, tuple[str, str]] = {}
-    if _DT_VERNEED not in tags:
-        return found
-    offset = reader.at(tags[_DT_VERNEED][0])
-    for _ in range(tags[_DT_VERNEEDNUM][0]):
-        _, count, file, aux, following = reader.unpack("<HHIII", offset)
-        inner = offset + aux
-        for _ in range(count):
-            _, _, index, name, after = reader.unpack("<IHHII", inner)
-            found[index & 0x7FFF] = (reader.text(strings + file), reader.text(strings + name))
-            inner += after
-        offset += following
-    return found
+    section = file.get_section_by_name(".gnu.version_r")
+    if section is None:
+        return {}
+    return {
+        aux["vna_other"] & 0x7FFF: (need.name, aux.name) for need, auxes in section.iter_versions() for aux in auxes
+    }
 
 
-def _symbol_count(reader: _Reader) -> int:
-    """From the section table: a hash table does not count undefined symbols where nothing is exported."""
-    (table,) = reader.unpack("<Q", 40)
-    size, count = reader.unpack("<HH", 58)
-    for index in range(count):
-        _, kind, _, _, _, bytes_, _, _, _, entry = reader.unpack("<IIQQQQIIQQ", table + index * size)
-        if kind == _SHT_DYNSYM and entry == 24:
-            return bytes_ // entry
-    raise reader.fail("no section with dynamic symbols")
-
-
-def _symbols(
-    reader: _Reader, tags: dict[int, list[int]], strings: int, versions: dict[int, tuple[str, str]]
-) -> Iterator[Symbol]:
-    table = reader.at(tags[_DT_SYMTAB][0])
-    versym = reader.at(tags[_DT_VERSYM][0]) if _DT_VERSYM in tags else None
-    for index in range(1, _symbol_count(reader)):
-        name, info, _, section, _, _ = reader.unpack("<IBBHQQ", table + 24 * index)
-        if info >> 4 == _STB_LOCAL:  # linkers for aarch64 leave nameless section symbols; nobody can bind to them
+def _symbols(section: Any, indices: Any, versions: dict[int, tuple[str, str]]) -> Iterator[Symbol]:
+    for number, symbol in enumerate(section.iter_symbols()):
+        binding = symbol["st_info"]["bind"]
+        # The first is none; linkers for aarch64 leave nameless section symbols, which nobody can bind to.
+        if number == 0 or binding == "STB_LOCAL":
             continue
-        asked = reader.unpack("<H", versym + 2 * index)[0] & 0x7FFF if versym is not None else 0
+        index = indices.get_symbol(number)["ndx"] if indices is not None else 0
+        asked = index & 0x7FFF if isinstance(index, int) else 0
         yield Symbol(
-            name=reader.text(strings + name),
-            defined=section != 0,
-            weak=info >> 4 == _STB_WEAK,
+            name=symbol.name,
+            defined=symbol["st_shndx"] != "SHN_UNDEF",
+            weak=binding == "STB_WEAK",
             version=versions[asked][1] if asked in versions else "",
         )

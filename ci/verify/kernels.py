@@ -1,70 +1,102 @@
-"""What a kernel is, from its mangled name: an attention kernel must use tensor cores, a helper need not. Pure."""
+"""What a kernel is, from its name: an attention kernel must use tensor cores, a helper need not.
+
+Names are mangled; c++filt, which comes with g++, spells them out.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ci.process import output_of
+
 Kind = Literal["forward", "backward", "combine", "prepare", "preprocess", "postprocess", "library", "other"]
 
-# Class names of the kernels, as they are in a mangled name (with their length, so that no longer name matches).
+# The templates that kernels are made from, as they are named in a signature.
 _KINDS: tuple[tuple[str, Kind], ...] = (
-    ("22FlashAttnBwdPreprocess", "preprocess"),
-    ("32FlashAttnBwdPostprocessConvertdQ", "postprocess"),
-    ("19FlashAttnFwdCombine", "combine"),
-    ("32prepare_varlen_num_blocks_kernel", "prepare"),
+    ("flash::FlashAttnBwdPreprocess<", "preprocess"),
+    ("flash::FlashAttnBwdPostprocessConvertdQ<", "postprocess"),
+    ("flash::FlashAttnFwdCombine<", "combine"),
+    ("flash::prepare_varlen_num_blocks_kernel<", "prepare"),
     # CUB instantiates this one to read the architecture that a file was compiled for; it is empty on purpose.
-    ("11EmptyKernelIvEEvv", "library"),
+    ("::EmptyKernel<void>()", "library"),
 )
-_ATTENTION = re.compile(r"\d+FlashAttn(?P<direction>Fwd|Bwd)Sm(?:80|90)")
+_ATTENTION = re.compile(r"flash::FlashAttn(?P<direction>Fwd|Bwd)Sm(?:80|90)<")
+
+_SIGNATURES: dict[str, str] = {}  # mangled name -> signature, for all names that were asked for
+
+
+def demangle(names: Iterable[str]) -> dict[str, str]:
+    """Mangled name -> signature, with one call of c++filt for those that are not known yet."""
+    asked = list(dict.fromkeys(names))
+    unknown = [name for name in asked if name not in _SIGNATURES]
+    if unknown:
+        lines = output_of(["c++filt"], stdin="".join(f"{name}\n" for name in unknown)).splitlines()
+        _SIGNATURES.update(zip(unknown, lines, strict=True))
+    return {name: _SIGNATURES[name] for name in asked}
+
+
+def _signature(mangled: str) -> str:
+    return demangle([mangled])[mangled]
 
 
 def kind(mangled: str) -> Kind:
     """What a kernel does. One that no rule knows is `other`, and `other` is judged as an attention kernel."""
-    for marker, found in _KINDS:
-        if marker in mangled:
-            return found
-    match = _ATTENTION.search(mangled)
+    signature = _signature(mangled)
+    for marker, known in _KINDS:
+        if marker in signature:
+            return known
+    match = _ATTENTION.search(signature)
     if match is None:
         return "other"
     return "forward" if match["direction"] == "Fwd" else "backward"
 
 
-_FLAGS = re.compile(r"(?:4Sm80E|4Sm90E|S\d*_4Sm\d0E)((?:Lb[01]E)+)")
+# The first template arguments of the mma.sync main loops. Forward: warps, stages, Q in registers, tile, head dim of V;
+# backward: two stages, tile. Then the types, and the boolean arguments.
+_MAIN_LOOP = re.compile(
+    r"flash::CollectiveMainloop(?P<direction>Fwd|Bwd)Sm80<"
+    r"(?P<warps>\d+), (?P<stages>\d+), (?:(?P<q_in_regs>true|false), )?"
+    r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:\d+, )?"
+    r"cutlass::(?P<dtype>\w+), float, cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
+)
 _DTYPES = {"bfloat16_t": "bf16", "half_t": "fp16"}
-# The boolean template arguments of the mma.sync main loops, in order.
 _FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "packgqa", "split")
 _BACKWARD_FLAGS = ("causal", "local", "softcap", "varlen", "deterministic")
 
 
-_TILE = re.compile(r"(Fwd|Bwd)Sm80I.*?5tupleIJ((?:NS\w*?_1CILi\d+EEE|NS\w*?_ILi\d+EEE|S\w*?_){3})E")
-_TILE_ITEM = re.compile(r"N(?P<of>S\w*?)_(?:1C)?ILi(?P<size>\d+)EEE|(?P<again>S\w*?_)")
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """The tile of an mma.sync kernel. `warps` and `q_in_regs` are a forward kernel's."""
+
+    block_m: int
+    block_n: int
+    head_dim: int
+    warps: int
+    stages: int
+    q_in_regs: bool
 
 
-def tile(mangled: str) -> tuple[int, int, int] | None:
-    """Rows, columns and head dim of an mma.sync kernel's tile, from its mangled name; None for any other.
-
-    A name does not spell a type twice: it refers to the first place by number. The first size's number follows that of
-    the class template, which a second, different size refers to.
-    """
-    found = _TILE.search(mangled)
-    if found is None:
+def tile(mangled: str) -> Tile | None:
+    """The tile of an mma.sync attention kernel; None for any other kernel."""
+    loop = _MAIN_LOOP.search(_signature(mangled))
+    if loop is None:
         return None
-    items = list(_TILE_ITEM.finditer(found[2]))
-    spelled = [item for item in items if item["size"]]
-    numbers = {}
-    if len(spelled) > 1:
-        template = int(spelled[1]["of"][1:] or "-1", 36) + 1
-        numbers = {template + 1 + index: int(item["size"]) for index, item in enumerate(spelled)}
-    first = int(spelled[0]["size"])
-    sizes = [int(i["size"]) if i["size"] else numbers.get(int(i["again"][1:-1] or "-1", 36) + 1, first) for i in items]
-    return sizes[0], sizes[1], sizes[2]
+    return Tile(
+        block_m=int(loop["m"]),
+        block_n=int(loop["n"]),
+        head_dim=int(loop["k"]),
+        warps=int(loop["warps"]),
+        stages=int(loop["stages"]),
+        q_in_regs=loop["q_in_regs"] == "true",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What an mma.sync attention kernel is for, read from its mangled name."""
+    """What an mma.sync attention kernel is for."""
 
     dtype: str
     head_dim: int
@@ -75,23 +107,17 @@ class Variant:
 
 
 def variant(mangled: str) -> Variant | None:
-    """The variant of an mma.sync forward or backward kernel; None for any other, or for a name of another form."""
-    found = kind(mangled)
-    marker = {"forward": "CollectiveMainloopFwdSm80", "backward": "CollectiveMainloopBwdSm80"}.get(found)
-    if marker is None or marker not in mangled:
+    """The variant of an mma.sync attention kernel; None for any other kernel."""
+    signature = _signature(mangled)
+    loop = _MAIN_LOOP.search(signature)
+    if loop is None:
         return None
-    rest = mangled.split(marker, 1)[1]
-    element = re.search(r"\d+(bfloat16_t|half_t)E", rest)
-    flags = _FLAGS.search(rest)
-    shape = tile(mangled)
-    if element is None or flags is None or shape is None:
-        return None
-    names = _FORWARD_FLAGS if found == "forward" else _BACKWARD_FLAGS
-    values = re.findall(r"Lb([01])E", flags[1])
-    chosen = {name for name, value in zip(names, values, strict=False) if value == "1"}
-    if "CollectiveEpilogueBwdGQA" in rest:
-        chosen.add("gqa")
-    return Variant(dtype=_DTYPES[element[1]], head_dim=shape[2], flags=frozenset(chosen))
+    names = _FORWARD_FLAGS if loop["direction"] == "Fwd" else _BACKWARD_FLAGS
+    values = loop["flags"].strip(", ").split(", ")
+    flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
+    if "flash::CollectiveEpilogueBwdGQA<" in signature:
+        flags.add("gqa")
+    return Variant(dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags))
 
 
 def needs_tensor_cores(found: Kind) -> bool:

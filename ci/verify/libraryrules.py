@@ -10,6 +10,7 @@ from ci.verify.checks import Check, nothing, same
 from ci.verify.kernels import Kernel
 from ci.verify.reading import LibraryReading
 from flash_attn3_sm121.arch import FAMILIES, TUNED_CAPABILITIES, Family, Image, capability
+from flash_attn3_sm121.call.schemas import differences
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 # A kernel whose guard left its body out has about 16 instructions; the smallest real one has some hundred.
@@ -47,13 +48,16 @@ def judge_library(reading: LibraryReading, facts: BuildFacts, *, schemas: Mappin
         nothing(
             "op schemas are upstream's",
             subject,
-            bad=(
-                f"{name}: {reading.schemas.get(name, 'missing')} instead of {schemas.get(name, 'nothing')}"
-                for name in sorted({*schemas, *reading.schemas})
-                if reading.schemas.get(name) != schemas.get(name)
-            ),
+            bad=differences(reading.schemas, schemas),
             good=", ".join(sorted(reading.schemas)),
             expected="the same as upstream's source declares",
+        ),
+        nothing(
+            "op schemas are what the Python interface calls",
+            subject,
+            bad=differences(reading.schemas),
+            good=", ".join(sorted(reading.schemas)),
+            expected="the same as in flash_attn3_sm121/call/schemas.py",
         ),
         nothing("no path of the build machine", subject, bad=reading.paths, good="none", expected="none"),
     )
@@ -63,7 +67,7 @@ def _identity(reading: LibraryReading, facts: BuildFacts, subject: str) -> Itera
     yield same("facts hash this library", subject, found=[reading.sha256], expected=[facts.sha256])
     yield same("facts name this library", subject, found=[reading.name], expected=[facts.library])
     machine = Platform.parse(facts.platform).elf_machine
-    yield same(f"built for {facts.platform}", subject, found=[str(reading.elf.machine)], expected=[str(machine)])
+    yield same(f"built for {facts.platform}", subject, found=[reading.elf.machine], expected=[machine])
 
 
 def _machine_code(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:

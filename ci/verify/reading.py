@@ -190,6 +190,7 @@ def join(
     code: Mapping[tuple[str, str], kernels.Code], usage: Mapping[tuple[str, str], kernels.Usage], *, origin: str
 ) -> tuple[Kernel, ...]:
     """Kernels: functions that have both machine code and a resource entry."""
+    kernels.demangle(name for _, name in code)  # all with one call
     missing = sorted(set(usage) - set(code))
     if missing:
         raise VerifyError(f"{origin}: no machine code was read for {missing[0][1]} ({missing[0][0]})")

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import re
 
+from flash_attn3_sm121.call.schemas import PUBLIC, differences, one_spelling
 from flash_attn3_sm121.errors import VerifyError
-
-OPS = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
 
 _DEF = re.compile(r"m\.def\(\s*((?:\"(?:[^\"\\]|\\.)*\"\s*)+)\)", re.DOTALL)
 _LITERAL = re.compile(r"\"((?:[^\"\\]|\\.)*)\"")
 _SCHEMA = re.compile(rb"(?:fwd|bwd|fwd_combine|get_scheduler_metadata)\([A-Za-z][ -~]*\) -> [ -~]+(?=\0)")
-
-
-def normal(schema: str) -> str:
-    """One spelling for a schema: no space around commas and equals signs, none doubled."""
-    return re.sub(r"\s+", " ", re.sub(r"\s*([,=])\s*", r"\1", schema)).strip()
 
 
 def _by_name(schemas: list[str], *, origin: str) -> dict[str, str]:
@@ -35,8 +29,8 @@ def _by_name(schemas: list[str], *, origin: str) -> dict[str, str]:
 def from_source(text: str, *, origin: str) -> dict[str, str]:
     """Name -> schema of every m.def in a source file. Raises VerifyError where one of the ops is missing."""
     literals = ("".join(_LITERAL.findall(match[1])) for match in _DEF.finditer(text))
-    found = _by_name([normal(literal) for literal in literals], origin=origin)
-    missing = [name for name in OPS if name not in found]
+    found = _by_name([one_spelling(literal) for literal in literals], origin=origin)
+    missing = [name for name in PUBLIC if name not in found]
     if missing:
         raise VerifyError(f"{origin}: no m.def of {', '.join(missing)} found")
     return found
@@ -44,4 +38,16 @@ def from_source(text: str, *, origin: str) -> dict[str, str]:
 
 def from_library(data: bytes, *, origin: str) -> dict[str, str]:
     """Name -> schema of every schema string in a library's bytes."""
-    return _by_name([normal(match[0].decode("ascii")) for match in _SCHEMA.finditer(data)], origin=origin)
+    return _by_name([one_spelling(match[0].decode("ascii")) for match in _SCHEMA.finditer(data)], origin=origin)
+
+
+def check_interface(declared: dict[str, str], *, origin: str) -> dict[str, str]:
+    """Refuse sources whose ops the Python interface cannot call, before anything is compiled from them."""
+    different = differences(declared)
+    if different:
+        lines = "".join(f"\n  {line}" for line in different)
+        raise VerifyError(
+            f"{origin}: declares other ops than the Python interface calls:{lines}",
+            hint="build a pin whose ops are the same, or bring flash_attn3_sm121/call/schemas.py in line with it",
+        )
+    return declared

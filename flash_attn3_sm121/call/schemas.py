@@ -9,7 +9,8 @@ BackwardArgs; `caller` makes a function of a few arguments that calls an op with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 PUBLIC_NAMESPACE = "flash_attn_3"
@@ -196,6 +197,44 @@ OWN: dict[str, str] = {
     "backward": f"({', '.join(_BACKWARD)}) -> (Tensor, Tensor, Tensor, Tensor)",
     "combine": "(Tensor out_partial, Tensor lse_partial, ScalarType? out_dtype) -> (Tensor, Tensor)",
 }
+
+
+def one_spelling(schema: str) -> str:
+    """A schema without space around commas and equals signs, and none doubled: these mean nothing."""
+    return re.sub(r"\s+", " ", re.sub(r"\s*([,=])\s*", r"\1", schema)).strip()
+
+
+def differences(declared: Mapping[str, str], expected: Mapping[str, str] = PUBLIC) -> list[str]:
+    """How the op schemas of a library or source differ from those that the Python interface calls, op by op.
+
+    Args:
+        declared: name -> schema, with or without the name in front.
+        expected: the same; by default what the interface calls.
+
+    Returns:
+        A line a difference, which names the op and the argument; empty where there is none.
+    """
+    lines = []
+    for op in sorted({*declared, *expected}):
+        if op not in declared or op not in expected:
+            lines.append(f"{op}: {'missing' if op in expected else 'unknown'}")
+            continue
+        (theirs, their_returns), (ours, our_returns) = _split(declared[op]), _split(expected[op])
+        for index in range(max(len(theirs), len(ours))):
+            left = theirs[index] if index < len(theirs) else "nothing"
+            right = ours[index] if index < len(ours) else "nothing"
+            if left != right:
+                lines.append(f"{op}: argument {index + 1} is {left!r} instead of {right!r}")
+                break  # those after it are shifted, most likely
+        if their_returns != our_returns:
+            lines.append(f"{op}: returns {their_returns} instead of {our_returns}")
+    return lines
+
+
+def _split(schema: str) -> tuple[list[str], str]:
+    """The arguments and the returns of a schema."""
+    inside, _, returns = one_spelling(schema).partition(") -> ")
+    return re.split(r",(?![^(]*\))", inside.partition("(")[2]), returns
 
 
 def argument_names(schema: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from typing import IO
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from flash_attn3_sm121.call.schemas import differences
 from flash_attn3_sm121.errors import FactsError, HubError, IntegrityError
 from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_name
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -179,7 +180,23 @@ def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts,
         seen = libraries.get(item.library) if isinstance(libraries, Mapping) else None
         if not isinstance(seen, Mapping) or seen.get("sha256") != item.sha256:
             return f"{report} is not about this {item.library}"
-    return "pass"
+    return _schemas(archive, names)
+
+
+def _schemas(archive: zipfile.ZipFile, names: list[str]) -> str:
+    """`pass` where the wheel's ops are those that its Python side calls: the rule that `make verify` has too."""
+    story = f"{LIB}provenance.json"
+    if story not in names:
+        return f"the wheel holds no {story}"
+    try:
+        value = json.loads(archive.read(story))
+    except ValueError as error:
+        return f"{story} is not JSON: {error}"
+    declared = value.get("op_schemas") if isinstance(value, Mapping) else None
+    if not isinstance(declared, Mapping):
+        return f"{story} names no op schemas"
+    different = differences(declared)
+    return f"other ops than the Python interface calls: {'; '.join(different)}" if different else "pass"
 
 
 def _checks(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, ...]:

@@ -7,15 +7,14 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-from ci.verify import schemas
 from ci.verify.elf import SharedLibrary, Symbol
 from ci.verify.kernels import Kernel
 from ci.verify.policy import SYSTEM_LIBRARIES
 from ci.verify.reading import LibraryReading, WheelReading
-from flash_attn3_sm121.call.schemas import PUBLIC
+from flash_attn3_sm121.call.schemas import PUBLIC, one_spelling
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
-SCHEMAS = {name: schemas.normal(f"{name}{text}") for name, text in PUBLIC.items()}
+SCHEMAS = {name: one_spelling(f"{name}{text}") for name, text in PUBLIC.items()}
 SHA = "ab" * 32
 VERSION = "3.0.0.post1+g3effce8.121.smoke"
 NAME = f"flash_attn3_sm121-{VERSION}-py3-none-manylinux_2_34_aarch64.whl"
@@ -29,7 +28,8 @@ def forward_name(*, causal: bool, varlen: bool = False, head_dim: int = 64) -> s
     return (
         "_ZN7cutlass13device_kernelIN5flash19enable_sm80_to_sm89INS1_16FlashAttnFwdSm80INS1_25CollectiveMainloopFwdSm80"
         f"ILi4ELi1ELb0EN4cute5tupleIJNS5_1CILi128EEENS7_ILi112EEENS7_ILi{head_dim}EEEEEELi{head_dim}ENS_10bfloat16_tEfNS_"
-        f"4arch4Sm80E{flags}EENS1_21CollectiveEpilogueFwdINS6_IJS8_SA_S9_EEEELi128ELb0ELb1ELb0ELb0EEEEvNT_6ParamsE"
+        f"4arch4Sm80E{flags}EENS1_21CollectiveEpilogueFwdINS6_IJS8_SA_S9_EEENS6_IJNS7_ILi1EEESI_SI_EEESC_SE_Li128ELb0ELb1"
+        "ELb0ELb0EEENS1_19SingleTileSchedulerILb1ELb0ELb1ELi128EEEEEEEEEvNT_6ParamsE"
     )
 
 
@@ -66,7 +66,7 @@ KERNELS = (
 )
 
 ELF = SharedLibrary(
-    machine=183,
+    machine="EM_AARCH64",
     needed=("libtorch.so", "libtorch_cpu.so", *sorted(SYSTEM_LIBRARIES)[:2], "ld-linux-aarch64.so.1"),
     soname="flash_attn3_sm8x.so",
     run_path="",

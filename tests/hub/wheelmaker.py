@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 PACKAGE = "flash_attn3_sm121"
@@ -89,7 +90,7 @@ def write_wheel(
         built = facts(platform, code, proxy=proxy)
         files[f"{PACKAGE}/lib/{built.library}"] = code
         files[f"{PACKAGE}/lib/sm8x.json"] = built.to_json().encode()
-        files[f"{PACKAGE}/lib/provenance.json"] = b'{"schema": 1}\n'
+        files[f"{PACKAGE}/lib/provenance.json"] = json.dumps({"schema": 1, "op_schemas": PUBLIC}).encode()
         if verdict is not None:
             seen = {built.library: {"sha256": built.sha256}} if about is None else about
             report = {"schema": 1, "verdict": verdict, "libraries": seen}

@@ -17,7 +17,7 @@ from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, Device, calls, failing
 from ci.prove.standin.library import Made
 from ci.verify import kernels
-from ci.verify.smem import Tile, forward_bytes
+from ci.verify.smem import forward_bytes
 from flash_attn3_sm121.arch import CAPABILITIES, Image
 from tests.wheels import BuiltWheel
 
@@ -110,12 +110,11 @@ def test_shared_memory_is_what_the_arithmetic_says(session: common.Session, made
     checked = set()
     for answer in made.stand_in.ask(DEVICES["GB10"], list(calls(family.selection))):
         for launch in answer.launches:
-            shape, variant = kernels.tile(launch.kernel), kernels.variant(launch.kernel)
-            if shape is None or variant is None or kernels.kind(launch.kernel) != "forward":
+            tile, variant = kernels.tile(launch.kernel), kernels.variant(launch.kernel)
+            if tile is None or variant is None or kernels.kind(launch.kernel) != "forward":
                 continue
-            in_regs = "Sm80ILi4ELi1ELb1E" in launch.kernel
-            tile = Tile(block_m=shape[0], block_n=shape[1], warps=launch.block[0] // 32, stages=1, q_in_regs=in_regs)
-            assert launch.smem == forward_bytes(tile, shape[2]), str(variant)
+            assert tile.warps == launch.block[0] // 32
+            assert launch.smem == forward_bytes(tile), str(variant)
             checked.add(variant)
     assert len(checked) == 4
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from ci.verify import report
+from ci.verify import report, schemas
 from ci.verify.checks import Check, passed
 from ci.verify.elf import Symbol
 from ci.verify.libraryrules import judge_kernels, judge_library, label
 from ci.verify.wheelrules import judge_wheel
+from flash_attn3_sm121.call.schemas import PUBLIC, differences
+from flash_attn3_sm121.errors import VerifyError
 from tests.fakes import doctored
 from tests.fakes.doctored import FACTS, KERNELS, LIBRARY, SCHEMAS, WHEEL, forward_name, kernel
 
@@ -66,7 +68,7 @@ SPOILT_LIBRARIES = {
     "image without kernels": ({"images": ("sm_120", "sm_121")}, "every image holds the same kernels"),
     "other bytes": ({"sha256": "cd" * 32}, "facts hash this library"),
     "other name": ({"name": "flash_attn3_sm80.so"}, "facts name this library"),
-    "other machine": (with_elf(machine=62), "built for linux_aarch64"),
+    "other machine": (with_elf(machine="EM_X86_64"), "built for linux_aarch64"),
     "head dim that is not promised": (
         {"kernels": (*KERNELS, kernel(forward_name(causal=False, head_dim=128)))},
         "forward head dims",
@@ -93,6 +95,10 @@ SPOILT_LIBRARIES = {
     "missing schema": (
         {"schemas": {k: v for k, v in SCHEMAS.items() if k != "bwd"}},
         "op schemas are upstream's",
+    ),
+    "an op that the interface does not know": (
+        {"schemas": {**SCHEMAS, "extra": "extra(Tensor q) -> Tensor"}},
+        "op schemas are what the Python interface calls",
     ),
     "build path": ({"paths": ("/home/me/fa3/tile.h",)}, "no path of the build machine"),
 }
@@ -206,3 +212,25 @@ def test_the_table_for_people() -> None:
     assert "forward hd64 bf16 causal packgqa [sm_121]" in text and text.endswith(": pass\n")
     spoilt = judge_wheel(replace(WHEEL, size=500_000_000))
     assert f"FAIL, 1 of {len(spoilt)} checks" in report.text(WHEEL.name, [], spoilt, kernels=False)
+
+
+def test_a_wheel_of_sources_with_other_ops_is_refused_by_op_and_argument() -> None:
+    """Library and provenance agree with each other, and the Python interface calls something else."""
+    newer = {**SCHEMAS, "fwd": SCHEMAS["fwd"].replace("int num_splits=0,", "")}
+    library = replace(LIBRARY, schemas=newer)
+    wheel = replace(WHEEL, libraries=(library,), provenance={**WHEEL.provenance, "op_schemas": newer})
+    assert failed(judge_wheel(wheel)) == ["op schemas are what the Python interface calls"]
+    (line,) = [check.line() for check in judge_wheel(wheel) if not check.ok]
+    assert "fwd: argument 32 is 'bool? pack_gqa=None' instead of 'int num_splits=0'" in line
+    known = judge_library(library, FACTS, schemas=newer)
+    assert judge_wheel(wheel, library_checks=known) == judge_wheel(wheel), "make wheel and make verify say the same"
+    with pytest.raises(VerifyError, match=r"api\.cpp: declares other ops(?s:.*)fwd: argument 32 is"):
+        schemas.check_interface(newer, origin="api.cpp")
+
+
+def test_differences_of_schemas() -> None:
+    assert differences(SCHEMAS) == differences(PUBLIC) == []
+    shorter = SCHEMAS["bwd"].replace(",Tensor,Tensor)", ",Tensor)")
+    assert differences({**SCHEMAS, "bwd": shorter})[0].startswith("bwd: returns (Tensor(dq!),")
+    assert differences({**SCHEMAS, "more": "more() -> Tensor"}) == ["more: unknown"]
+    assert differences({name: text for name, text in SCHEMAS.items() if name != "fwd"}) == ["fwd: missing"]

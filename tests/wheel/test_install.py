@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.cache.folders import put_file
 from ci.wheel import wheel
 
 pytestmark = pytest.mark.slow
@@ -70,7 +71,7 @@ def environment(tmp_path: Path) -> Environment:
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = wheel.pure_name()
     files = wheel.wheel_files(name, libraries={}, licenses=wheel.license_files(()))
-    return wheel.write(tmp_path_factory.mktemp("wheel"), name, files)
+    return put_file(tmp_path_factory.mktemp("wheel") / name.file, wheel.wheel_bytes(name, files))
 
 
 def upstream_like(folder: Path) -> Path:

@@ -56,7 +56,7 @@ def rows(usage: Sequence[KernelUsage], code: Mapping[str, kernels.Code], answers
             Row(
                 kind=kernels.kind(item.kernel),
                 variant=variant,
-                tile=" x ".join(str(size) for size in (kernels.tile(item.kernel) or ())[:2]),
+                tile=f"{tile.block_m} x {tile.block_n}" if (tile := kernels.tile(item.kernel)) else "",
                 warps=launch.block[0] // 32,
                 registers=item.registers,
                 spills=item.spill_stores,
