@@ -33,7 +33,6 @@ class FamilySpec:
 
     family: Family
     effective_arch: int
-    source_suffix: str  # which of upstream's instantiation sets: *_sm80.cu or *_sm90.cu
     smem_limit: int  # bytes of dynamic shared memory a block may ask for on the family's smallest device
     dtypes: tuple[str, ...]
     head_dims: tuple[int, ...]
@@ -72,7 +71,6 @@ FAMILIES: dict[Family, FamilySpec] = {
     Family.SM80: FamilySpec(
         family=Family.SM80,
         effective_arch=80,
-        source_suffix="sm80",
         smem_limit=166912,
         dtypes=("bf16", "fp16"),
         head_dims=(64, 96, 128, 192, 256),
@@ -82,7 +80,6 @@ FAMILIES: dict[Family, FamilySpec] = {
     Family.SM8X: FamilySpec(
         family=Family.SM8X,
         effective_arch=86,
-        source_suffix="sm80",
         smem_limit=101376,
         dtypes=("bf16", "fp16"),
         head_dims=(64, 96, 128, 192, 256),
@@ -92,7 +89,6 @@ FAMILIES: dict[Family, FamilySpec] = {
     Family.SM90: FamilySpec(
         family=Family.SM90,
         effective_arch=90,
-        source_suffix="sm90",
         smem_limit=232448,
         dtypes=("bf16", "fp16", "e4m3"),
         head_dims=(64, 96, 128, 192, 256),

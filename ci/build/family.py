@@ -10,7 +10,7 @@ from pathlib import Path
 from ci.build.artifact import Artifact, Identity, Part
 from ci.build.compile import check_space, free_gb
 from ci.build.link import Linker
-from ci.build.ninja import Ninja, measuring, unit_edge
+from ci.build.ninja import Ninja, in_order, measuring, unit_edge
 from ci.build.workdir import WorkFolder, work_folder
 from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
@@ -144,12 +144,11 @@ class Builder:
                         launcher=settings.launcher,
                     )
                 )  # fmt: skip
-        edges.sort(key=lambda edge: (-edge.cost.cpu_s, edge.name))  # the longest first: no core waits for it at the end
         at_once = concurrency(
             [edge.cost for edge in edges], cores=settings.cores, memory_gb=settings.memory_gb, wanted=settings.jobs
         )
         measure = measuring(settings.cache, toolchain=toolchain, launcher=settings.launcher)
-        Ninja(root=work.root, narrate=settings.narrate).build(edges, measure=measure, at_once=at_once)
+        Ninja(root=work.root, narrate=settings.narrate).build(in_order(edges), measure=measure, at_once=at_once)
 
     def build(self, plan: BuildPlan, *, work: WorkFolder) -> tuple[Part, ...]:
         """Compile this plan's shard, and link whole families. The parts' files lie in `work` or in the cache."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from queue import Empty, Queue
 from threading import Thread
 from typing import IO
@@ -25,7 +25,7 @@ from ci.build.compile import command
 from ci.cache.folders import put_file
 from ci.console import Narrator, Progress, format_seconds
 from ci.plan.ninja import Concurrency, Edge, ninja_text
-from ci.plan.plan import PlannedUnit
+from ci.plan.plan import BuildPlan, PlannedUnit
 from ci.process import failure_text
 from ci.toolchain import Toolchain
 from flash_attn3_sm121.errors import CompileError, DiskError, FlashAttn3Error, ToolchainError
@@ -66,6 +66,44 @@ def measuring(cache: Path, *, toolchain: Toolchain, launcher: str | None) -> lis
     """The program in front of each compiler, with what is the same for all units."""
     words = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "ci.build.unit", "--cache", str(cache.absolute())]
     return [*words, *(["--launcher", launcher, "--fingerprint", toolchain.fingerprint] if launcher else [])]
+
+
+def planned_text(plan: BuildPlan, *, at_once: Concurrency) -> str:
+    """The build.ninja of a plan, for people: with names where a build has this machine's paths and the objects' keys.
+
+    Pure: nothing is fetched, and no toolchain is looked for.
+    """
+    cuda = PurePosixPath("cuda")
+    named = Toolchain(
+        host="any",
+        target=str(plan.platform),
+        root=Path(cuda),
+        nvcc=Path(cuda / "bin" / "nvcc"),
+        ptxas=Path(cuda / "bin" / "ptxas"),
+        cuobjdump=Path(cuda / "bin" / "cuobjdump"),
+        nvdisasm=Path(cuda / "bin" / "nvdisasm"),
+        include_dirs=(Path(cuda / "include"),),
+        cudart_dir=Path(cuda / "lib"),
+        cxx="g++",
+        cxx_version="",
+        version=plan.cuda,
+        origin="the plan",
+        fingerprint="",
+    )
+    edges = [
+        unit_edge(
+            planned, folder=str(family.family), output=f"objects/{family.family}/{planned.unit.object}", options=(),
+            toolchain=named, launcher=None,
+        )
+        for family in plan.families
+        for planned in family.of_shard(plan.shard)
+    ]  # fmt: skip
+    return ninja_text(in_order(edges), measure=["python", "-m", "ci.build.unit"], at_once=at_once)
+
+
+def in_order(edges: Sequence[Edge]) -> list[Edge]:
+    """The longest first: no core waits for it at the end."""
+    return sorted(edges, key=lambda edge: (-edge.cost.cpu_s, edge.name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -11,6 +10,7 @@ from setuptools.command.sdist import sdist
 
 from ci import ROOT
 from ci.commands.frontend import build_wheel
+from ci.process import execute
 from flash_attn3_sm121.errors import FlashAttn3Error
 
 
@@ -31,6 +31,6 @@ class Sdist(sdist):  # type: ignore[misc]
 
     def add_defaults(self) -> None:
         super().add_defaults()
-        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = execute(["git", "ls-files", "-z"], cwd=ROOT)
         if done.returncode == 0:
             self.filelist.extend(name for name in done.stdout.split("\0") if name and Path(name).is_file())

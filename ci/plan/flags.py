@@ -11,7 +11,6 @@ from flash_attn3_sm121.arch import FAMILIES, Family
 
 # torch's stable ABI as of this release: the library loads in it and in every later one.
 TORCH_TARGET_VERSION = "0x0209000000000000"
-TORCH_MINIMUM = (2, 9)
 
 INCLUDES = ("-Isrc/csrc", "-Isrc/hopper", "-Isrc/cutlass/include")
 TORCH_INCLUDES = ("-isystem", "torch")

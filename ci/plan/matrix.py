@@ -95,7 +95,7 @@ def all_targets() -> str:
 
 def shard_minutes(plan: BuildPlan, runner: Runner) -> tuple[int, float]:
     """(compilers at once, minutes) that this plan's shard takes on a runner."""
-    units = [item.cost for family in plan.families for item in family.of_shard(plan.shard)]
+    units = plan.costs
     at_once = concurrency(units, cores=runner.cores, memory_gb=runner.memory_gb, wanted=None)
     return at_once.jobs, at_once.seconds(units) * SLOWER / 60
 

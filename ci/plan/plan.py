@@ -93,9 +93,13 @@ class BuildPlan:
     proxy: str  # as in FamilyPlan
 
     @property
+    def costs(self) -> list[Cost]:
+        """What each unit of this shard costs."""
+        return [planned.cost for family in self.families for planned in family.of_shard(self.shard)]
+
+    @property
     def cost(self) -> Cost:
-        shares = [planned.cost for family in self.families for planned in family.of_shard(self.shard)]
-        return costs.total(tuple(shares))
+        return costs.total(tuple(self.costs))
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -41,7 +41,7 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
 
 def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) -> str:
     """The whole plan; `jobs` None means as many as cores and memory allow."""
-    units = [item.cost for family in plan.families for item in family.of_shard(plan.shard)]
+    units = plan.costs
     at_once = concurrency(units, cores=cores, memory_gb=memory_gb, wanted=jobs)
     cuda = ".".join(str(part) for part in plan.cuda)
     lines = [f"profile {plan.profile}, platform {plan.platform.tag}, CUDA {cuda}, shard {plan.shard}", ""]

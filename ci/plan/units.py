@@ -193,13 +193,10 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     first = pack[0]
     kind = "fwd" if isinstance(first, Forward) else "bwd"
     contents = tuple(f"{item.variant} {item.dtype}" for item in pack)
-    words = [first.group]
-    for variant in dict.fromkeys(item.variant for item in pack):
-        words.append(variant)
-    words += dict.fromkeys(item.dtype for item in pack)
+    words = [first.group, *dict.fromkeys(item.variant for item in pack), *dict.fromkeys(item.dtype for item in pack)]
     text = _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
     return Unit(
-        name="_".join(words) if kind == "fwd" else "_".join((first.group, *words[1:])),
+        name="_".join(words),
         kind=kind,
         head_dim=first.head_dim,
         kernels=sum(item.kernels for item in pack),

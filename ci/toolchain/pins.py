@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ci.index import Wanted
+from ci.plan.platforms import Platform
 from ci.sources.treeid import Entry, parse_manifest, tree_id
 from flash_attn3_sm121.errors import ToolchainError
 
 SCHEMA = 1
 FILE = Path(__file__).resolve().parent / "toolchain.json"
-MACHINES = ("aarch64", "x86_64")
+MACHINES = tuple(sorted(platform.value for platform in Platform))
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.console import Narrator
+from ci.plan.platforms import Platform
 from ci.toolchain.hostcxx import find_cxx
 from ci.toolchain.installed import RUNTIME, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
-from ci.toolchain.pins import MACHINES, Pins, read_pins
+from ci.toolchain.pins import Pins, read_pins
 from flash_attn3_sm121.arch import Capability
-from flash_attn3_sm121.errors import ToolchainError
-
-ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
+from flash_attn3_sm121.errors import ToolchainError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,12 @@ class Toolchain:
 
 def machine(name: str | None = None) -> str:
     """The name of a machine as wheels spell it; this machine's by default."""
-    raw = (platform.machine() if name is None else name).lower().removeprefix("linux_")
-    spelled = ALIASES.get(raw, raw)
-    if spelled not in MACHINES:
-        raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {' and '.join(MACHINES)} (Linux)")
-    return spelled
+    raw = platform.machine() if name is None else name
+    try:
+        return str(Platform.parse(raw))
+    except UsageError as error:
+        known = " and ".join(Platform)
+        raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {known} (Linux)") from error
 
 
 def check_targets(version: tuple[int, int], capabilities: Iterable[Capability]) -> None:

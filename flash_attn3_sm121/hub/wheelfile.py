@@ -189,7 +189,7 @@ def _schemas(archive: zipfile.ZipFile, names: list[str]) -> str:
     if story not in names:
         return f"the wheel holds no {story}"
     try:
-        value = json.loads(archive.read(story))
+        value = json.loads(_text(archive, story))
     except ValueError as error:
         return f"{story} is not JSON: {error}"
     declared = value.get("op_schemas") if isinstance(value, Mapping) else None

@@ -9,11 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
+from ci.build.ninja import planned_text
 from ci.commands.options import Request, from_environment, plan_of
 from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import plan
 from ci.plan import text as plantext
+from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import PROFILES, find, select
@@ -53,6 +55,13 @@ def test_the_last_line_adds_up_what_the_units_cost() -> None:
     text = plantext.to_text(built, jobs=2, cores=4, memory_gb=24.0)
     cpu_s = sum(item.cost.cpu_s for family in built.families for item in family.units)
     assert f"about {cpu_s:.0f} CPU s" in text and "with 2 at once here" in text
+
+
+def test_golden_ninja(golden: Callable[[str, str], None]) -> None:
+    """Every command of a build, with a pool that keeps the hungry units apart."""
+    built = planned("smoke", "12.1")
+    at_once = concurrency(built.costs, cores=2, memory_gb=6.0, wanted=None)
+    golden("smoke-121.ninja", planned_text(built, at_once=at_once))
 
 
 def test_json_names_everything_that_decides_the_bytes() -> None:
