@@ -21,7 +21,7 @@ _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 def names(text: str, *, origin: str) -> tuple[str, ...]:
     """The names in #include lines. A computed include (a macro) cannot be followed, so it is an error."""
-    found = []
+    included = []
     for match in _INCLUDE.finditer(_COMMENT.sub(" ", text)):
         if match["rest"].startswith(_TOOLCHAIN_MACROS):
             continue
@@ -31,8 +31,8 @@ def names(text: str, *, origin: str) -> tuple[str, ...]:
                 f"{origin}: cannot tell what this includes: {match[0].strip()!r}",
                 hint="an object's cache key needs the names of all files it depends on",
             )
-        found.append(name[1] or name[2])
-    return tuple(dict.fromkeys(found))
+        included.append(name[1] or name[2])
+    return tuple(dict.fromkeys(included))
 
 
 def _candidates(name: str, including: PurePosixPath, roots: Iterable[str]) -> Iterable[PurePosixPath]:

@@ -140,7 +140,7 @@ class ObjectStore:
         Raises:
             CompileError: a file is missing, or is not the one that the report names.
         """
-        found = {}
+        texts = {}
         for name, expected in report.ptx.items():
             path = self.cache / self.entry(report.key) / f"{name}.xz"
             try:
@@ -149,8 +149,8 @@ class ObjectStore:
                 raise CompileError(f"{path}: the PTX of {report.unit} cannot be read: {error}") from error
             if (sha256 := hashlib.sha256(data).hexdigest()) != expected:
                 raise CompileError(f"{path}: expected PTX with sha256 {expected}, found {sha256}")
-            found[name] = data.decode()
-        return found
+            texts[name] = data.decode()
+        return texts
 
     def put(self, report: ObjectReport, *, made: Path, log: str, ptx: Mapping[str, bytes] | None = None) -> Path:
         """Store an object; call with the lock of `entry(key)` held."""

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
-    family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
+    family = next((item for item in session.plan.families if item.family is Family.SM8X), None)
     if family is None:
         raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
     chosen_rows = document.choice(args.only, family.selection)
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         for path, report in zip(made.objects, made.reports, strict=True):
             if not report.usage:
                 continue  # the host file holds no device code
-            found = kernels.parse_sass(tool.listing("-sass", path, narrate))
-            code |= {name: counts for (image, name), counts in found.items() if image == family.images[0]}
+            codes = kernels.parse_sass(tool.listing("-sass", path, narrate))
+            code |= {name: counts for (image, name), counts in codes.items() if image == family.images[0]}
     failed = [answer for answer in answers if answer.error]
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")

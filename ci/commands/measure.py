@@ -43,20 +43,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/build.json"))
 
 
-def chosen(found: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, ...]:
+def chosen(groups: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, ...]:
     if args.only:
-        known = {group.name: group for group in found}
+        known = {group.name: group for group in groups}
         missing = [name for name in args.only if name not in known]
         if missing:
             raise UsageError(f"no group {', '.join(missing)}", hint=f"groups: {', '.join(known)}")
         return tuple(known[name] for name in args.only)
     if args.all:
-        return found
+        return groups
     if not args.sample or args.sample < 1:
         raise UsageError(
             "what is to be measured? give --sample N, --only GROUP or --all", hint="--list shows the groups"
         )
-    return measure.sample(found, args.sample)
+    return measure.sample(groups, args.sample)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args), Narrator())
     if len(session.plan.families) != 1:
         raise UsageError("measure one family at a time", hint="--archs 12.1")
-    found = measure.groups(session.plan.families[0])
+    groups = measure.groups(session.plan.families[0])
     if args.list:
-        for group in found:
+        for group in groups:
             print(f"{group.name:28} {len(group.ours)} of ours, {len(group.upstream)} of upstream's")
         return 0
-    picked = chosen(found, args)
+    picked = chosen(groups, args)
     inputs = common.gather_inputs(session)
     facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         "commit": machine.commit_of(ROOT),
         "ours_from": "; ".join(dict.fromkeys(filter(None, origins))),
     }
-    record = Record(output=args.output, found=found, results=results, facts=facts)
+    record = Record(output=args.output, groups=groups, results=results, facts=facts)
     record.write()
     with common.builder(session, inputs).folder() as work:
         _compile(tasks, session=session, inputs=inputs, work=work, record=record)
@@ -143,12 +143,12 @@ class Record:
     """What is known so far, written down after every file: a measurement of hours may be stopped at any time."""
 
     output: Path
-    found: tuple[Group, ...]
+    groups: tuple[Group, ...]
     results: dict[str, Result]
     facts: Mapping[str, Any]
 
     def document(self) -> dict[str, Any]:
-        return measure.summary(self.found, self.results, facts=self.facts)
+        return measure.summary(self.groups, self.results, facts=self.facts)
 
     def add(self, task: Task, cost: Cost) -> None:
         result = self.results.setdefault(task.group.name, Result())
@@ -215,5 +215,5 @@ def _earlier(path: Path) -> Mapping[str, Any]:
     """What an earlier run wrote; nothing where there was none."""
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document

@@ -13,7 +13,7 @@ from ci.toolchain.resolve import resolve
 from ci.verify import report
 from ci.verify.checks import passed
 from ci.verify.reading import Disassembler, read_wheel
-from ci.verify.wheelrules import judge_wheel
+from ci.verify.wheelrules import wheel_checks
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     good = True
     for path in args.wheels:
         reading = read_wheel(path, tool=tool, narrate=narrate)
-        checks = judge_wheel(reading)
+        checks = wheel_checks(reading)
         good &= passed(checks)
         if args.json:
             proxy = any(facts.proxy for facts in reading.facts)

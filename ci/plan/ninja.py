@@ -49,9 +49,9 @@ def concurrency(costs: Sequence[Cost], *, cores: int, memory_gb: float, wanted: 
             hungry = jobs
             while hungry > 0 and hungry * needs[0] + (jobs - hungry) * light > room:
                 hungry -= 1
-            found = Concurrency(jobs=jobs, hungry=hungry, hungry_gb=light)
-            if hungry > 0 and found.seconds(costs) < best.seconds(costs):
-                best = found
+            choice = Concurrency(jobs=jobs, hungry=hungry, hungry_gb=light)
+            if hungry > 0 and choice.seconds(costs) < best.seconds(costs):
+                best = choice
     return best
 
 

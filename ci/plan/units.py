@@ -119,7 +119,7 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
     dims: list[tuple[int, int]] = [(dim, dim) for dim in chosen.head_dims]
     if chosen.has("diff_headdim"):
         dims += [pair for pair in DIFFERENT_HEAD_DIMS if pair[0] in chosen.head_dims]
-    found = []
+    instances = []
     switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")), (False, True))
     order = list(switches)
     for (dim, dim_v), (paged, split, softcap, pack), dtype in product(dims, order, chosen.dtypes):
@@ -128,7 +128,7 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
             continue
         if dtype == "e4m3" and dim_v > dim:
             continue  # the 64-with-larger-V kernels exist for 16-bit types only
-        found.append(
+        instances.append(
             Forward(
                 arch=arch,
                 dtype=dtype,
@@ -141,7 +141,7 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
                 kernels=_masks(chosen) * modes,
             )
         )
-    return tuple(found)
+    return tuple(instances)
 
 
 def _switch(chosen: Selection, feature: str) -> tuple[bool, ...]:
@@ -150,14 +150,14 @@ def _switch(chosen: Selection, feature: str) -> tuple[bool, ...]:
 
 def backwards(chosen: Selection) -> tuple[Backward, ...]:
     """Every backward specialisation that the host code of this selection refers to."""
-    found = []
+    instances = []
     dtypes = tuple(dtype for dtype in chosen.dtypes if dtype != "e4m3")
     varlen = 1 + chosen.has("varlen")
     for dim, softcap, dtype in product(chosen.backward_head_dims, _switch(chosen, "softcap"), dtypes):
         # There is no deterministic kernel at head dim 256, and none at all below Hopper.
         deterministic = 2 if chosen.has("deterministic") and dim < 256 else 1
         attention = _masks(chosen) * varlen * 2 * deterministic
-        found.append(
+        instances.append(
             Backward(
                 arch=chosen.spec.effective_arch,
                 dtype=dtype,
@@ -166,7 +166,7 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
                 kernels=attention + 2 * varlen,
             )
         )
-    return tuple(found)
+    return tuple(instances)
 
 
 def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[list[Forward | Backward]]:
@@ -209,13 +209,13 @@ def units(chosen: Selection) -> tuple[Unit, ...]:
     """Every file of a family library, in link order."""
     limit = KERNELS_PER_UNIT[chosen.family]
     packs = _pack(forwards(chosen), limit) + _pack(backwards(chosen), limit)
-    found = [_kernel_unit(pack) for pack in packs]
+    made = [_kernel_unit(pack) for pack in packs]
     if chosen.has("split"):
-        found.append(_wrapper("combine", "flash_fwd_combine.cu", kernels=54))
+        made.append(_wrapper("combine", "flash_fwd_combine.cu", kernels=54))
     # The scheduler's metadata op refers to it even where no varlen kernel is built.
-    found.append(_wrapper("prepare", "flash_prepare_scheduler.cu", kernels=12))
-    found.append(_wrapper("api", "flash_api_stable.cpp", kernels=0))
-    return tuple(found)
+    made.append(_wrapper("prepare", "flash_prepare_scheduler.cu", kernels=12))
+    made.append(_wrapper("api", "flash_api_stable.cpp", kernels=0))
+    return tuple(made)
 
 
 def _wrapper(kind: str, source: str, *, kernels: int) -> Unit:

@@ -120,8 +120,8 @@ def variant(mangled: str) -> Variant | None:
     return Variant(dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags))
 
 
-def needs_tensor_cores(found: Kind) -> bool:
-    return found in ("forward", "backward", "other")
+def needs_tensor_cores(of: Kind) -> bool:
+    return of in ("forward", "backward", "other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ _COPIES = {"LDGSTS", "UTMALDG"}
 
 def parse_sass(text: str) -> dict[tuple[str, str], Code]:
     """(image, mangled name) -> counts, from `cuobjdump -sass`. NOP padding does not count as an instruction."""
-    found: dict[tuple[str, str], Code] = {}
+    codes: dict[tuple[str, str], Code] = {}
     image, name = "", ""
     counts = [0, 0, 0, 0, 0]
     for line in text.splitlines():
@@ -173,18 +173,18 @@ def parse_sass(text: str) -> dict[tuple[str, str], Code]:
             counts[3] += op == "STL"
             counts[4] += op == "LDL"
         elif match := _FUNCTION.match(line):
-            _store(found, image, name, counts)
+            _store(codes, image, name, counts)
             name, counts = match[1], [0, 0, 0, 0, 0]
         elif match := _ARCH.match(line):
-            _store(found, image, name, counts)
+            _store(codes, image, name, counts)
             image, name, counts = match[1], "", [0, 0, 0, 0, 0]
-    _store(found, image, name, counts)
-    return found
+    _store(codes, image, name, counts)
+    return codes
 
 
-def _store(found: dict[tuple[str, str], Code], image: str, name: str, counts: list[int]) -> None:
+def _store(codes: dict[tuple[str, str], Code], image: str, name: str, counts: list[int]) -> None:
     if name:
-        found[image, name] = Code(
+        codes[image, name] = Code(
             instructions=counts[0],
             tensor_core=counts[1],
             async_copies=counts[2],
@@ -208,7 +208,7 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
     """(image, mangled name) -> resources, from `cuobjdump -res-usage`."""
-    found: dict[tuple[str, str], Usage] = {}
+    usages: dict[tuple[str, str], Usage] = {}
     image, name = "", ""
     for line in text.splitlines():
         if match := _ARCH.match(line):
@@ -216,9 +216,9 @@ def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
         elif match := _USAGE_NAME.match(line):
             name = match[1]
         elif (match := _USAGE.search(line)) and name:
-            found[image, name] = Usage(registers=int(match[1]), stack=int(match[2]), shared=int(match[3]))
+            usages[image, name] = Usage(registers=int(match[1]), stack=int(match[2]), shared=int(match[3]))
             name = ""
-    return found
+    return usages
 
 
 _LISTED = re.compile(r"\.(?P<image>sm_\w+)\.(?:cubin|elf\.bin)\b|\.(?P<ptx>(?:sm|compute)_\w+)\.ptx\b")

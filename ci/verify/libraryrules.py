@@ -36,13 +36,13 @@ _LINKER_WEAK = frozenset(
 )
 
 
-def judge_library(reading: LibraryReading, facts: BuildFacts, *, schemas: Mapping[str, str]) -> tuple[Check, ...]:
+def library_checks(reading: LibraryReading, facts: BuildFacts, *, schemas: Mapping[str, str]) -> tuple[Check, ...]:
     """Every rule about one library; `schemas` are those that upstream declares."""
     subject = reading.name
     return (
         *_identity(reading, facts, subject),
         *_machine_code(reading, facts, subject),
-        *judge_kernels(reading.kernels, facts, subject),
+        *kernel_checks(reading.kernels, facts, subject),
         *_contents(reading.kernels, facts, subject),
         *_linkage(reading, facts, subject),
         nothing(
@@ -99,13 +99,13 @@ def _serves(image: Image, family: Family) -> bool:
 
 def label(kernel: Kernel) -> str:
     """A kernel's name for people: what it is for, where that can be read, else the mangled name's head."""
-    found = kernels.variant(kernel.name)
-    return f"{kernel.kind} {found or kernel.name[:90]} [{kernel.image}]"
+    variant = kernels.variant(kernel.name)
+    return f"{kernel.kind} {variant or kernel.name[:90]} [{kernel.image}]"
 
 
-def judge_kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
     """The rules about kernels alone."""
-    real = [kernel for kernel in found if kernel.kind != "library"]
+    real = [kernel for kernel in listed if kernel.kind != "library"]
     attention = [kernel for kernel in real if kernels.needs_tensor_cores(kernel.kind)]
     yield nothing(
         "no empty kernel",
@@ -171,11 +171,11 @@ def judge_kernels(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) ->
 
 
 def spill_budget(kernel: Kernel) -> int:
-    found = kernels.variant(kernel.name)
+    variant = kernels.variant(kernel.name)
     image = Image.parse(kernel.image)
-    if found is None or f"{image.major}.{image.minor}" not in TUNED_CAPABILITIES:
+    if variant is None or f"{image.major}.{image.minor}" not in TUNED_CAPABILITIES:
         return OTHER_SPILL_BUDGET
-    return SPILL_BUDGET[kernel.kind].get(found.head_dim, OTHER_SPILL_BUDGET)
+    return SPILL_BUDGET[kernel.kind].get(variant.head_dim, OTHER_SPILL_BUDGET)
 
 
 def _smallest_limit(facts: BuildFacts) -> int:
@@ -188,12 +188,12 @@ def _range(unit: str, values: list[int]) -> str:
     return f"{min(values)} to {max(values)} {unit}" if values else "none"
 
 
-def _contents(found: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+def _contents(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
     """The facts promise head dims, dtypes and features: each must be there as a kernel, and nothing beyond."""
     if facts.family == str(Family.SM90):
         return  # Hopper's kernel names carry these in another form; its counts are checked above
-    forward = [v for k in found if k.kind == "forward" and (v := kernels.variant(k.name))]
-    backward = [v for k in found if k.kind == "backward" and (v := kernels.variant(k.name))]
+    forward = [v for k in listed if k.kind == "forward" and (v := kernels.variant(k.name))]
+    backward = [v for k in listed if k.kind == "backward" and (v := kernels.variant(k.name))]
     dims = {str(v.head_dim) for v in forward}
     yield same("forward head dims", subject, found=dims, expected=(str(dim) for dim in facts.head_dims))
     dims = {str(v.head_dim) for v in backward}

@@ -71,13 +71,13 @@ def version(text: str) -> tuple[str, Version] | None:
 
 def newest(versions: Iterable[str]) -> dict[str, Version]:
     """The newest of each kind that is asked for."""
-    found: dict[str, Version] = {}
+    newest_of: dict[str, Version] = {}
     for text in versions:
         parsed = version(text)
         if parsed is not None:
             name, number = parsed
-            found[name] = max(found.get(name, number), number)
-    return found
+            newest_of[name] = max(newest_of.get(name, number), number)
+    return newest_of
 
 
 def allows(policy: Policy, needs: dict[str, Version]) -> bool:

@@ -98,7 +98,7 @@ _BUILD_FOLDERS = (
 
 def build_paths(data: bytes) -> tuple[str, ...]:
     """Printable strings in a library that lie in a folder where things are built."""
-    found = set()
+    paths = set()
     for folder in _BUILD_FOLDERS:
         start = data.find(folder)
         while start >= 0:
@@ -110,9 +110,9 @@ def build_paths(data: bytes) -> tuple[str, ...]:
                 end += 1
             text = data[first:end].decode("ascii")
             if len(text) > len(folder) + 2:
-                found.add(text[:200])
+                paths.add(text[:200])
             start = data.find(folder, end)
-    return tuple(sorted(found))
+    return tuple(sorted(paths))
 
 
 def read_library(path: Path, *, tool: Disassembler, narrate: Narrator) -> LibraryReading:
@@ -160,16 +160,16 @@ def remembered(
         file = cache / entry / "machine-code.json"
         if file.is_file():
             known = json.loads(file.read_text(encoding="utf-8"))
-            found = MachineCode(
+            machine_code = MachineCode(
                 images=tuple(known["images"]),
                 ptx=tuple(known["ptx"]),
                 kernels=tuple(Kernel(**kernel) for kernel in known["kernels"]),
             )
         else:
-            found = read(path, tool, narrate)
+            machine_code = read(path, tool, narrate)
             with making(cache, entry) as work:
-                (work / "machine-code.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
-    return _reading(path.read_bytes(), name=path.name, sha256=sha256, code=found)
+                (work / "machine-code.json").write_text(json.dumps(asdict(machine_code)), encoding="utf-8")
+    return _reading(path.read_bytes(), name=path.name, sha256=sha256, code=machine_code)
 
 
 def _reading(data: bytes, *, name: str, sha256: str, code: MachineCode) -> LibraryReading:

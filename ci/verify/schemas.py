@@ -17,23 +17,23 @@ _SCHEMA = re.compile(rb"(?:fwd|bwd|fwd_combine|get_scheduler_metadata)\([A-Za-z]
 
 
 def _by_name(schemas: list[str], *, origin: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for schema in schemas:
         name = schema.partition("(")[0]
-        if found.get(name, schema) != schema:
+        if by_name.get(name, schema) != schema:
             raise VerifyError(f"{origin}: two different schemas of {name}")
-        found[name] = schema
-    return found
+        by_name[name] = schema
+    return by_name
 
 
 def from_source(text: str, *, origin: str) -> dict[str, str]:
     """Name -> schema of every m.def in a source file. Raises VerifyError where one of the ops is missing."""
     literals = ("".join(_LITERAL.findall(match[1])) for match in _DEF.finditer(text))
-    found = _by_name([one_spelling(literal) for literal in literals], origin=origin)
-    missing = [name for name in PUBLIC if name not in found]
+    declared = _by_name([one_spelling(literal) for literal in literals], origin=origin)
+    missing = [name for name in PUBLIC if name not in declared]
     if missing:
         raise VerifyError(f"{origin}: no m.def of {', '.join(missing)} found")
-    return found
+    return declared
 
 
 def from_library(data: bytes, *, origin: str) -> dict[str, str]:

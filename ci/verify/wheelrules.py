@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ci.plan.platforms import Platform
 from ci.verify import policy
 from ci.verify.checks import Check, nothing, same
-from ci.verify.libraryrules import judge_library
+from ci.verify.libraryrules import library_checks
 from ci.verify.reading import LIB, WheelReading
 from flash_attn3_sm121.errors import VerifyError
 
@@ -19,19 +19,19 @@ MAX_SIZE = 400_000_000
 _NAME = re.compile(r"(?P<name>\w+)-(?P<version>[^-]+)-(?P<python>\w+)-(?P<abi>\w+)-(?P<platform>[\w.]+)\.whl")
 
 
-def judge_wheel(reading: WheelReading, *, library_checks: Sequence[Check] | None = None) -> tuple[Check, ...]:
+def wheel_checks(reading: WheelReading, *, judged: Sequence[Check] | None = None) -> tuple[Check, ...]:
     """All rules: each library's, then the wheel's own.
 
     Args:
-        library_checks: what `judge_library` said of its libraries, where that was asked before.
+        judged: what `library_checks` said of its libraries, where that was asked before.
     """
     described = {facts.library: facts for facts in reading.facts}
-    checks = list(library_checks or ())
+    checks = list(judged or ())
     for library in reading.libraries:
         if library.name not in described:
             checks.append(same("has build facts", library.name, found=[], expected=[library.name]))
-        elif library_checks is None:
-            checks += judge_library(library, described[library.name], schemas=_declared(reading))
+        elif judged is None:
+            checks += library_checks(library, described[library.name], schemas=_declared(reading))
     names = [library.name for library in reading.libraries]
     checks.append(same("a library for each facts file", "wheel", found=names, expected=described))
     return (*checks, *_record(reading), *_layout(reading), *_tags(reading), *_agreement(reading))

@@ -17,9 +17,9 @@ from ci.cache.folders import file_sha256, put_file
 from ci.plan.platforms import Platform
 from ci.verify import policy, report
 from ci.verify.checks import Check, passed
-from ci.verify.libraryrules import judge_library
+from ci.verify.libraryrules import library_checks
 from ci.verify.reading import Disassembler, LibraryReading, read_wheel_bytes, remembered
-from ci.verify.wheelrules import judge_wheel
+from ci.verify.wheelrules import wheel_checks
 from ci.wheel import provenance
 from ci.wheel.assemble import by_family, check_together, joined
 from ci.wheel.wheel import WheelName, license_files, wheel_bytes, wheel_files
@@ -70,11 +70,11 @@ def make_wheel(
     """
     identity = check_together(parts)
     libraries = [_library(joined(group), builder, work, tool) for group in by_family(parts).values()]
-    checks = [check for item in libraries for check in judge_library(item.reading, item.facts, schemas=schemas)]
+    checks = [check for item in libraries for check in library_checks(item.reading, item.facts, schemas=schemas)]
     name, files = _contents(libraries, checks, builder=builder, schemas=schemas)
     data = wheel_bytes(name, files)
     reading = read_wheel_bytes(data, name=name.file, libraries={item.reading.name: item.reading for item in libraries})
-    checks = list(judge_wheel(reading, library_checks=checks))
+    checks = list(wheel_checks(reading, judged=checks))
     if not passed(checks):
         raise rejected(name.file, checks)
     return Finished(

@@ -62,7 +62,7 @@ def pure_name() -> WheelName:
 def package_files(root: Path = ROOT) -> dict[str, bytes]:
     """The Python package as it lies in the repository; never a library that lies there by chance."""
     folder = root / PACKAGE
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
@@ -73,9 +73,9 @@ def package_files(root: Path = ROOT) -> dict[str, bytes]:
             or relative.as_posix().startswith(f"{LIB}/")
         ):
             continue
-        found[relative.as_posix()] = path.read_bytes()
-    found[f"{PACKAGE}.pth"] = PTH.encode()
-    return found
+        files[relative.as_posix()] = path.read_bytes()
+    files[f"{PACKAGE}.pth"] = PTH.encode()
+    return files
 
 
 def license_files(upstream: Sequence[Path], root: Path = ROOT) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from ci.console import Narrator
 from ci.plan.plan import PlannedUnit
 from ci.verify import kernels, reading
 from ci.verify.checks import Check
-from ci.verify.libraryrules import judge_kernels
+from ci.verify.libraryrules import kernel_checks
 from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.errors import CompileError, VerifyError
 from tests.fakes.doctored import FACTS, SCHEMAS
@@ -147,7 +147,7 @@ def test_without_the_guard_edit_the_empty_kernels_are_named(session: Session, tm
     code = kernels.parse_sass(tool.listing("-sass", made, narrate))
     usage = kernels.parse_usage(tool.listing("-res-usage", made, narrate))
     found = reading.join(code, usage, origin=made.name)
-    bad: dict[str, Check] = {check.rule: check for check in judge_kernels(found, FACTS, "library") if not check.ok}
+    bad: dict[str, Check] = {check.rule: check for check in kernel_checks(found, FACTS, "library") if not check.ok}
     assert set(bad) == {"no empty kernel", "attention kernels use tensor cores"}
     for words in ("forward hd64 bf16 packgqa [sm_121]", "forward hd64 bf16 causal packgqa varlen [sm_121]"):
         assert words in bad["no empty kernel"].found and words in bad["attention kernels use tensor cores"].found

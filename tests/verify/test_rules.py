@@ -10,8 +10,8 @@ import pytest
 from ci.verify import report, schemas
 from ci.verify.checks import Check, passed
 from ci.verify.elf import Symbol
-from ci.verify.libraryrules import judge_kernels, judge_library, label
-from ci.verify.wheelrules import judge_wheel
+from ci.verify.libraryrules import kernel_checks, label, library_checks
+from ci.verify.wheelrules import wheel_checks
 from flash_attn3_sm121.call.schemas import PUBLIC, differences
 from flash_attn3_sm121.errors import VerifyError
 from tests.fakes import doctored
@@ -23,11 +23,11 @@ def failed(checks: tuple[Check, ...]) -> list[str]:
 
 
 def test_a_sound_library_passes() -> None:
-    assert failed(judge_library(LIBRARY, FACTS, schemas=SCHEMAS)) == []
+    assert failed(library_checks(LIBRARY, FACTS, schemas=SCHEMAS)) == []
 
 
 def test_a_sound_wheel_passes() -> None:
-    checks = judge_wheel(WHEEL)
+    checks = wheel_checks(WHEEL)
     assert failed(checks) == []
     document = report.document([LIBRARY], checks, proxy=False)
     assert document["verdict"] == "pass" and document["publishable"] is True
@@ -107,11 +107,11 @@ SPOILT_LIBRARIES = {
 @pytest.mark.parametrize("name", SPOILT_LIBRARIES)
 def test_each_library_rule_fails_on_what_it_is_for(name: str) -> None:
     changes, rule = SPOILT_LIBRARIES[name]
-    assert rule in failed(judge_library(replace(LIBRARY, **changes), FACTS, schemas=SCHEMAS))
+    assert rule in failed(library_checks(replace(LIBRARY, **changes), FACTS, schemas=SCHEMAS))
 
 
 def test_every_library_rule_is_shown_to_fail() -> None:
-    rules = {check.rule for check in judge_library(LIBRARY, FACTS, schemas=SCHEMAS)}
+    rules = {check.rule for check in library_checks(LIBRARY, FACTS, schemas=SCHEMAS)}
     shown = {rule for _, rule in SPOILT_LIBRARIES.values()}
     rest = {
         # These depend on the facts, and are spoilt below.
@@ -123,14 +123,14 @@ def test_every_library_rule_is_shown_to_fail() -> None:
 
 def test_rules_about_the_facts() -> None:
     wrong = replace(FACTS, dtypes=("bf16", "fp16"))
-    assert failed(judge_library(LIBRARY, wrong, schemas=SCHEMAS)) == ["dtypes"]
+    assert failed(library_checks(LIBRARY, wrong, schemas=SCHEMAS)) == ["dtypes"]
     more = replace(FACTS, family="sm80", effective_arch=80, smem_limit=166912)
-    assert any("dynamic shared memory" in rule for rule in failed(judge_library(LIBRARY, more, schemas=SCHEMAS)))
+    assert any("dynamic shared memory" in rule for rule in failed(library_checks(LIBRARY, more, schemas=SCHEMAS)))
 
 
 def test_an_empty_kernel_is_named() -> None:
     spoilt = replace(LIBRARY, **with_kernel(instructions=16, tensor_core=0, registers=4))
-    line = next(c.line() for c in judge_library(spoilt, FACTS, schemas=SCHEMAS) if c.rule == "no empty kernel")
+    line = next(c.line() for c in library_checks(spoilt, FACTS, schemas=SCHEMAS) if c.rule == "no empty kernel")
     assert "forward hd64 bf16 packgqa [sm_121]: 16 instructions" in line and line.startswith("FAIL")
     assert label(KERNELS[2]) == "forward hd64 bf16 causal packgqa varlen [sm_121]"
 
@@ -140,14 +140,14 @@ def test_an_empty_kernel_is_named() -> None:
 )
 def test_spills_count_where_the_tiles_were_tuned(image: str, stores: int, good: bool) -> None:
     kernels = tuple(replace(item, image=image, spill_stores=stores) for item in LIBRARY.kernels)
-    (check,) = (c for c in judge_kernels(kernels, FACTS, "x") if c.rule == "spills stay within budget")
+    (check,) = (c for c in kernel_checks(kernels, FACTS, "x") if c.rule == "spills stay within budget")
     assert check.ok is good
 
 
 def test_a_proxy_build_may_hold_other_code_but_is_never_publishable() -> None:
     facts = replace(FACTS, images=("sm_90",), proxy=True)
     proxy = replace(LIBRARY, images=("sm_90",), kernels=tuple(replace(item, image="sm_90") for item in LIBRARY.kernels))
-    checks = judge_library(proxy, facts, schemas=SCHEMAS)
+    checks = library_checks(proxy, facts, schemas=SCHEMAS)
     assert failed(checks) == []
     document = report.document([proxy], checks, proxy=True)
     assert document["verdict"] == "pass" and document["publishable"] is False
@@ -196,21 +196,21 @@ SPOILT_WHEELS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", SPOILT_WHEELS)
 def test_each_wheel_rule_fails_on_what_it_is_for(name: str) -> None:
     changes, rule = SPOILT_WHEELS[name]
-    checks = judge_wheel(replace(WHEEL, **changes))
+    checks = wheel_checks(replace(WHEEL, **changes))
     assert rule in failed(checks) and not passed(checks)
 
 
 def test_every_wheel_rule_is_shown_to_fail() -> None:
-    library = {check.rule for check in judge_library(LIBRARY, FACTS, schemas=SCHEMAS)}
-    rules = {check.rule for check in judge_wheel(WHEEL)} - library
+    library = {check.rule for check in library_checks(LIBRARY, FACTS, schemas=SCHEMAS)}
+    rules = {check.rule for check in wheel_checks(WHEEL)} - library
     assert rules <= {rule for _, rule in SPOILT_WHEELS.values()}
 
 
 def test_the_table_for_people() -> None:
-    checks = judge_wheel(WHEEL)
+    checks = wheel_checks(WHEEL)
     text = report.text(WHEEL.name, [LIBRARY], checks, kernels=True)
     assert "forward hd64 bf16 causal packgqa [sm_121]" in text and text.endswith(": pass\n")
-    spoilt = judge_wheel(replace(WHEEL, size=500_000_000))
+    spoilt = wheel_checks(replace(WHEEL, size=500_000_000))
     assert f"FAIL, 1 of {len(spoilt)} checks" in report.text(WHEEL.name, [], spoilt, kernels=False)
 
 
@@ -219,11 +219,11 @@ def test_a_wheel_of_sources_with_other_ops_is_refused_by_op_and_argument() -> No
     newer = {**SCHEMAS, "fwd": SCHEMAS["fwd"].replace("int num_splits=0,", "")}
     library = replace(LIBRARY, schemas=newer)
     wheel = replace(WHEEL, libraries=(library,), provenance={**WHEEL.provenance, "op_schemas": newer})
-    assert failed(judge_wheel(wheel)) == ["op schemas are what the Python interface calls"]
-    (line,) = [check.line() for check in judge_wheel(wheel) if not check.ok]
+    assert failed(wheel_checks(wheel)) == ["op schemas are what the Python interface calls"]
+    (line,) = [check.line() for check in wheel_checks(wheel) if not check.ok]
     assert "fwd: argument 32 is 'bool? pack_gqa=None' instead of 'int num_splits=0'" in line
-    known = judge_library(library, FACTS, schemas=newer)
-    assert judge_wheel(wheel, library_checks=known) == judge_wheel(wheel), "make wheel and make verify say the same"
+    known = library_checks(library, FACTS, schemas=newer)
+    assert wheel_checks(wheel, judged=known) == wheel_checks(wheel), "make wheel and make verify say the same"
     with pytest.raises(VerifyError, match=r"api\.cpp: declares other ops(?s:.*)fwd: argument 32 is"):
         schemas.check_interface(newer, origin="api.cpp")
 
