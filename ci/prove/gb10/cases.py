@@ -26,7 +26,7 @@ class Case:
     dtype: str
     dim: int
     mask: str = "full"  # full, causal, local
-    mode: str = "dense"  # how K and V are given: dense, packed, cache, append, paged, paged whole, paged append
+    mode: str = "dense"  # how K and V are given: dense, packed, used, cache, append, paged, paged whole, paged append
     splits: int = 1
     softcap: float = 0.0
     heads: tuple[int, int] = (2, 1)
@@ -38,12 +38,14 @@ class Case:
     sms: int = 48
     seed: int = 0
     lazy: bool = False
+    steep: bool = False  # scores so far apart that only the right maximum keeps the exponentials finite
+    sweep: bool = False  # many short calls instead of one: every other number of keys, and as many numbers of rows
 
     @property
     def name(self) -> str:
         words = [self.op, f"hd{self.dim}", self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
-        words += [f"page={self.page}"] * ("paged" in self.mode)
+        words += [f"page={self.page}"] * ("paged" in self.mode) + ["steep"] * self.steep + ["sweep"] * self.sweep
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -78,7 +80,7 @@ class _Turns:
 def _modes(chosen: Selection) -> tuple[str, ...]:
     found = ["dense"]
     if chosen.has("varlen"):
-        found += ["packed", "cache"]
+        found += ["packed", "used", "cache"]
         found += ["append"] if chosen.has("append") else []
         found += ["paged", "paged whole"] if chosen.has("paged") else []
         found += ["paged append"] if chosen.has("paged") and chosen.has("append") else []
@@ -97,6 +99,11 @@ def _types(chosen: Selection) -> tuple[str, ...]:
     return tuple(dtype for dtype in chosen.dtypes if dtype in ("bf16", "fp16"))
 
 
+def _sweep(turns: _Turns, **of: Any) -> Case:
+    pose = turns.next()
+    return Case(**of, heads=(1, 1), batch=1, page=16, sweep=True, sms=pose["sms"], seed=pose["seed"], lazy=pose["lazy"])
+
+
 def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
     counts = (1, *((3,) if chosen.has("split") else ()))
     every = product(chosen.head_dims, _types(chosen), _masks(chosen), _modes(chosen), counts, _caps(chosen))
@@ -109,14 +116,16 @@ def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
                 more["page"] = (64, 16, 256)[turns.count % 3]
             # Every second time a head dim that the kernel is larger than: its last columns are nobody's.
             smaller = dim - 16 if turn % 2 else dim
+            more["steep"] = turn % 3 == 0
             yield Case(
                 op="fwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap,
                 splits=0 if splits > 1 and turn % 3 == 2 else splits, **more,
             )  # fmt: skip
+        yield _sweep(turns, op="fwd", dtype=dtype, dim=dim, mask=mask, mode=mode, splits=splits, softcap=cap)
 
 
 def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
-    modes = ("dense", *(("packed",) if chosen.has("varlen") else ()))
+    modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
     groups = ((2, 2), (4, 2), (3, 1))
     every = product(chosen.backward_head_dims, _types(chosen), _masks(chosen), modes, groups, _caps(chosen))
     for dim, dtype, mask, mode, heads, cap in every:
@@ -124,6 +133,8 @@ def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
             more = turns.next() | {"heads": heads}
             smaller = dim - 16 if turn % 2 else dim
             yield Case(op="bwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap, **more)
+        if heads[0] == heads[1]:
+            yield _sweep(turns, op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap)
 
 
 def _helpers(chosen: Selection) -> Iterator[Case]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ci.prove.gb10.cases import Case
-from ci.prove.gb10.check import Judge, Maker, common, scores, starts
+from ci.prove.gb10.check import Judge, Maker, common, ints, scores, starts
 from ci.prove.gb10.child import Gpu
 
 
@@ -17,6 +17,8 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     maker = Maker(case)
     heads, groups = case.heads
     packed = case.mode == "packed"
+    if case.mode == "used":
+        return _used(gpu, case, judge, maker)
     rows = maker.lengths(case.rows) if packed else [case.rows] * case.batch
     keys = maker.lengths(case.keys) if packed else [case.keys] * case.batch
     at_q, at_k = starts(rows), starts(keys)
@@ -43,3 +45,27 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     for name, found, value in zip(("dq", "dk", "dv"), (dq, dk, dv), right, strict=True):
         judge.near(name, found if packed else found.flatten(0, 1), value, kind="grad")
     return [dq, dk, dv]
+
+
+def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
+    """Batches of which only a part is used; what is behind that part holds NaN, and its gradients are undefined."""
+    heads, groups = case.heads
+    rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)[::-1]
+    q, dout, out = (maker.normal(case.batch, case.rows, heads, case.dim) for _ in range(3))
+    k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+    lse = torch.full((case.batch, heads, case.rows), torch.nan)
+    right: list[list[Tensor]] = []
+    for b in range(case.batch):
+        leaves = [x[b, :n].double().requires_grad_() for x, n in ((q, rows[b]), (k, keys[b]), (v, keys[b]))]
+        result, own = scores(case).attention(*leaves)
+        for x in (q, dout, out):
+            x[b, rows[b] :] = torch.nan
+        k[b, keys[b] :], v[b, keys[b] :] = torch.nan, torch.nan
+        out[b, : rows[b]], lse[b, :, : rows[b]] = result.detach().to(out.dtype), own.detach().float()
+        right.append(list(torch.autograd.grad(result, leaves, dout[b, : rows[b]].double())))
+    given = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse}
+    found = gpu.call("bwd", **given, seqused_q=ints(rows), seqused_k=ints(keys), **common(case))[:3]
+    for b in range(case.batch):
+        for name, x, value in zip(("dq", "dk", "dv"), found, right[b], strict=True):
+            judge.near(name, x[b, : len(value)], value, kind="grad")
+    return [x[b, :n] for b in range(case.batch) for x, n in zip(found, (rows[b], keys[b], keys[b]), strict=True)]

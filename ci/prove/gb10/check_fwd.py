@@ -19,27 +19,38 @@ def forward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     maker = Maker(case)
     if case.mode == "packed":
         return _packed(gpu, case, judge, maker)
-    if case.mode == "dense":
+    if case.mode in ("dense", "used"):
         return _dense(gpu, case, judge, maker)
     return _cached(gpu, case, judge, maker)
 
 
 def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
+    """Batches of one length, or of which only a part is used; what is behind that part is NaN."""
     heads, groups = case.heads
-    q = maker.normal(case.batch, case.rows, heads, case.dim)
+    q = maker.query(case.batch, case.rows, heads, case.dim)
     k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
-    out, lse, *_ = gpu.call("fwd", q=q, k=k, v=v, num_splits=case.splits, **common(case))
+    rows, keys = [case.rows] * case.batch, [case.keys] * case.batch
+    given: dict[str, Any] = {}
+    if case.mode == "used":
+        rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)[::-1]
+        given = {"seqused_q": ints(rows), "seqused_k": ints(keys)}
+        for b in range(case.batch):
+            q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan
+    out, lse, *_ = gpu.call("fwd", q=q, k=k, v=v, num_splits=case.splits, **given, **common(case))
     for b in range(case.batch):
-        right, right_lse = scores(case).attention(q[b].double(), k[b].double(), v[b].double())
-        judge.near("out", out[b], right, kind="out")
-        judge.near("lse", lse[b], right_lse, kind="lse")
+        mine, theirs = slice(rows[b]), slice(keys[b])
+        right, right_lse = scores(case).attention(q[b, mine].double(), k[b, theirs].double(), v[b, theirs].double())
+        judge.near("out", out[b, mine], right, kind="out")
+        judge.near("lse", lse[b, :, mine], right_lse, kind="lse")
+    if case.mode == "used":  # what is behind is undefined
+        return [out[b, : rows[b]] for b in range(case.batch)]
     return [out, lse]
 
 
 def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
     rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)
-    q = maker.normal(sum(rows), heads, case.dim)
+    q = maker.query(sum(rows), heads, case.dim)
     k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
     at_q, at_k = starts(rows), starts(keys)
     out, lse, *_ = gpu.call(
@@ -98,7 +109,7 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
         capacity = held[0] = -(-case.keys // case.page) * case.page
         held = [capacity] * case.batch
     cache = Cache(case, maker, held, capacity)
-    q = maker.normal(case.batch, case.rows, heads, case.dim)
+    q = maker.query(case.batch, case.rows, heads, case.dim)
     given: dict[str, Any] = {} if whole else {"seqused_k": ints(held)}
     given |= {} if cache.table is None else {"page_table": cache.table}
     right_k, right_v, turned_q = cache.k.clone(), cache.v.clone(), q
@@ -172,7 +183,7 @@ def metadata(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
         seqused_k=ints(held), is_causal=case.mask == "causal", num_splits=case.splits,
     )  # fmt: skip
     if case.batch <= 40:
-        q = maker.normal(case.batch, case.rows, heads, case.dim)
+        q = maker.query(case.batch, case.rows, heads, case.dim)
         k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
         out, lse, *_ = gpu.call(
             "fwd", q=q, k=k, v=v, seqused_k=ints(held), num_splits=case.splits, scheduler_metadata=made, **common(case)
