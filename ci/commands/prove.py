@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
+from ci.cache import executed
 from ci.commands import common, options
 from ci.console import Narrator
 from ci.prove.gb10 import mutants, report
@@ -83,12 +84,15 @@ def run(args: argparse.Namespace) -> int:
         "cuda": ".".join(str(part) for part in inputs.toolchain.version),
         "only": args.only,
         "times": args.times,
+        "seeds": sorted({case.seed for case in wanted}),
     }
     made = report.document(results, counts, all_kernels=executable.kernels, about=about)
     if args.mutants:
         texts = mutants.texts_of(executable.ptx)
         trial = mutants.Trial(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
         made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
+    if not args.only:
+        executed.put(session.cache, executable.keys, report.summary(made))
     if args.write:
         args.write.write_text(report.to_json(made), encoding="utf-8")
     sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))

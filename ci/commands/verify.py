@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ci.cache import executed
 from ci.cache.folders import cache_root
 from ci.console import Narrator
 from ci.machine import this_machine
@@ -40,5 +41,6 @@ def run(args: argparse.Namespace) -> int:
             proxy = any(facts.proxy for facts in reading.facts)
             sys.stdout.write(report.to_json(report.document(reading.libraries, checks, proxy=proxy)))
         else:
-            sys.stdout.write(report.text(reading.name, reading.libraries, checks, kernels=not args.quiet))
+            notes = [executed.line(reading.executed)]
+            sys.stdout.write(report.text(reading.name, reading.libraries, checks, kernels=not args.quiet, notes=notes))
     return 0 if good else VerifyError.exit_code

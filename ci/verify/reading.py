@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ci.cache.folders import locked, making
 from ci.console import Narrator
@@ -78,6 +79,7 @@ class WheelReading:
     facts: tuple[BuildFacts, ...]
     provenance: Mapping[str, object]
     libraries: tuple[LibraryReading, ...]
+    executed: Mapping[str, Any] | None = None  # what was executed in software, where that was done
 
 
 # Folders in which people and machines build. System folders (/usr, /lib, /proc, /dev, ...) are named by the CUDA
@@ -266,6 +268,7 @@ def _wheel_reading(data: bytes, name: str, read: Callable[[str, bytes], LibraryR
         facts=tuple(BuildFacts.from_json(contents[member].decode("utf-8"), origin=member) for member in facts),
         provenance=json.loads(contents[f"{LIB}provenance.json"]),
         libraries=tuple(read(member.removeprefix(LIB), contents[member]) for member in names),
+        executed=json.loads(contents[f"{LIB}executed.json"]) if f"{LIB}executed.json" in contents else None,
     )
 
 

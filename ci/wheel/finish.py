@@ -13,6 +13,7 @@ from ci.build import family
 from ci.build.artifact import Artifact, Part
 from ci.build.family import Builder
 from ci.build.workdir import WorkFolder
+from ci.cache import executed
 from ci.cache.folders import file_sha256, put_file
 from ci.plan.platforms import Platform
 from ci.verify import policy, report
@@ -128,6 +129,10 @@ def _contents(
         "provenance.json": provenance.to_json(story).encode(),
     }
     for item in libraries:
+        # What was executed of 12.1's kernels in software, if that was done with these very objects.
+        done = executed.find(builder.settings.cache, [kept.key for kept in item.artifact.reports])
+        if done is not None:
+            inside["executed.json"] = done.encode()
         inside[item.reading.name] = item.path.read_bytes()
         inside[f"{item.facts.family}.json"] = item.facts.to_json().encode()
     versions = [version for item in libraries for _, version in item.reading.elf.versions]

@@ -26,7 +26,7 @@ from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_n
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 LIB = f"{PACKAGE}/lib/"
-NOT_FACTS = frozenset({f"{LIB}verify.json", f"{LIB}provenance.json"})
+NOT_FACTS = frozenset({f"{LIB}{name}.json" for name in ("executed", "provenance", "verify")})
 # Command-line tools: of no use inside a kernel, and every file is two requests of every client.
 TOOLS = tuple(
     f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/site", "hub/commands")

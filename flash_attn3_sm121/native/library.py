@@ -249,7 +249,7 @@ def find(folder: Path) -> tuple[Library, ...]:
     """Every library with a facts file in a folder; raises FactsError where a facts file is not readable."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        if path.name in ("provenance.json", "verify.json"):
+        if path.name in ("executed.json", "provenance.json", "verify.json"):
             continue
         facts = BuildFacts.read(path)
         found.append(Library(facts=facts, path=folder / facts.library))

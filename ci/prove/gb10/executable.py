@@ -43,6 +43,7 @@ class Executable:
     namespace: str
     ptx: tuple[Path, ...]
     executor: Executor
+    keys: tuple[str, ...] = ()  # of the objects
     kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
 
     def run(
@@ -114,5 +115,6 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
         namespace=made.stand_in.namespace,
         ptx=tuple(files),
         executor=executor(builder.settings.cache),
+        keys=tuple(report.key for report in made.reports),
         kernels=tuple(use.kernel for report in made.reports for use in report.usage if use.image == "sm_121"),
     )

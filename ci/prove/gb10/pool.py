@@ -46,20 +46,21 @@ class Pool:
         done = len(cases) - sum(len(chunk) for _, chunk in missing)
         if done:
             self.narrate.note(f"{done} of {len(cases)} cases are known from an earlier run")
-        with (
-            self.narrate.progress("prove", len(cases), unit="cases") as progress,
-            ThreadPoolExecutor(max_workers=self.jobs, thread_name_prefix="prove") as pool,
-        ):
-            progress.done = done
+        bar = self.narrate.progress("execute", len(cases) - done, unit="cases")
+        with bar, ThreadPoolExecutor(max_workers=self.jobs, thread_name_prefix="prove") as pool:
             running = {pool.submit(self._chunk, *part): part for part in missing}
+            seen: dict[Path, int] = {}
             try:
                 while running:
                     ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for path, _ in running.values():
+                        now = max(seen.get(path, 0), _finished(path.with_suffix(".log")))
+                        bar.advance(now - seen.get(path, 0))
+                        seen[path] = now
                     for future in ended:
-                        done += len(running.pop(future)[1])
+                        path, chunk = running.pop(future)
                         future.result()
-                    now = done + sum(_finished(path.with_suffix(".log")) for path, _ in running.values())
-                    progress.advance(now - progress.done)
+                        bar.advance(len(chunk) - seen[path])
             except BaseException:
                 for future in running:
                     future.cancel()

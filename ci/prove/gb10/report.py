@@ -117,6 +117,22 @@ def document(
     }
 
 
+def summary(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a wheel carries: no times, and no note's every place."""
+    kept = ("kind", "variant", "kernel", "cases", "largest", "wrong", "instructions", "executed")
+    return {
+        "schema": SCHEMA,
+        "cases": made["cases"],
+        "wrong": len(made["failed"]),
+        "attention": sum(row["kind"] in ATTENTION for row in made["kernels"]),
+        "kernels": [{name: row[name] for name in kept} for row in made["kernels"]],
+        "unreached": [missing["kernel"] for missing in made["unreached"]],
+        "findings": [describe(found) for found in made["findings"] if not found["note"]],
+        "seeds": made["seeds"],
+        "second_poison": made["second_poison"],
+    }
+
+
 def good(made: Mapping[str, Any]) -> bool:
     """No case is wrong, and every attention kernel was executed."""
     return not made["failed"] and not any(missing["kind"] in (*ATTENTION, "other") for missing in made["unreached"])

@@ -91,6 +91,6 @@ def open_wheel(wheel: Path, folder: Path, *, narrate: Narrator) -> OpenedWheel:
         facts=tuple(
             BuildFacts.read(path)
             for path in sorted((package / "lib").glob("*.json"))
-            if path.name not in ("provenance.json", "verify.json")
+            if path.name not in ("executed.json", "provenance.json", "verify.json")
         ),
     )
