@@ -35,18 +35,18 @@ $(VENV)/.stamp-torch: | $(VENV)/.stamp-dev
 
 venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch  ## the virtual environment of the tests (.venv)
 
-lint: venv  ## ruff, mypy --strict, import-linter, clang-format for csrc/, shellcheck
+lint: venv  ## ruff, mypy --strict, import-linter, clang-format, shellcheck
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(VENV)/bin/clang-format --dry-run -Werror --style=file csrc/*.h
+	$(VENV)/bin/clang-format --dry-run -Werror --style=file:csrc/.clang-format csrc/*.h ci/prove/gb10/*.cpp ci/prove/gb10/*.h
 	$(VENV)/bin/shellcheck .ci/*
 
 format: venv  ## rewrite the sources in house style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i --style=file csrc/*.h
+	$(VENV)/bin/clang-format -i --style=file:csrc/.clang-format csrc/*.h ci/prove/gb10/*.cpp ci/prove/gb10/*.h
 
 CI_VENV ?= .venv-ci
 CI_BIN := $(CI_VENV)/bin

@@ -1,4 +1,5 @@
-// Every access is checked here: bounds, alignment, what was written, and who else touched it. BSD-3-Clause, see LICENSE.
+// Every access is checked here: bounds, alignment, what was written, and who else touched it. BSD-3-Clause, see
+// LICENSE.
 #include <cstdio>
 #include <cstring>
 
@@ -36,7 +37,8 @@ void Machine::report(char const* kind, bool note, char const* space, Warp const&
     findings.add(std::move(made));
 }
 
-void Machine::race(char const* space, char const* what, Warp const& warp, uint32_t lane, uint64_t address, Other other) {
+void Machine::race(char const* space, char const* what, Warp const& warp, uint32_t lane, uint64_t address,
+                   Other other) {
     auto text = [&] { return std::string(what) + " at " + (space[0] == 'g' ? place(address) : hex(address)); };
     found("race", false, space, warp, 1u << lane, text, other);
 }
@@ -46,11 +48,13 @@ void Machine::race(char const* space, char const* what, Warp const& warp, uint32
 std::string Machine::place(uintptr_t address) const {
     gb10_range range{};
     if (gb10_arena_find(address, &range)) {
-        return "byte " + std::to_string(address - range.begin) + " of a tensor's " + std::to_string(range.end - range.begin);
+        return "byte " + std::to_string(address - range.begin) + " of a tensor's " +
+               std::to_string(range.end - range.begin);
     }
     for (uintptr_t back = 16; back <= 65536; back += 16) {
         if (gb10_arena_find(address - back, &range)) {
-            return std::to_string(address - range.end) + " bytes behind a tensor of " + std::to_string(range.end - range.begin);
+            return std::to_string(address - range.end) + " bytes behind a tensor of " +
+                   std::to_string(range.end - range.begin);
         }
     }
     return hex(address) + ", in no tensor";
@@ -62,14 +66,16 @@ uint8_t* Machine::global(Warp const& warp, uint32_t lane, uintptr_t address, uin
         gb10_range range{};
         if (!gb10_arena_find(address, &range) || address + bytes > range.end) {
             found("bounds", false, "global", warp, 1u << lane, [&] {
-                return std::string(writes ? "a write of " : "a read of ") + std::to_string(bytes) + " bytes at " + place(address);
+                return std::string(writes ? "a write of " : "a read of ") + std::to_string(bytes) + " bytes at " +
+                       place(address);
             });
             return nullptr;
         }
         known = range;
     }
     if (address % bytes != 0) {
-        found("misaligned", false, "global", warp, 1u << lane, [&] { return std::to_string(bytes) + " bytes at " + place(address); });
+        found("misaligned", false, "global", warp, 1u << lane,
+              [&] { return std::to_string(bytes) + " bytes at " + place(address); });
     }
     return reinterpret_cast<uint8_t*>(address);
 }
@@ -115,7 +121,8 @@ void Machine::saw_global(Warp const& warp, uint32_t lane, uintptr_t address, uin
     }
 }
 
-void Machine::wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value, bool atomic) {
+void Machine::wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value,
+                           bool atomic) {
     Access const now{launch_, block_->index, static_cast<uint16_t>(warp.clock[warp.number]),
                      static_cast<uint16_t>(warp.number | (atomic ? ATOMIC : 0)), warp.pc};
     bool const same = std::memcmp(reinterpret_cast<void const*>(address), value, bytes) == 0;
@@ -151,7 +158,8 @@ bool Machine::shared(Warp const& warp, uint32_t lane, uint64_t address, uint32_t
         return false;
     }
     if (address % bytes != 0) {
-        found("misaligned", false, "shared", warp, 1u << lane, [&] { return std::to_string(bytes) + " bytes at " + hex(address); });
+        found("misaligned", false, "shared", warp, 1u << lane,
+              [&] { return std::to_string(bytes) + " bytes at " + hex(address); });
         return false;
     }
     return true;
@@ -164,28 +172,35 @@ void Machine::saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint
     for (uint32_t at = address / 4; at * 4 < address + bytes; ++at) {
         auto const& word = block_->words[at];
         if (word.state == SharedWord::Unwritten) {
-            found("unwritten", true, "shared", warp, 1u << lane, [&] { return "a read of " + hex(at * 4) + ", which nobody wrote"; });
+            found("unwritten", true, "shared", warp, 1u << lane,
+                  [&] { return "a read of " + hex(at * 4) + ", which nobody wrote"; });
         } else if (word.state == SharedWord::InFlight) {
-            found("unwaited", false, "shared", warp, 1u << lane, [&] { return "a read of " + hex(at * 4) + " before its copy was waited for"; },
+            found("unwaited", false, "shared", warp, 1u << lane,
+                  [&] { return "a read of " + hex(at * 4) + " before its copy was waited for"; },
                   {block_->index, word.warp, word.pc});
         } else if (word.warp != me && word.clock > warp.clock[word.warp]) {
-            race("shared", "a read of what another warp writes", warp, lane, at * 4, {block_->index, word.warp, word.pc});
+            race("shared", "a read of what another warp writes", warp, lane, at * 4,
+                 {block_->index, word.warp, word.pc});
         }
         block_->reads[size_t{at} * count + me] = stamp;
     }
 }
 
-void Machine::wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value, bool copy) {
+void Machine::wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value,
+                           bool copy) {
     uint32_t const count = static_cast<uint32_t>(block_->warps.size()), me = warp.number;
     bool const same = value != nullptr && std::memcmp(block_->shared.data() + address, value, bytes) == 0;
     bool const whole = bytes >= 4;  // two warps may write two halves of a word
     for (uint32_t at = address / 4; at * 4 < address + bytes; ++at) {
         auto& word = block_->words[at];
         if (word.state == SharedWord::InFlight) {
-            found("race", false, "shared", warp, 1u << lane, [&] { return "a write to " + hex(at * 4) + " while a copy to it is under way"; },
+            found("race", false, "shared", warp, 1u << lane,
+                  [&] { return "a write to " + hex(at * 4) + " while a copy to it is under way"; },
                   {block_->index, word.warp, word.pc});
-        } else if (word.state == SharedWord::Written && !same && whole && word.warp != me && word.clock > warp.clock[word.warp]) {
-            race("shared", "a write over another warp's, with another value,", warp, lane, at * 4, {block_->index, word.warp, word.pc});
+        } else if (word.state == SharedWord::Written && !same && whole && word.warp != me &&
+                   word.clock > warp.clock[word.warp]) {
+            race("shared", "a write over another warp's, with another value,", warp, lane, at * 4,
+                 {block_->index, word.warp, word.pc});
         }
         if (!same && whole) {
             auto const* reads = block_->reads.data() + size_t{at} * count;
@@ -195,7 +210,8 @@ void Machine::wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, ui
             }
             for (uint32_t v = 0; late && v < count; ++v) {
                 if (v != me && (reads[v] >> 16) > warp.clock[v]) {
-                    race("shared", "a write of what another warp reads", warp, lane, at * 4, {block_->index, v, reads[v] & 0xffff});
+                    race("shared", "a write of what another warp reads", warp, lane, at * 4,
+                         {block_->index, v, reads[v] & 0xffff});
                 }
             }
         }
@@ -213,7 +229,8 @@ void Machine::issue(Warp& warp, uint32_t lane, uintptr_t from, uint32_t to, uint
         return;
     }
     if (filled > bytes) {
-        found("bounds", false, "global", warp, 1u << lane, [] { return std::string("a copy of more bytes than it has room for"); });
+        found("bounds", false, "global", warp, 1u << lane,
+              [] { return std::string("a copy of more bytes than it has room for"); });
         filled = bytes;
     }
     if (filled > 0) {
@@ -284,7 +301,8 @@ void Machine::same_instruction(Warp const& warp, uint32_t mask, uint64_t const* 
             auto const b = static_cast<uint32_t>(__builtin_ctz(more));
             bool const meet = address[a] < address[b] + bytes && address[b] < address[a] + bytes;
             if (meet && (address[a] != address[b] || std::memcmp(values + a * 16, values + b * 16, bytes) != 0)) {
-                found("conflict", false, space, warp, 1u << a | 1u << b, [&] { return "two lanes write different values to " + hex(address[a]); });
+                found("conflict", false, space, warp, 1u << a | 1u << b,
+                      [&] { return "two lanes write different values to " + hex(address[a]); });
                 return;
             }
         }

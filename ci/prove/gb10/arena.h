@@ -12,7 +12,7 @@ struct gb10_range {
 };
 void gb10_arena_enable(int on);
 void gb10_arena_poison(int byte);
-gb10_range gb10_arena_bounds();                          // the whole arena
+gb10_range gb10_arena_bounds();                             // the whole arena
 int gb10_arena_find(uintptr_t address, gb10_range* found);  // the live allocation that holds it; 0: none
 uint64_t gb10_arena_live();
 }

@@ -8,25 +8,60 @@ namespace gb10 {
 
 bool Interpreter::floating(Step const& step, uint32_t mask) {
     switch (step.op) {
-        case Op::Add: two<float>(step, mask, [](float a, float b) { return a + b; }); return true;
-        case Op::Sub: two<float>(step, mask, [](float a, float b) { return a - b; }); return true;
-        case Op::Mul: two<float>(step, mask, [](float a, float b) { return a * b; }); return true;
-        case Op::Div: two<float>(step, mask, [](float a, float b) { return a / b; }); return true;
+        case Op::Add:
+            two<float>(step, mask, [](float a, float b) { return a + b; });
+            return true;
+        case Op::Sub:
+            two<float>(step, mask, [](float a, float b) { return a - b; });
+            return true;
+        case Op::Mul:
+            two<float>(step, mask, [](float a, float b) { return a * b; });
+            return true;
+        case Op::Div:
+            two<float>(step, mask, [](float a, float b) { return a / b; });
+            return true;
         // A NaN loses against a number.
-        case Op::Max: two<float>(step, mask, [](float a, float b) { return a > b || b != b ? a : b; }); return true;
-        case Op::Min: two<float>(step, mask, [](float a, float b) { return a < b || b != b ? a : b; }); return true;
-        case Op::Fma: three<float>(step, mask, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); }); return true;
-        case Op::Neg: one<uint32_t>(step, mask, [](uint32_t a) { return a ^ 0x80000000u; }); return true;
-        case Op::Abs: one<uint32_t>(step, mask, [](uint32_t a) { return a & 0x7fffffffu; }); return true;
-        case Op::Rcp: one<float>(step, mask, [](float a) { return 1.0f / a; }); return true;
-        case Op::Sqrt: one<float>(step, mask, [](float a) { return std::sqrt(a); }); return true;
-        case Op::Rsqrt: one<float>(step, mask, [](float a) { return 1.0f / std::sqrt(a); }); return true;
-        case Op::Ex2: one<float>(step, mask, [](float a) { return exp2_of(a); }); return true;
-        case Op::Lg2: one<float>(step, mask, [](float a) { return std::log2(a); }); return true;
-        case Op::Tanh: one<float>(step, mask, [](float a) { return std::tanh(a); }); return true;
-        case Op::Sin: one<float>(step, mask, [](float a) { return std::sin(a); }); return true;
-        case Op::Cos: one<float>(step, mask, [](float a) { return std::cos(a); }); return true;
-        default: return false;
+        case Op::Max:
+            two<float>(step, mask, [](float a, float b) { return a > b || b != b ? a : b; });
+            return true;
+        case Op::Min:
+            two<float>(step, mask, [](float a, float b) { return a < b || b != b ? a : b; });
+            return true;
+        case Op::Fma:
+            three<float>(step, mask, [](float a, float b, float c) { return __builtin_fmaf(a, b, c); });
+            return true;
+        case Op::Neg:
+            one<uint32_t>(step, mask, [](uint32_t a) { return a ^ 0x80000000u; });
+            return true;
+        case Op::Abs:
+            one<uint32_t>(step, mask, [](uint32_t a) { return a & 0x7fffffffu; });
+            return true;
+        case Op::Rcp:
+            one<float>(step, mask, [](float a) { return 1.0f / a; });
+            return true;
+        case Op::Sqrt:
+            one<float>(step, mask, [](float a) { return std::sqrt(a); });
+            return true;
+        case Op::Rsqrt:
+            one<float>(step, mask, [](float a) { return 1.0f / std::sqrt(a); });
+            return true;
+        case Op::Ex2:
+            one<float>(step, mask, [](float a) { return exp2_of(a); });
+            return true;
+        case Op::Lg2:
+            one<float>(step, mask, [](float a) { return std::log2(a); });
+            return true;
+        case Op::Tanh:
+            one<float>(step, mask, [](float a) { return std::tanh(a); });
+            return true;
+        case Op::Sin:
+            one<float>(step, mask, [](float a) { return std::sin(a); });
+            return true;
+        case Op::Cos:
+            one<float>(step, mask, [](float a) { return std::cos(a); });
+            return true;
+        default:
+            return false;
     }
 }
 
@@ -39,25 +74,48 @@ bool Interpreter::integer(Step const& step, uint32_t mask) {
     auto* d = to<U>(step, 0);
     auto const* a = in<U>(step, 0);
     switch (step.op) {
-        case Op::Add: two<U>(step, mask, [](U x, U y) { return static_cast<U>(x + y); }); return true;
-        case Op::Sub: two<U>(step, mask, [](U x, U y) { return static_cast<U>(x - y); }); return true;
-        case Op::Mul: two<U>(step, mask, [](U x, U y) { return static_cast<U>(x * y); }); return true;
-        case Op::Mad: three<U>(step, mask, [](U x, U y, U z) { return static_cast<U>(x * y + z); }); return true;
-        case Op::And: two<U>(step, mask, [](U x, U y) { return x & y; }); return true;
-        case Op::Or: two<U>(step, mask, [](U x, U y) { return x | y; }); return true;
-        case Op::Xor: two<U>(step, mask, [](U x, U y) { return x ^ y; }); return true;
-        case Op::Not: one<U>(step, mask, [](U x) { return ~x; }); return true;
-        case Op::Neg: one<U>(step, mask, [](U x) { return static_cast<U>(0 - x); }); return true;
-        case Op::Abs: one<S>(step, mask, [](S x) { return x < 0 ? static_cast<S>(0 - static_cast<U>(x)) : x; }); return true;
+        case Op::Add:
+            two<U>(step, mask, [](U x, U y) { return static_cast<U>(x + y); });
+            return true;
+        case Op::Sub:
+            two<U>(step, mask, [](U x, U y) { return static_cast<U>(x - y); });
+            return true;
+        case Op::Mul:
+            two<U>(step, mask, [](U x, U y) { return static_cast<U>(x * y); });
+            return true;
+        case Op::Mad:
+            three<U>(step, mask, [](U x, U y, U z) { return static_cast<U>(x * y + z); });
+            return true;
+        case Op::And:
+            two<U>(step, mask, [](U x, U y) { return x & y; });
+            return true;
+        case Op::Or:
+            two<U>(step, mask, [](U x, U y) { return x | y; });
+            return true;
+        case Op::Xor:
+            two<U>(step, mask, [](U x, U y) { return x ^ y; });
+            return true;
+        case Op::Not:
+            one<U>(step, mask, [](U x) { return ~x; });
+            return true;
+        case Op::Neg:
+            one<U>(step, mask, [](U x) { return static_cast<U>(0 - x); });
+            return true;
+        case Op::Abs:
+            one<S>(step, mask, [](S x) { return x < 0 ? static_cast<S>(0 - static_cast<U>(x)) : x; });
+            return true;
         case Op::Min:
-            is_signed ? two<S>(step, mask, [](S x, S y) { return x < y ? x : y; }) : two<U>(step, mask, [](U x, U y) { return x < y ? x : y; });
+            is_signed ? two<S>(step, mask, [](S x, S y) { return x < y ? x : y; })
+                      : two<U>(step, mask, [](U x, U y) { return x < y ? x : y; });
             return true;
         case Op::Max:
-            is_signed ? two<S>(step, mask, [](S x, S y) { return x > y ? x : y; }) : two<U>(step, mask, [](U x, U y) { return x > y ? x : y; });
+            is_signed ? two<S>(step, mask, [](S x, S y) { return x > y ? x : y; })
+                      : two<U>(step, mask, [](U x, U y) { return x > y ? x : y; });
             return true;
         case Op::MulHi:
-            is_signed ? two<S>(step, mask, [](S x, S y) { return static_cast<S>(static_cast<WideSigned>(x) * y >> BITS); })
-                      : two<U>(step, mask, [](U x, U y) { return static_cast<U>(static_cast<Wide>(x) * y >> BITS); });
+            is_signed
+                ? two<S>(step, mask, [](S x, S y) { return static_cast<S>(static_cast<WideSigned>(x) * y >> BITS); })
+                : two<U>(step, mask, [](U x, U y) { return static_cast<U>(static_cast<Wide>(x) * y >> BITS); });
             return true;
         case Op::Div:
         case Op::Rem: {
@@ -87,7 +145,8 @@ bool Interpreter::integer(Step const& step, uint32_t mask) {
             auto const* by = in<uint32_t>(step, 1);
             auto const* signed_a = in<S>(step, 0);
             if (is_signed) {
-                lanes(mask, [=](uint32_t i) { d[i] = static_cast<U>(signed_a[i] >> (by[i] >= BITS ? BITS - 1 : by[i])); });
+                lanes(mask,
+                      [=](uint32_t i) { d[i] = static_cast<U>(signed_a[i] >> (by[i] >= BITS ? BITS - 1 : by[i])); });
             } else {
                 lanes(mask, [=](uint32_t i) { d[i] = by[i] >= BITS ? 0 : static_cast<U>(a[i] >> by[i]); });
             }
@@ -112,7 +171,9 @@ bool Interpreter::integer(Step const& step, uint32_t mask) {
         }
         case Op::Clz: {
             auto* count = to<uint32_t>(step, 0);
-            lanes(mask, [=](uint32_t i) { count[i] = a[i] == 0 ? BITS : static_cast<uint32_t>(__builtin_clzll(a[i])) - (64 - BITS); });
+            lanes(mask, [=](uint32_t i) {
+                count[i] = a[i] == 0 ? BITS : static_cast<uint32_t>(__builtin_clzll(a[i])) - (64 - BITS);
+            });
             return true;
         }
         case Op::Lop3: {
@@ -138,69 +199,16 @@ bool Interpreter::integer(Step const& step, uint32_t mask) {
             bool const adds = step.op == Op::MadWide;
             auto const* z = adds ? in<uint64_t>(step, 2) : nullptr;
             lanes(mask, [=](uint32_t i) {
-                uint64_t const product = is_signed ? static_cast<uint64_t>(int64_t{static_cast<int32_t>(x[i])} * static_cast<int32_t>(y[i]))
-                                                   : uint64_t{x[i]} * y[i];
+                uint64_t const product =
+                    is_signed ? static_cast<uint64_t>(int64_t{static_cast<int32_t>(x[i])} * static_cast<int32_t>(y[i]))
+                              : uint64_t{x[i]} * y[i];
                 wide[i] = product + (adds ? z[i] : 0);
             });
             return true;
         }
-        default: return false;
+        default:
+            return false;
     }
-}
-
-void Interpreter::compare(Step const& step, uint32_t mask) {
-    uint32_t truth = 0;
-    auto const kind = static_cast<Compare>(step.sub);
-    auto with = [&](auto const* a, auto const* b) {
-        auto gather = [&](auto test) {
-            uint32_t bits = 0;
-            for (uint32_t i = 0; i < LANES; ++i) {
-                bits |= static_cast<uint32_t>(test(a[i], b[i])) << i;
-            }
-            truth = bits;
-        };
-        switch (kind) {
-            case Compare::Eq: gather([](auto x, auto y) { return x == y; }); break;
-            case Compare::Ne: gather([](auto x, auto y) { return x < y || x > y; }); break;
-            case Compare::Lt: gather([](auto x, auto y) { return x < y; }); break;
-            case Compare::Le: gather([](auto x, auto y) { return x <= y; }); break;
-            case Compare::Gt: gather([](auto x, auto y) { return x > y; }); break;
-            case Compare::Ge: gather([](auto x, auto y) { return x >= y; }); break;
-            case Compare::Equ: gather([](auto x, auto y) { return !(x < y || x > y); }); break;
-            case Compare::Neu: gather([](auto x, auto y) { return !(x == y); }); break;
-            case Compare::Ltu: gather([](auto x, auto y) { return !(x >= y); }); break;
-            case Compare::Leu: gather([](auto x, auto y) { return !(x > y); }); break;
-            case Compare::Gtu: gather([](auto x, auto y) { return !(x <= y); }); break;
-            case Compare::Geu: gather([](auto x, auto y) { return !(x < y); }); break;
-            case Compare::Num: gather([](auto x, auto y) { return x == x && y == y; }); break;
-            case Compare::Nan: gather([](auto x, auto y) { return x != x || y != y; }); break;
-        }
-    };
-    switch (step.type) {
-        case Type::F32: with(in<float>(step, 0), in<float>(step, 1)); break;
-        case Type::S64: with(in<int64_t>(step, 0), in<int64_t>(step, 1)); break;
-        case Type::B64:
-        case Type::U64: with(in<uint64_t>(step, 0), in<uint64_t>(step, 1)); break;
-        case Type::S32: with(in<int32_t>(step, 0), in<int32_t>(step, 1)); break;
-        case Type::B32:
-        case Type::U32: with(in<uint32_t>(step, 0), in<uint32_t>(step, 1)); break;
-        case Type::S16:
-        case Type::B16:
-        case Type::U16: {
-            int32_t a[LANES], b[LANES];
-            bool const is_signed = step.type == Type::S16;
-            for (uint32_t i = 0; i < LANES; ++i) {
-                uint32_t const x = in<uint32_t>(step, 0)[i], y = in<uint32_t>(step, 1)[i];
-                a[i] = is_signed ? static_cast<int16_t>(x) : static_cast<uint16_t>(x);
-                b[i] = is_signed ? static_cast<int16_t>(y) : static_cast<uint16_t>(y);
-            }
-            with(static_cast<int32_t const*>(a), static_cast<int32_t const*>(b));
-            break;
-        }
-        default: unknown("a comparison of a type that the executor does not know");
-    }
-    auto& into = warp_.predicates[step.to[0]];
-    into = (into & ~mask) | (truth & mask);
 }
 
 bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
@@ -213,12 +221,23 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
         uint32_t const a = warp_.predicates[step.in[0]], b = step.in_count > 1 ? warp_.predicates[step.in[1]] : 0;
         uint32_t made = 0;
         switch (step.op) {
-            case Op::And: made = a & b; break;
-            case Op::Or: made = a | b; break;
-            case Op::Xor: made = a ^ b; break;
-            case Op::Not: made = ~a; break;
-            case Op::Mov: made = a; break;
-            default: return false;
+            case Op::And:
+                made = a & b;
+                break;
+            case Op::Or:
+                made = a | b;
+                break;
+            case Op::Xor:
+                made = a ^ b;
+                break;
+            case Op::Not:
+                made = ~a;
+                break;
+            case Op::Mov:
+                made = a;
+                break;
+            default:
+                return false;
         }
         into = (into & ~mask) | (made & mask);
         return true;
@@ -226,19 +245,22 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
     bool const wide = size_of(step.type) == 8;
     switch (step.op) {
         case Op::Mov:
-            wide ? one<uint64_t>(step, mask, [](uint64_t a) { return a; }) : one<uint32_t>(step, mask, [](uint32_t a) { return a; });
+            wide ? one<uint64_t>(step, mask, [](uint64_t a) { return a; })
+                 : one<uint32_t>(step, mask, [](uint32_t a) { return a; });
             return (step.to_64 != 0) == wide && (step.in_64 != 0) == wide;
         case Op::Selp: {
             uint32_t const which = warp_.predicates[step.in[2]];
-            auto pick = [&](auto* d, auto const* a, auto const* b) { lanes(mask, [=](uint32_t i) { d[i] = which >> i & 1 ? a[i] : b[i]; }); };
+            auto pick = [&](auto* d, auto const* a, auto const* b) {
+                lanes(mask, [=](uint32_t i) { d[i] = which >> i & 1 ? a[i] : b[i]; });
+            };
             wide ? pick(to<uint64_t>(step, 0), in<uint64_t>(step, 0), in<uint64_t>(step, 1))
                  : pick(to<uint32_t>(step, 0), in<uint32_t>(step, 0), in<uint32_t>(step, 1));
             return true;
         }
         case Op::Pack: {
             auto const *low = in<uint32_t>(step, 0), *high = in<uint32_t>(step, 1);
-            auto *wide_to = to<uint64_t>(step, 0);
-            auto *narrow_to = to<uint32_t>(step, 0);
+            auto* wide_to = to<uint64_t>(step, 0);
+            auto* narrow_to = to<uint32_t>(step, 0);
             wide ? lanes(mask, [=](uint32_t i) { wide_to[i] = uint64_t{high[i]} << 32 | low[i]; })
                  : lanes(mask, [=](uint32_t i) { narrow_to[i] = high[i] << 16 | (low[i] & 0xffff); });
             return true;
@@ -246,7 +268,8 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
         case Op::Unpack: {
             auto const* wide_in = in<uint64_t>(step, 0);
             auto const* narrow_in = in<uint32_t>(step, 0);
-            auto *low = step.to[0] == NONE ? nullptr : to<uint32_t>(step, 0), *high = step.to[1] == NONE ? nullptr : to<uint32_t>(step, 1);
+            auto *low = step.to[0] == NONE ? nullptr : to<uint32_t>(step, 0),
+                 *high = step.to[1] == NONE ? nullptr : to<uint32_t>(step, 1);
             lanes(mask, [=](uint32_t i) {
                 uint64_t const value = wide ? wide_in[i] : narrow_in[i];
                 if (low != nullptr) {
@@ -285,7 +308,8 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
             });
             return true;
         }
-        default: break;
+        default:
+            break;
     }
     if (step.type == Type::F32) {
         return floating(step, mask);
@@ -299,13 +323,15 @@ bool Interpreter::arithmetic(Step const& step, uint32_t mask) {
     if (step.op == Op::MulWide && size_of(step.type) == 2) {
         bool const is_signed = step.type == Type::S16;
         two<uint32_t>(step, mask, [=](uint32_t a, uint32_t b) {
-            return is_signed ? static_cast<uint32_t>(static_cast<int16_t>(a) * static_cast<int16_t>(b)) : (a & 0xffff) * (b & 0xffff);
+            return is_signed ? static_cast<uint32_t>(static_cast<int16_t>(a) * static_cast<int16_t>(b))
+                             : (a & 0xffff) * (b & 0xffff);
         });
         return true;
     }
     // 16 bits: what needs no care about the upper half.
-    bool const plain = step.op == Op::Add || step.op == Op::Sub || step.op == Op::Mul || step.op == Op::Mad || step.op == Op::And ||
-                       step.op == Op::Or || step.op == Op::Xor || step.op == Op::Not || step.op == Op::Shl;
+    bool const plain = step.op == Op::Add || step.op == Op::Sub || step.op == Op::Mul || step.op == Op::Mad ||
+                       step.op == Op::And || step.op == Op::Or || step.op == Op::Xor || step.op == Op::Not ||
+                       step.op == Op::Shl;
     if (size_of(step.type) != 2 || !plain || !integer<int32_t, uint32_t>(step, mask)) {
         return false;
     }

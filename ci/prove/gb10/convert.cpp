@@ -17,20 +17,28 @@ bool is_signed(Type type) {
 
 float rounded(float value, Round round) {
     switch (round) {
-        case Round::Zero: return std::trunc(value);
-        case Round::Up: return std::ceil(value);
-        case Round::Down: return std::floor(value);
-        default: return std::nearbyint(value);
+        case Round::Zero:
+            return std::trunc(value);
+        case Round::Up:
+            return std::ceil(value);
+        case Round::Down:
+            return std::floor(value);
+        default:
+            return std::nearbyint(value);
     }
 }
 
 // The bits of an integer of that type, zero or sign extended.
 uint64_t cut(uint64_t bits, Type type) {
     switch (size_of(type)) {
-        case 1: return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int8_t>(bits)}) : bits & 0xff;
-        case 2: return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int16_t>(bits)}) : bits & 0xffff;
-        case 4: return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int32_t>(bits)}) : bits & ALL;
-        default: return bits;
+        case 1:
+            return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int8_t>(bits)}) : bits & 0xff;
+        case 2:
+            return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int16_t>(bits)}) : bits & 0xffff;
+        case 4:
+            return is_signed(type) ? static_cast<uint64_t>(int64_t{static_cast<int32_t>(bits)}) : bits & ALL;
+        default:
+            return bits;
     }
 }
 
@@ -46,7 +54,9 @@ uint64_t to_integer(float value, Type type) {
         return is_signed(type) ? static_cast<uint64_t>(-1) << (bits - 1) : 0;
     }
     if (value >= high) {
-        return is_signed(type) ? (uint64_t{1} << (bits - 1)) - 1 : bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1;
+        return is_signed(type) ? (uint64_t{1} << (bits - 1)) - 1
+               : bits == 64    ? ~uint64_t{0}
+                               : (uint64_t{1} << bits) - 1;
     }
     return is_signed(type) ? static_cast<uint64_t>(static_cast<int64_t>(value)) : static_cast<uint64_t>(value);
 }
@@ -65,7 +75,8 @@ void Interpreter::convert(Step const& step, uint32_t mask) {
         });
         return;
     }
-    if (type == Type::F16X2 || type == Type::BF16X2 || from == Type::F16X2 || from == Type::BF16X2 || type == Type::E4M3 || type == Type::E5M2) {
+    if (type == Type::F16X2 || type == Type::BF16X2 || from == Type::F16X2 || from == Type::BF16X2 ||
+        type == Type::E4M3 || type == Type::E5M2) {
         unknown("a conversion that the executor does not know");
     }
     // Registers are at least 32 bits wide; a narrower type reads the lower part.
@@ -88,8 +99,12 @@ void Interpreter::convert(Step const& step, uint32_t mask) {
             }
         } else {
             uint64_t const whole = cut(bits, from);
-            float const number = is_signed(from) ? static_cast<float>(static_cast<int64_t>(whole)) : static_cast<float>(whole);
-            made = type == Type::F32 ? as_bits(number) : type == Type::F16 ? to_half(number) : type == Type::BF16 ? to_bfloat(number) : cut(whole, type);
+            float const number =
+                is_signed(from) ? static_cast<float>(static_cast<int64_t>(whole)) : static_cast<float>(whole);
+            made = type == Type::F32    ? as_bits(number)
+                   : type == Type::F16  ? to_half(number)
+                   : type == Type::BF16 ? to_bfloat(number)
+                                        : cut(whole, type);
         }
         if (step.to_64 != 0) {
             to<uint64_t>(step, 0)[i] = made;
@@ -115,7 +130,8 @@ void Interpreter::convert_pack(Step const& step, uint32_t mask) {
                 d[i] = static_cast<uint32_t>(to_eight(high[i], type)) << 8 | to_eight(low[i], type);
             });
             return;
-        default: unknown("a conversion that the executor does not know");
+        default:
+            unknown("a conversion that the executor does not know");
     }
 }
 

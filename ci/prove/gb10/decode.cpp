@@ -1,66 +1,25 @@
 // One PTX statement to one instruction. What is not here becomes Op::Unknown. BSD-3-Clause, see LICENSE.
-#include <algorithm>
-#include <cctype>
-#include <cstring>
-
-#include "parse.h"
+#include "words.h"
 
 namespace gb10 {
 
-namespace {
-
-using Words = std::vector<std::string>;
-
-std::unordered_map<std::string, Type> const TYPES = {
-    {"b8", Type::U8}, {"u8", Type::U8}, {"s8", Type::S8}, {"b16", Type::B16}, {"u16", Type::U16}, {"s16", Type::S16},
-    {"b32", Type::B32}, {"u32", Type::U32}, {"s32", Type::S32}, {"f32", Type::F32}, {"b64", Type::B64},
-    {"u64", Type::U64}, {"s64", Type::S64}, {"f64", Type::F64}, {"pred", Type::Pred}, {"f16", Type::F16},
-    {"bf16", Type::BF16}, {"e4m3", Type::E4M3}, {"e5m2", Type::E5M2}, {"f16x2", Type::F16X2}, {"bf16x2", Type::BF16X2},
-    {"e4m3x2", Type::E4M3}, {"e5m2x2", Type::E5M2},
-};
-
-bool has(Words const& words, char const* word) {
-    return std::find(words.begin(), words.end(), word) != words.end();
-}
-
-template <class Value>
-bool pick(Words const& words, std::vector<std::pair<char const*, Value>> const& table, uint8_t& into) {
-    for (auto const& [word, value] : table) {
-        if (has(words, word)) {
-            into = static_cast<uint8_t>(value);
-            return true;
-        }
-    }
-    return false;
-}
-
-
-Words inside(std::string const& text) {
-    Words found;
-    for (auto const& part : split(text.substr(1, text.size() - 2), ',')) {
-        found.push_back(strip(part));
-    }
-    return found;
-}
-
-}  // namespace
-
 bool Decoder::arithmetic(Instruction& made, Words const& words, Words const& operands) {
     static std::unordered_map<std::string, std::pair<Op, size_t>> const plain = {
-        {"add", {Op::Add, 3}}, {"sub", {Op::Sub, 3}}, {"div", {Op::Div, 3}}, {"rem", {Op::Rem, 3}}, {"min", {Op::Min, 3}},
-        {"max", {Op::Max, 3}}, {"neg", {Op::Neg, 2}}, {"abs", {Op::Abs, 2}}, {"not", {Op::Not, 2}}, {"and", {Op::And, 3}},
-        {"or", {Op::Or, 3}}, {"xor", {Op::Xor, 3}}, {"shl", {Op::Shl, 3}}, {"shr", {Op::Shr, 3}}, {"fma", {Op::Fma, 4}},
-        {"rcp", {Op::Rcp, 2}}, {"ex2", {Op::Ex2, 2}}, {"lg2", {Op::Lg2, 2}}, {"sqrt", {Op::Sqrt, 2}},
-        {"rsqrt", {Op::Rsqrt, 2}}, {"tanh", {Op::Tanh, 2}}, {"sin", {Op::Sin, 2}}, {"cos", {Op::Cos, 2}},
-        {"popc", {Op::Popc, 2}}, {"clz", {Op::Clz, 2}}, {"mul", {Op::Mul, 3}}, {"mad", {Op::Mad, 4}},
-        {"bfe", {Op::Bfe, 4}}, {"bfi", {Op::Bfi, 5}}, {"prmt", {Op::Prmt, 4}}, {"lop3", {Op::Lop3, 5}},
+        {"add", {Op::Add, 3}},   {"sub", {Op::Sub, 3}},   {"div", {Op::Div, 3}},   {"rem", {Op::Rem, 3}},
+        {"min", {Op::Min, 3}},   {"max", {Op::Max, 3}},   {"neg", {Op::Neg, 2}},   {"abs", {Op::Abs, 2}},
+        {"not", {Op::Not, 2}},   {"and", {Op::And, 3}},   {"or", {Op::Or, 3}},     {"xor", {Op::Xor, 3}},
+        {"shl", {Op::Shl, 3}},   {"shr", {Op::Shr, 3}},   {"fma", {Op::Fma, 4}},   {"rcp", {Op::Rcp, 2}},
+        {"ex2", {Op::Ex2, 2}},   {"lg2", {Op::Lg2, 2}},   {"sqrt", {Op::Sqrt, 2}}, {"rsqrt", {Op::Rsqrt, 2}},
+        {"tanh", {Op::Tanh, 2}}, {"sin", {Op::Sin, 2}},   {"cos", {Op::Cos, 2}},   {"popc", {Op::Popc, 2}},
+        {"clz", {Op::Clz, 2}},   {"mul", {Op::Mul, 3}},   {"mad", {Op::Mad, 4}},   {"bfe", {Op::Bfe, 4}},
+        {"bfi", {Op::Bfi, 5}},   {"prmt", {Op::Prmt, 4}}, {"lop3", {Op::Lop3, 5}},
     };
     auto const found = plain.find(words[0]);
     if (found == plain.end() || operands.size() != found->second.second || made.type == Type::None) {
         return false;
     }
-    if (has(words, "sat") || has(words, "cc") || has(words, "f64") || made.type == Type::F16 || made.type == Type::BF16 ||
-        made.type == Type::F16X2 || made.type == Type::BF16X2) {
+    if (has(words, "sat") || has(words, "cc") || has(words, "f64") || made.type == Type::F16 ||
+        made.type == Type::BF16 || made.type == Type::F16X2 || made.type == Type::BF16X2) {
         return false;
     }
     made.op = found->second.first;
@@ -142,9 +101,15 @@ bool Decoder::memory(Instruction& made, Words const& words, Words const& operand
             take(made, operands[at + 2], made.type);
         }
         bool const known = pick<Atomic>(words,
-                                        {{"add", Atomic::Add}, {"min", Atomic::Min}, {"max", Atomic::Max},
-                                         {"and", Atomic::And}, {"or", Atomic::Or}, {"xor", Atomic::Xor},
-                                         {"exch", Atomic::Exch}, {"cas", Atomic::Cas}, {"inc", Atomic::Inc}},
+                                        {{"add", Atomic::Add},
+                                         {"min", Atomic::Min},
+                                         {"max", Atomic::Max},
+                                         {"and", Atomic::And},
+                                         {"or", Atomic::Or},
+                                         {"xor", Atomic::Xor},
+                                         {"exch", Atomic::Exch},
+                                         {"cas", Atomic::Cas},
+                                         {"inc", Atomic::Inc}},
                                         made.sub);
         return known && (size_of(made.type) == 4 || size_of(made.type) == 8) && !(gives && made.vector > 1);
     }
@@ -193,7 +158,8 @@ bool Decoder::collective(Instruction& made, Words const& words, Words const& ope
             take(made, operands.at(i), Type::B32);
         }
         return pick<Shuffle>(
-            words, {{"idx", Shuffle::Idx}, {"up", Shuffle::Up}, {"down", Shuffle::Down}, {"bfly", Shuffle::Bfly}}, made.sub);
+            words, {{"idx", Shuffle::Idx}, {"up", Shuffle::Up}, {"down", Shuffle::Down}, {"bfly", Shuffle::Bfly}},
+            made.sub);
     }
     if (what == "vote") {
         bool const ballot = has(words, "ballot");
@@ -245,64 +211,6 @@ bool Decoder::collective(Instruction& made, Words const& words, Words const& ope
     return false;
 }
 
-bool Decoder::move(Instruction& made, Words const& operands) {
-    made.op = Op::Mov;
-    if (operands[0][0] == '{' || operands[1][0] == '{') {
-        bool const packs = operands[1][0] == '{';
-        auto const parts = inside(operands[packs ? 1 : 0]);
-        made.op = packs ? Op::Pack : Op::Unpack;
-        if (parts.size() != 2 || size_of(made.type) < 4) {
-            return false;
-        }
-        Type const half = size_of(made.type) == 8 ? Type::B32 : Type::B16;
-        if (packs) {
-            put(made, operands[0], made.type);
-            take(made, parts[0], half);
-            take(made, parts[1], half);
-        } else {
-            put(made, parts[0], half);
-            put(made, parts[1], half);
-            take(made, operands[1], made.type);
-        }
-        return true;
-    }
-    put(made, operands[0], made.type);
-    take(made, operands[1], made.type);
-    return true;
-}
-
-bool Decoder::convert(Instruction& made, Words const& words, Words const& operands) {
-    std::vector<Type> types;
-    for (auto const& word : words) {
-        if (auto found = TYPES.find(word); found != TYPES.end()) {
-            types.push_back(found->second);
-        }
-    }
-    if (types.size() != 2) {
-        return false;
-    }
-    bool const relu = has(words, "relu"), packs = operands.size() == 3;
-    bool const eight = types[0] == Type::E4M3 || types[0] == Type::E5M2 || types[1] == Type::E4M3 || types[1] == Type::E5M2;
-    made.type = types[0];
-    made.from = types[1];
-    made.op = packs ? Op::CvtPack : Op::Cvt;
-    made.flag = has(words, "satfinite");
-    uint8_t round = static_cast<uint8_t>(Round::Nearest);
-    pick<Round>(words, {{"rzi", Round::Zero}, {"rz", Round::Zero}, {"rmi", Round::Down}, {"rm", Round::Down},
-                        {"rpi", Round::Up}, {"rp", Round::Up}, {"rni", Round::Nearest}},
-                round);
-    made.sub = round;
-    if (relu || has(words, "sat") || types[0] == Type::F64 || types[1] == Type::F64 || (eight && !packs && types[0] != Type::F16X2)) {
-        return false;
-    }
-    put(made, operands[0], types[0] == Type::E4M3 || types[0] == Type::E5M2 ? Type::B16 : types[0]);
-    for (size_t i = 1; i < operands.size(); ++i) {
-        take(made, operands[i], types[1] == Type::E4M3 || types[1] == Type::E5M2 ? Type::B16 : types[1]);
-    }
-    bool const good_pack = types[1] == Type::F32 && (types[0] == Type::BF16X2 || types[0] == Type::F16X2 || eight);
-    return packs ? good_pack : true;
-}
-
 bool Decoder::decode(Instruction& made, Words const& words, Words const& operands) {
     for (auto const& word : words) {
         if (auto found = TYPES.find(word); found != TYPES.end() && made.type == Type::None) {
@@ -340,11 +248,24 @@ bool Decoder::decode(Instruction& made, Words const& words, Words const& operand
         take(made, operands[1], made.type);
         take(made, operands[2], made.type);
         return pick<Compare>(words,
-                             {{"eq", Compare::Eq}, {"ne", Compare::Ne}, {"lt", Compare::Lt}, {"le", Compare::Le},
-                              {"gt", Compare::Gt}, {"ge", Compare::Ge}, {"equ", Compare::Equ}, {"neu", Compare::Neu},
-                              {"ltu", Compare::Ltu}, {"leu", Compare::Leu}, {"gtu", Compare::Gtu},
-                              {"geu", Compare::Geu}, {"num", Compare::Num}, {"nan", Compare::Nan}, {"lo", Compare::Lt},
-                              {"ls", Compare::Le}, {"hi", Compare::Gt}, {"hs", Compare::Ge}},
+                             {{"eq", Compare::Eq},
+                              {"ne", Compare::Ne},
+                              {"lt", Compare::Lt},
+                              {"le", Compare::Le},
+                              {"gt", Compare::Gt},
+                              {"ge", Compare::Ge},
+                              {"equ", Compare::Equ},
+                              {"neu", Compare::Neu},
+                              {"ltu", Compare::Ltu},
+                              {"leu", Compare::Leu},
+                              {"gtu", Compare::Gtu},
+                              {"geu", Compare::Geu},
+                              {"num", Compare::Num},
+                              {"nan", Compare::Nan},
+                              {"lo", Compare::Lt},
+                              {"ls", Compare::Le},
+                              {"hi", Compare::Gt},
+                              {"hs", Compare::Ge}},
                              made.sub);
     }
     if (what == "selp") {

@@ -5,7 +5,8 @@ namespace gb10 {
 
 void Interpreter::unknown(char const* why) const {
     auto const& code = machine_.kernel_->code[warp_.pc];
-    throw Stop(std::string(why) + ", PTX line " + std::to_string(code.line) + ": " + code.text + " (in " + machine_.kernel_->name + ")");
+    throw Stop(std::string(why) + ", PTX line " + std::to_string(code.line) + ": " + code.text + " (in " +
+               machine_.kernel_->name + ")");
 }
 
 void Interpreter::together(uint32_t mask, char const* what) {

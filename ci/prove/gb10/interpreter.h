@@ -56,7 +56,7 @@ class Interpreter {
     bool floating(Step const& step, uint32_t mask);
     template <class Signed, class Unsigned>
     bool integer(Step const& step, uint32_t mask);
-    void compare(Step const& step, uint32_t mask);
+    void compare(Step const& step, uint32_t mask);  // compare.cpp
     void convert(Step const& step, uint32_t mask);  // convert.cpp
     void convert_pack(Step const& step, uint32_t mask);
     void load(Step const& step, uint32_t mask);  // transfer.cpp

@@ -55,7 +55,8 @@ Machine::Machine(Settings given) : settings(given) {
     gb10_arena_enable(1);
     arena_ = gb10_arena_bounds();
     shadow_bytes_ = (arena_.end - arena_.begin) / 4 * sizeof(GlobalWord);
-    void* memory = mmap(nullptr, shadow_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, shadow_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (arena_.begin == 0 || memory == MAP_FAILED) {
         throw Stop("no memory for the executor's arena");
     }
@@ -108,21 +109,50 @@ void Machine::begin(Block& block, uint32_t index, Dim3 grid, Dim3 size) {
                 uint32_t const thread = w * LANES + lane;
                 uint64_t made = special.value;
                 switch (special.what) {
-                    case What::TidX: made = thread % size.x; break;
-                    case What::TidY: made = thread / size.x % size.y; break;
-                    case What::TidZ: made = thread / size.x / size.y; break;
-                    case What::NtidX: made = size.x; break;
-                    case What::NtidY: made = size.y; break;
-                    case What::NtidZ: made = size.z; break;
-                    case What::CtaidX: made = block.at.x; break;
-                    case What::CtaidY: made = block.at.y; break;
-                    case What::CtaidZ: made = block.at.z; break;
-                    case What::NctaidX: made = grid.x; break;
-                    case What::NctaidY: made = grid.y; break;
-                    case What::NctaidZ: made = grid.z; break;
-                    case What::Lane: made = lane; break;
-                    case What::Warp: made = w; break;
-                    default: break;
+                    case What::TidX:
+                        made = thread % size.x;
+                        break;
+                    case What::TidY:
+                        made = thread / size.x % size.y;
+                        break;
+                    case What::TidZ:
+                        made = thread / size.x / size.y;
+                        break;
+                    case What::NtidX:
+                        made = size.x;
+                        break;
+                    case What::NtidY:
+                        made = size.y;
+                        break;
+                    case What::NtidZ:
+                        made = size.z;
+                        break;
+                    case What::CtaidX:
+                        made = block.at.x;
+                        break;
+                    case What::CtaidY:
+                        made = block.at.y;
+                        break;
+                    case What::CtaidZ:
+                        made = block.at.z;
+                        break;
+                    case What::NctaidX:
+                        made = grid.x;
+                        break;
+                    case What::NctaidY:
+                        made = grid.y;
+                        break;
+                    case What::NctaidZ:
+                        made = grid.z;
+                        break;
+                    case What::Lane:
+                        made = lane;
+                        break;
+                    case What::Warp:
+                        made = w;
+                        break;
+                    default:
+                        break;
                 }
                 std::memcpy(warp.registers + special.reg + lane * special.wide, &made, special.wide);
             }
@@ -144,8 +174,8 @@ bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) 
     uint32_t const expected = threads == 0 ? alive : threads;
     if (barrier.arrived != 0 && barrier.expected != expected) {
         found("barrier", false, "block", warp, ALL, [&] {
-            return "barrier " + std::to_string(number) + " expects " + std::to_string(barrier.expected) + " threads, a warp comes for " +
-                   std::to_string(expected);
+            return "barrier " + std::to_string(number) + " expects " + std::to_string(barrier.expected) +
+                   " threads, a warp comes for " + std::to_string(expected);
         });
     }
     if (warp.clock[warp.number] >= 0xfff0) {
@@ -167,7 +197,8 @@ bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) 
         return !waits;
     }
     if (barrier.arrived > barrier.expected) {
-        found("barrier", false, "block", warp, ALL, [&] { return "more threads than barrier " + std::to_string(number) + " expects"; });
+        found("barrier", false, "block", warp, ALL,
+              [&] { return "more threads than barrier " + std::to_string(number) + " expects"; });
     }
     bool const orders = settings.named || number == 0;
     for (auto w : barrier.waiting) {
@@ -192,7 +223,8 @@ bool Machine::turn(Block& block) {
             }
         }
         if (ready.empty()) {
-            auto waits = std::find_if(block.warps.begin(), block.warps.end(), [](auto const& w) { return w.state == Warp::State::Waiting; });
+            auto waits = std::find_if(block.warps.begin(), block.warps.end(),
+                                      [](auto const& w) { return w.state == Warp::State::Waiting; });
             if (waits == block.warps.end()) {
                 return true;
             }
@@ -215,7 +247,8 @@ bool Machine::turn(Block& block) {
                 continue;
             }
             --waits->pc;
-            found("barrier", false, "block", *waits, waits->alive, [] { return std::string("a barrier that never completes"); });
+            found("barrier", false, "block", *waits, waits->alive,
+                  [] { return std::string("a barrier that never completes"); });
             throw Stop("the warps of block " + std::to_string(block.index) + " wait for each other: " + kernel_->name);
         }
         bool const ordered = settings.seed == 0;
@@ -227,7 +260,8 @@ bool Machine::turn(Block& block) {
             warp.state = Warp::State::Done;
             if (!warp.copies.empty()) {
                 warp.pc = warp.copies.front().pc;
-                found("unwaited", true, "shared", warp, ALL, [&] { return std::to_string(warp.copies.size()) + " copies that nobody waited for"; });
+                found("unwaited", true, "shared", warp, ALL,
+                      [&] { return std::to_string(warp.copies.size()) + " copies that nobody waited for"; });
             }
         }
         if (settings.limit != 0 && instructions > settings.limit) {
@@ -263,7 +297,8 @@ void Machine::launch(std::string const& name, Dim3 grid, Dim3 size, uint32_t sha
         std::memcpy(parameters_.data() + kernel_->parameters[i].offset, arguments[i], kernel_->parameters[i].size);
     }
     auto const threads = size.x * size.y * size.z, blocks = grid.x * grid.y * grid.z;
-    auto const a_sm = std::max(1u, std::min(SHARED_PER_SM / (shared_bytes_ + SHARED_RESERVED), THREADS_PER_SM / std::max(threads, 1u)));
+    auto const a_sm = std::max(
+        1u, std::min(SHARED_PER_SM / (shared_bytes_ + SHARED_RESERVED), THREADS_PER_SM / std::max(threads, 1u)));
     size_t const room = std::min<size_t>(size_t{a_sm} * static_cast<size_t>(settings.sms), blocks);
     std::vector<uint32_t> order(blocks);
     std::iota(order.begin(), order.end(), 0u);

@@ -16,11 +16,11 @@ namespace gb10 {
 
 struct Settings {
     int sms = 48;
-    uint64_t seed = 0;       // 0: warps and blocks in order; other seeds: as they fall
-    bool lazy = false;       // copies land at the wait, not at their issue
-    int poison = 0xff;       // what shared memory holds before it is written
-    uint64_t limit = 0;      // warp instructions a launch may take; 0: any number
-    bool named = true;       // false: named barriers order nothing, as racecheck sees them
+    uint64_t seed = 0;   // 0: warps and blocks in order; other seeds: as they fall
+    bool lazy = false;   // copies land at the wait, not at their issue
+    int poison = 0xff;   // what shared memory holds before it is written
+    uint64_t limit = 0;  // warp instructions a launch may take; 0: any number
+    bool named = true;   // false: named barriers order nothing, as racecheck sees them
 };
 
 struct Dim3 {
@@ -117,7 +117,8 @@ class Machine {
     uint8_t* global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, bool writes);
     bool shared(Warp const& warp, uint32_t lane, uint64_t address, uint32_t bytes);
     void saw_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, bool atomic);
-    void wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value, bool atomic);
+    void wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value,
+                      bool atomic);
     void saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes);
     void wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value, bool copy);
     void issue(Warp& warp, uint32_t lane, uintptr_t from, uint32_t to, uint32_t bytes, uint32_t filled);
@@ -127,15 +128,18 @@ class Machine {
     bool written_before(Warp const& warp, uintptr_t word, Access const& last) const;
     void race(char const* space, char const* what, Warp const& warp, uint32_t lane, uint64_t address, Other other);
     std::string place(uintptr_t address) const;
-    void same_instruction(Warp const& warp, uint32_t mask, uint64_t const* address, uint32_t bytes, uint8_t const* values, char const* space);
+    void same_instruction(Warp const& warp, uint32_t mask, uint64_t const* address, uint32_t bytes,
+                          uint8_t const* values, char const* space);
     // `what` gives the text, and is asked only once for each pair of instructions.
     template <class What>
-    void found(char const* kind, bool note, char const* space, Warp const& warp, uint32_t lanes, What what, Other other = {}) {
+    void found(char const* kind, bool note, char const* space, Warp const& warp, uint32_t lanes, What what,
+               Other other = {}) {
         if (!findings.again(kernel_, kind, note ? ~0u : warp.pc, note ? ~0u : other.pc)) {
             report(kind, note, space, warp, lanes, what(), other);
         }
     }
-    void report(char const* kind, bool note, char const* space, Warp const& warp, uint32_t lanes, std::string what, Other other);
+    void report(char const* kind, bool note, char const* space, Warp const& warp, uint32_t lanes, std::string what,
+                Other other);
 
     // barrier.cpp
     bool arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits);

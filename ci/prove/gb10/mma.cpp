@@ -17,7 +17,8 @@ void rows(uint32_t const* reg, float* into, int stride, Unpack unpack, int per_w
 
 using Eight = float __attribute__((vector_size(32)));
 
-// A register's two columns of C lie four lanes apart once even columns come first, so B's columns are taken that way too.
+// A register's two columns of C lie four lanes apart once even columns come first, so B's columns are taken that way
+// too.
 constexpr int COLUMN[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 template <int K, class Unpack>

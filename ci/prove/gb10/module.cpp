@@ -32,7 +32,8 @@ Machine*& attached() {
 
 // Called without the interpreter's lock, and never touches Python: a launch may take long.
 int execute(char const* kernel, uint32_t const* grid, uint32_t const* block, uint64_t shared, void** arguments) {
-    Launched made{kernel, "", {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, static_cast<uint32_t>(shared), 0, 0.0};
+    Launched made{
+        kernel, "", {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, static_cast<uint32_t>(shared), 0, 0.0};
     auto const begun = std::chrono::steady_clock::now();
     try {
         attached()->launch(kernel, Dim3{grid[0], grid[1], grid[2]}, Dim3{block[0], block[1], block[2]},
@@ -142,13 +143,14 @@ PYBIND11_MODULE(gb10_executor, module) {
         .def(py::init<gb10::Settings>())
         .def_readwrite("settings", &Machine::settings)
         .def("load", &Machine::load, py::call_guard<py::gil_scoped_release>())
-        .def("kernels", [](Machine const& machine) {
-            std::vector<std::string> names;
-            for (auto const& [name, kernel] : machine.module) {
-                names.push_back(name);
-            }
-            return names;
-        })
+        .def("kernels",
+             [](Machine const& machine) {
+                 std::vector<std::string> names;
+                 for (auto const& [name, kernel] : machine.module) {
+                     names.push_back(name);
+                 }
+                 return names;
+             })
         .def("counts", &counts)
         .def("launch", &launch, py::call_guard<py::gil_scoped_release>())
         .def("unknown", &unknown)

@@ -111,10 +111,11 @@ Reg Decoder::special(Special::What what) {
 Reg Decoder::operand(std::string const& text, Type type) {
     using What = Special::What;
     static std::unordered_map<std::string, What> const known = {
-        {"%tid.x", What::TidX}, {"%tid.y", What::TidY}, {"%tid.z", What::TidZ}, {"%ntid.x", What::NtidX},
-        {"%ntid.y", What::NtidY}, {"%ntid.z", What::NtidZ}, {"%ctaid.x", What::CtaidX}, {"%ctaid.y", What::CtaidY},
-        {"%ctaid.z", What::CtaidZ}, {"%nctaid.x", What::NctaidX}, {"%nctaid.y", What::NctaidY},
-        {"%nctaid.z", What::NctaidZ}, {"%laneid", What::Lane}, {"%warpid", What::Warp},
+        {"%tid.x", What::TidX},       {"%tid.y", What::TidY},       {"%tid.z", What::TidZ},
+        {"%ntid.x", What::NtidX},     {"%ntid.y", What::NtidY},     {"%ntid.z", What::NtidZ},
+        {"%ctaid.x", What::CtaidX},   {"%ctaid.y", What::CtaidY},   {"%ctaid.z", What::CtaidZ},
+        {"%nctaid.x", What::NctaidX}, {"%nctaid.y", What::NctaidY}, {"%nctaid.z", What::NctaidZ},
+        {"%laneid", What::Lane},      {"%warpid", What::Warp},
     };
     uint8_t const wide = size_of(type) == 8 ? 8 : 4;
     if (auto found = known.find(text); found != known.end()) {

@@ -13,7 +13,8 @@ std::array<float, 256> table(int exponent_bits, int bias, bool has_infinity) {
     for (int code = 0; code < 256; ++code) {
         int const exponent = code >> mantissa_bits & top, mantissa = code & ((1 << mantissa_bits) - 1);
         float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), 1 - bias - mantissa_bits)
-                                    : std::ldexp(static_cast<float>(mantissa + (1 << mantissa_bits)), exponent - bias - mantissa_bits);
+                                    : std::ldexp(static_cast<float>(mantissa + (1 << mantissa_bits)),
+                                                 exponent - bias - mantissa_bits);
         if (has_infinity && exponent == top) {
             value = mantissa == 0 ? INFINITY : NAN;
         } else if (!has_infinity && (code & 0x7f) == 0x7f) {

@@ -53,7 +53,8 @@ inline float exp2_of(float x) {
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.0f;
     int const half = static_cast<int>(whole) / 2, rest = static_cast<int>(whole) - half;
-    float const scaled = p * as_float(static_cast<uint32_t>(half + 127) << 23) * as_float(static_cast<uint32_t>(rest + 127) << 23);
+    float const scaled =
+        p * as_float(static_cast<uint32_t>(half + 127) << 23) * as_float(static_cast<uint32_t>(rest + 127) << 23);
     return x != x ? x : scaled;
 }
 

@@ -100,7 +100,8 @@ struct Reader {
     size_t at = 0;
 
     [[noreturn]] void fail(std::string const& why) const {
-        throw Stop("PTX line " + std::to_string(before + at + 1) + ": " + why + ": " + (at < lines.size() ? lines[at] : "end"));
+        throw Stop("PTX line " + std::to_string(before + at + 1) + ": " + why + ": " +
+                   (at < lines.size() ? lines[at] : "end"));
     }
 
     void entry(Kernel* kernel) {
@@ -239,7 +240,8 @@ Module parse(std::string const& text) {
         begin = end + 1;
     }
     if (module.empty() || open != nullptr) {
-        throw Stop("not the PTX of kernels: " + std::to_string(number) + " lines, " + std::to_string(module.size()) + " whole kernels");
+        throw Stop("not the PTX of kernels: " + std::to_string(number) + " lines, " + std::to_string(module.size()) +
+                   " whole kernels");
     }
     return module;
 }

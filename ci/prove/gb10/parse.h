@@ -19,7 +19,7 @@ class Decoder {
     void open();
     void close();
     void symbol(std::string const& name, uint32_t value);
-    void external(std::string const& name);  // the dynamic part of shared memory
+    void external(std::string const& name);       // the dynamic part of shared memory
     void registers(std::string const& declared);  // `.b32 %r<12>`
     void label(std::string const& name);
     void instruction(std::string const& guard, std::string const& name, std::vector<std::string> const& operands,
@@ -51,7 +51,7 @@ class Decoder {
     std::vector<Scope> scopes_;
     std::vector<std::string> scope_names_;
     int scope_count_ = 0;
-    bool placed_ = false;  // whether code has seen where dynamic shared memory begins
+    bool placed_ = false;          // whether code has seen where dynamic shared memory begins
     std::vector<uint8_t> widths_;  // by register number
     std::unordered_map<std::string, Reg> numbers_;
     std::unordered_map<std::string, uint32_t> symbols_, labels_;

@@ -19,12 +19,92 @@ struct Stop : std::runtime_error {
 };
 
 enum class Op : uint8_t {
-    Unknown, Nop, Mov, Pack, Unpack, Add, Sub, Mul, MulHi, MulWide, Mad, MadWide, MadHi, Div, Rem, Min, Max, Neg, Abs,
-    Not, And, Or, Xor, Shl, Shr, Fma, Rcp, Ex2, Lg2, Sqrt, Rsqrt, Tanh, Sin, Cos, Setp, Selp, Cvt, CvtPack, Popc, Clz,
-    Bfe, Bfi, Prmt, Lop3, Shf, Ld, St, Atom, Shfl, Vote, Bra, Ret, BarSync, BarArrive, WarpSync, Fence, LdMatrix, Mma,
-    CpAsync, CpCommit, CpWait, CpWaitAll,
+    Unknown,
+    Nop,
+    Mov,
+    Pack,
+    Unpack,
+    Add,
+    Sub,
+    Mul,
+    MulHi,
+    MulWide,
+    Mad,
+    MadWide,
+    MadHi,
+    Div,
+    Rem,
+    Min,
+    Max,
+    Neg,
+    Abs,
+    Not,
+    And,
+    Or,
+    Xor,
+    Shl,
+    Shr,
+    Fma,
+    Rcp,
+    Ex2,
+    Lg2,
+    Sqrt,
+    Rsqrt,
+    Tanh,
+    Sin,
+    Cos,
+    Setp,
+    Selp,
+    Cvt,
+    CvtPack,
+    Popc,
+    Clz,
+    Bfe,
+    Bfi,
+    Prmt,
+    Lop3,
+    Shf,
+    Ld,
+    St,
+    Atom,
+    Shfl,
+    Vote,
+    Bra,
+    Ret,
+    BarSync,
+    BarArrive,
+    WarpSync,
+    Fence,
+    LdMatrix,
+    Mma,
+    CpAsync,
+    CpCommit,
+    CpWait,
+    CpWaitAll,
 };
-enum class Type : uint8_t { None, B16, U16, S16, B32, U32, S32, F32, B64, U64, S64, F64, Pred, U8, S8, F16, BF16, E4M3, E5M2, F16X2, BF16X2 };
+enum class Type : uint8_t {
+    None,
+    B16,
+    U16,
+    S16,
+    B32,
+    U32,
+    S32,
+    F32,
+    B64,
+    U64,
+    S64,
+    F64,
+    Pred,
+    U8,
+    S8,
+    F16,
+    BF16,
+    E4M3,
+    E5M2,
+    F16X2,
+    BF16X2
+};
 enum class Space : uint8_t { Generic, Param, Shared, Global };
 enum class Compare : uint8_t { Eq, Ne, Lt, Le, Gt, Ge, Equ, Neu, Ltu, Leu, Gtu, Geu, Num, Nan };
 enum class Atomic : uint8_t { Add, Min, Max, And, Or, Xor, Exch, Cas, Inc };
@@ -39,20 +119,20 @@ constexpr Reg NONE = -1;
 
 struct Instruction {
     Op op = Op::Unknown;
-    Type type = Type::None;   // of the operation, or of the destination
-    Type from = Type::None;   // of the source, where it differs
+    Type type = Type::None;  // of the operation, or of the destination
+    Type from = Type::None;  // of the source, where it differs
     Space space = Space::Generic;
-    uint8_t sub = 0;          // Compare, Atomic, Shuffle, Round, or the lut of lop3
-    uint8_t vector = 1;       // elements of a load, store, ldmatrix
-    bool flag = false;        // .trans of ldmatrix, .wrap, relu
+    uint8_t sub = 0;     // Compare, Atomic, Shuffle, Round, or the lut of lop3
+    uint8_t vector = 1;  // elements of a load, store, ldmatrix
+    bool flag = false;   // .trans of ldmatrix, .wrap, relu
     bool guard_not = false;
-    Reg guard = NONE;         // predicate
-    std::vector<Reg> to;      // registers; NONE is the sink
+    Reg guard = NONE;     // predicate
+    std::vector<Reg> to;  // registers; NONE is the sink
     std::vector<Reg> in;
     std::vector<uint8_t> wide;  // bytes a lane has in `to`, then in `in`: 4 or 8; 1 for a predicate
-    int64_t offset = 0;       // of an address; the byte count of a copy
-    uint32_t target = 0;      // of a branch; what a copy adds to its address in shared memory
-    uint32_t line = 0;        // in the PTX file, counted from 1
+    int64_t offset = 0;         // of an address; the byte count of a copy
+    uint32_t target = 0;        // of a branch; what a copy adds to its address in shared memory
+    uint32_t line = 0;          // in the PTX file, counted from 1
     std::string text;
 };
 
@@ -77,7 +157,24 @@ struct Parameter {
 
 // A register's initial content: constants and what a warp knows of itself.
 struct Special {
-    enum class What : uint8_t { Constant, TidX, TidY, TidZ, NtidX, NtidY, NtidZ, CtaidX, CtaidY, CtaidZ, NctaidX, NctaidY, NctaidZ, Lane, Warp, Clock };
+    enum class What : uint8_t {
+        Constant,
+        TidX,
+        TidY,
+        TidZ,
+        NtidX,
+        NtidY,
+        NtidZ,
+        CtaidX,
+        CtaidY,
+        CtaidZ,
+        NctaidX,
+        NctaidY,
+        NctaidZ,
+        Lane,
+        Warp,
+        Clock
+    };
     What what;
     Reg reg;
     uint8_t wide;
@@ -95,7 +192,7 @@ struct Kernel {
     std::vector<Parameter> parameters;
     std::vector<Special> specials;
     uint32_t parameter_bytes = 0;
-    uint32_t static_shared = 0;  // in-body variables; the dynamic part begins behind them
+    uint32_t static_shared = 0;   // in-body variables; the dynamic part begins behind them
     uint32_t dynamic_shared = 0;  // where it begins
     uint32_t register_bytes = 0;
     uint32_t predicates = 0;

@@ -1,5 +1,5 @@
-// Virtual registers to places. nvcc numbers every value anew, up to 14,000 a kernel: each with 32 lanes and eight warps,
-// that would be megabytes a block and a cache miss a step. Values that are never alive together share a place.
+// Virtual registers to places. nvcc numbers every value anew, up to 14,000 a kernel: each with 32 lanes and eight
+// warps, that would be megabytes a block and a cache miss a step. Values that are never alive together share a place.
 // BSD-3-Clause, see LICENSE.
 #include <algorithm>
 #include <queue>
@@ -145,7 +145,8 @@ void allocate(Kernel& kernel, std::vector<uint8_t> const& widths) {
             order.push_back({spans[r].first, spans[r].last, static_cast<Reg>(r)});
         }
     }
-    std::sort(order.begin(), order.end(), [](auto const& a, auto const& b) { return std::pair(a.first, a.reg) < std::pair(b.first, b.reg); });
+    std::sort(order.begin(), order.end(),
+              [](auto const& a, auto const& b) { return std::pair(a.first, a.reg) < std::pair(b.first, b.reg); });
     std::vector<Reg> place(count, NONE);
     for (uint8_t wide : {1, 4, 8}) {
         using Ending = std::pair<uint32_t, Reg>;

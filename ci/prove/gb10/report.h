@@ -16,8 +16,8 @@ struct Party {
 };
 
 struct Finding {
-    std::string kind;    // race, bounds, unwritten, misaligned, unwaited, conflict, barrier, divergence
-    bool note = false;   // harmless unless another run shows an effect
+    std::string kind;   // race, bounds, unwritten, misaligned, unwaited, conflict, barrier, divergence
+    bool note = false;  // harmless unless another run shows an effect
     std::string space, what, kernel;
     Party who, other;
     bool has_other = false;
@@ -35,9 +35,7 @@ class Findings {
         }
         return !fresh;
     }
-    void add(Finding found) {
-        all_.push_back(std::move(found));
-    }
+    void add(Finding found) { all_.push_back(std::move(found)); }
     std::vector<Finding> take() {
         index_.clear();
         return std::move(all_);

@@ -12,10 +12,14 @@ uint64_t loaded(uint8_t const* from, Type type) {
     uint64_t bits = 0;
     std::memcpy(&bits, from, static_cast<size_t>(size_of(type)));
     switch (type) {
-        case Type::S8: return static_cast<uint64_t>(int64_t{static_cast<int8_t>(bits)});
-        case Type::S16: return static_cast<uint64_t>(int64_t{static_cast<int16_t>(bits)});
-        case Type::S32: return static_cast<uint64_t>(int64_t{static_cast<int32_t>(bits)});
-        default: return bits;
+        case Type::S8:
+            return static_cast<uint64_t>(int64_t{static_cast<int8_t>(bits)});
+        case Type::S16:
+            return static_cast<uint64_t>(int64_t{static_cast<int16_t>(bits)});
+        case Type::S32:
+            return static_cast<uint64_t>(int64_t{static_cast<int32_t>(bits)});
+        default:
+            return bits;
     }
 }
 
@@ -23,15 +27,26 @@ template <class T>
 T combined(Atomic what, T old, T with, T second, bool is_signed) {
     using S = std::make_signed_t<T>;
     switch (what) {
-        case Atomic::Add: return old + with;
-        case Atomic::Min: return is_signed ? static_cast<T>(std::min(static_cast<S>(old), static_cast<S>(with))) : std::min(old, with);
-        case Atomic::Max: return is_signed ? static_cast<T>(std::max(static_cast<S>(old), static_cast<S>(with))) : std::max(old, with);
-        case Atomic::And: return old & with;
-        case Atomic::Or: return old | with;
-        case Atomic::Xor: return old ^ with;
-        case Atomic::Exch: return with;
-        case Atomic::Cas: return old == with ? second : old;
-        default: return old >= with ? 0 : old + 1;
+        case Atomic::Add:
+            return old + with;
+        case Atomic::Min:
+            return is_signed ? static_cast<T>(std::min(static_cast<S>(old), static_cast<S>(with)))
+                             : std::min(old, with);
+        case Atomic::Max:
+            return is_signed ? static_cast<T>(std::max(static_cast<S>(old), static_cast<S>(with)))
+                             : std::max(old, with);
+        case Atomic::And:
+            return old & with;
+        case Atomic::Or:
+            return old | with;
+        case Atomic::Xor:
+            return old ^ with;
+        case Atomic::Exch:
+            return with;
+        case Atomic::Cas:
+            return old == with ? second : old;
+        default:
+            return old >= with ? 0 : old + 1;
     }
 }
 
@@ -132,7 +147,8 @@ void Interpreter::atomic(Step const& step, uint32_t mask) {
                 auto const sum = as_float(static_cast<uint32_t>(old)) + as_float(static_cast<uint32_t>(with));
                 made = what == Atomic::Add ? as_bits(sum) : with;
             } else if (size == 4) {
-                made = combined<uint32_t>(what, static_cast<uint32_t>(old), static_cast<uint32_t>(with), static_cast<uint32_t>(second), is_signed);
+                made = combined<uint32_t>(what, static_cast<uint32_t>(old), static_cast<uint32_t>(with),
+                                          static_cast<uint32_t>(second), is_signed);
             } else {
                 made = combined<uint64_t>(what, old, with, second, is_signed);
             }
@@ -161,7 +177,8 @@ void Interpreter::atomic(Step const& step, uint32_t mask) {
 void Interpreter::copy(Step const& step, uint32_t mask) {
     auto const bytes = static_cast<uint32_t>(step.offset);
     lanes(mask, [&](uint32_t i) {
-        machine_.issue(warp_, i, value(step, 1, i), static_cast<uint32_t>(value(step, 0, i)) + step.target, bytes, in<uint32_t>(step, 2)[i]);
+        machine_.issue(warp_, i, value(step, 1, i), static_cast<uint32_t>(value(step, 0, i)) + step.target, bytes,
+                       in<uint32_t>(step, 2)[i]);
     });
 }
 
@@ -206,23 +223,38 @@ void Interpreter::multiply(Step const& step, uint32_t mask) {
 
 // shfl: the clamp operand holds a segment's mask in bits 8 to 12 and the bound in bits 0 to 4.
 void Interpreter::shuffle(Step const& step, uint32_t mask) {
-    auto const *a = in<uint32_t>(step, 0), *by = in<uint32_t>(step, 1), *clamp = in<uint32_t>(step, 2), *members = in<uint32_t>(step, 3);
+    auto const *a = in<uint32_t>(step, 0), *by = in<uint32_t>(step, 1), *clamp = in<uint32_t>(step, 2),
+               *members = in<uint32_t>(step, 3);
     uint32_t made[LANES], truth = 0;
     lanes(mask, [&](uint32_t i) {
-        int32_t const segment = static_cast<int32_t>(clamp[i] >> 8 & 0x1f), bound = static_cast<int32_t>(clamp[i] & 0x1f);
+        int32_t const segment = static_cast<int32_t>(clamp[i] >> 8 & 0x1f),
+                      bound = static_cast<int32_t>(clamp[i] & 0x1f);
         int32_t const lane = static_cast<int32_t>(i), count = static_cast<int32_t>(by[i] & 0x1f);
         int32_t const most = (lane & segment) | (bound & ~segment), least = lane & segment;
         int32_t from = lane;
         bool good = false;
         switch (static_cast<Shuffle>(step.sub)) {
-            case Shuffle::Up: from = lane - count; good = from >= most; break;
-            case Shuffle::Down: from = lane + count; good = from <= most; break;
-            case Shuffle::Bfly: from = lane ^ count; good = from <= most; break;
-            case Shuffle::Idx: from = least | (count & ~segment); good = from <= most; break;
+            case Shuffle::Up:
+                from = lane - count;
+                good = from >= most;
+                break;
+            case Shuffle::Down:
+                from = lane + count;
+                good = from <= most;
+                break;
+            case Shuffle::Bfly:
+                from = lane ^ count;
+                good = from <= most;
+                break;
+            case Shuffle::Idx:
+                from = least | (count & ~segment);
+                good = from <= most;
+                break;
         }
         from = good ? from : lane;
         if ((mask >> from & 1) == 0) {
-            machine_.found("divergence", false, "warp", warp_, 1u << i, [] { return std::string("shfl reads a lane that is not here"); });
+            machine_.found("divergence", false, "warp", warp_, 1u << i,
+                           [] { return std::string("shfl reads a lane that is not here"); });
         }
         if ((members[i] & warp_.alive) != (members[i] & mask)) {
             machine_.found("divergence", false, "warp", warp_, members[i] & warp_.alive & ~mask,
