@@ -22,11 +22,11 @@ REASONS = {
 def wrong(result: Mapping[str, Any]) -> list[str]:
     """What is wrong with a case, in words; empty where nothing is."""
     found = [result["error"]] if result["error"] else []
+    found += [describe(finding) for finding in result["findings"] if not finding["note"]]
     errors = result["errors"]
     found += [f"{name} is off by {errors[name]:.3g}" for name, part in result["parts"].items() if not part <= 1]
     if result["second"] is False:
         found.append("results depend on memory that nobody wrote")
-    found += [describe(finding) for finding in result["findings"] if not finding["note"]]
     return found
 
 
