@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         trial = mutants.Trial(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
         made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
     if not args.only:
-        executed.put(session.cache, executable.keys, report.summary(made))
+        executed.put(session.settings.cache, executable.keys, report.summary(made))
     if args.write:
         args.write.write_text(report.to_json(made), encoding="utf-8")
     sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))

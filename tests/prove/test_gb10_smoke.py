@@ -37,7 +37,7 @@ class Smoke:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     session = common.begin(options.Request(profile="smoke", archs="12.1"), QUIET)
     (family,) = session.plan.families
-    inputs = common.gather(session)
+    inputs = common.gather_inputs(session)
     folder = tmp_path_factory.mktemp("smoke")
     made = executable.make(common.builder(session, inputs), family, output=folder)
     pool = Pool(executable=made, folder=folder, jobs=2, narrate=QUIET)
