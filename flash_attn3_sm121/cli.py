@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
     "selftest": ("flash_attn3_sm121.selftest.cli", "every feature on this device against plain fp64 arithmetic"),
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that fixes it"),
+    "completion": ("flash_attn3_sm121.completion", "print a script with which bash or zsh completes this command line"),
 }
 PROGRAM = Program(
     name="flash-attn3",

@@ -47,7 +47,8 @@ class Program:
 
     def main(self, argv: Sequence[str]) -> int:
         """Run one subcommand. The result is the exit code: every error of ours ends here, as a message on stderr."""
-        args = self._parser(argv).parse_args(argv)
+        wanted = next((word for word in argv if not word.startswith("-")), "")
+        args = self.parser(wanted).parse_args(argv)
         try:
             code = int(args.run(args))
             sys.stdout.flush()
@@ -71,15 +72,17 @@ class Program:
             _discard_stdout()  # a full disk: what is still buffered would fail once more at exit
         return error.exit_code
 
-    def _parser(self, argv: Sequence[str]) -> argparse.ArgumentParser:
-        """Only the wanted subcommand is imported and configured: the others may need what is not installed here."""
+    def parser(self, wanted: str | None = None) -> argparse.ArgumentParser:
+        """Only the wanted subcommand is imported and configured: the others may need what is not installed here.
+
+        None wants all of them, for a completion script.
+        """
         parser = Parser(prog=self.name, description=self.about, epilog=_codes_for_help(), formatter_class=Paragraphs)
         parser.add_argument("-V", "--version", action="version", version=f"{self.name} {version()}")
         commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-        wanted = next((word for word in argv if not word.startswith("-")), None)
         for name, (module, about) in self.commands.items():
             sub = commands.add_parser(name, help=about, description=about, formatter_class=Paragraphs)
-            if name == wanted:
+            if wanted in (name, None):
                 loaded = importlib.import_module(module)
                 loaded.configure(sub)
                 sub.set_defaults(run=loaded.run)

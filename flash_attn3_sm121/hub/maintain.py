@@ -76,6 +76,8 @@ def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
             size += entry.size
         if state[entry.sha256]:
             findings.append(f"{who}: {state[entry.sha256]}")
+    if not findings:
+        findings += tree.damage(hub, index)
     strays, orphans = _strays(hub, set(state) | {revision.manifest for _, _, revision in index.revisions()})
     findings += strays
     if keys is not None:

@@ -21,9 +21,9 @@ EPILOG = """examples:
   flash-attn3 run --repo my-lab/attention -- torchrun --nproc_per_node=8 train.py
   flash-attn3 run --hub /srv/hub -- python train.py
 
-The override travels in PYTHONPATH. Where a command does without it (python -I,
--E or -S, env -i, its own PYTHONPATH), this says so or passes it on;
-`flash-attn3 override enable` reaches Pythons under -I and -E."""
+The override travels in PYTHONPATH. `run` passes it on through `env -i`, and
+says so where a Python ignores it (-I, -E, -S). `flash-attn3 override enable`
+reaches Pythons under -I and -E."""
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
 _OWN_PATH = "PYTHONPATH="
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ import flash_attn3_sm121
 from ci.__main__ import COMMANDS as STAGES
 from ci.__main__ import main as ci
 from flash_attn3_sm121.cli import COMMANDS, main
-from flash_attn3_sm121.commandline import exit_codes
+from flash_attn3_sm121.commandline import as_error, exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]
@@ -105,3 +107,20 @@ def test_help_of_every_subcommand_fits_eighty_columns(
     assert out.startswith("usage: ")
     example = re.compile(r"  (python|flash-attn3) ")  # may be copied, so it is not broken
     assert [line for line in out.splitlines() if len(line) > 80 and not example.match(line)] == []
+
+
+def test_completion_knows_commands_actions_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("rollback", "--allow-unverified", "selftest"))
+    checked = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p flash-attn3"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0 and "flash-attn3" in checked.stdout, checked.stderr
+
+
+def test_what_the_system_refuses_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    full, denied = (as_error(OSError(code, os.strerror(code), "/x")) for code in (errno.ENOSPC, errno.EACCES))
+    assert (full.exit_code, denied.exit_code) == (17, 18)
+    assert "hub gc" in str(full) and str(denied).startswith("/x: Permission denied")

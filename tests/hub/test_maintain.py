@@ -125,3 +125,19 @@ def test_removed_names_come_back_with_the_next_publish(hub: Hub, wheels: Mapping
     remove(hub, [REPO])
     publish(hub, judge(wheels.values()))
     assert REPO in hub.index().repos
+
+
+@pytest.mark.parametrize("place", ["www/index.html", f"www/{REPO}/resolve/main/README.md"], ids=["page", "file"])
+@pytest.mark.parametrize("kind", ["changed", "missing", "added", "linked"])
+def test_a_tree_that_somebody_changed_is_found(hub: Hub, place: str, kind: str) -> None:
+    path = hub.layout.root / place
+    if kind == "added":
+        path.with_name("evil.py").write_text("x")
+    elif kind == "linked":
+        path.with_name("evil.py").symlink_to("/etc")
+    else:
+        path.unlink()
+        if kind == "changed":
+            path.write_text("<script>")
+    report = check(hub)
+    assert not report.ok and ("evil.py" if kind in ("added", "linked") else Path(place).name) in report.findings[0]

@@ -51,15 +51,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, sort_keys=True))
 
 
-def human_size(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0, cut: Sequence[int] = ()) -> str:
     """Columns as wide as they need to be; the columns of `cut` are shortened, the widest first, to fit `width`."""
     lines = [head, *rows]

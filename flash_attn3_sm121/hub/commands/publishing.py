@@ -14,13 +14,13 @@ from flash_attn3_sm121.hub.commands.options import (
     add_hub_option,
     add_key_options,
     hub_root,
-    human_size,
     open_hub,
     print_json,
     signing_key,
 )
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.sign import SIGNING_ENV, TRUSTED_ENV, SigningKey
+from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import Flavour, parse_repo
 
@@ -92,7 +92,7 @@ def _summary(hub: Hub, done: Published, seconds: float, *, signed_by: str) -> No
     print(f"{what}: generation {done.generation} of {hub.layout.root}{signature}")
     for name, wheel in done.wheels.items():
         print(f"  {name}")
-        print(f"    {human_size(wheel.size)}  sha256 {wheel.sha256}")
+        print(f"    {human(wheel.size)}  sha256 {wheel.sha256}")
         print(f"    {wheel.platform}  {', '.join(wheel.families) or 'Python only'}  verify: {wheel.verify}")
     for repo, revision in done.repos.items():
         print(f"  {repo}  revision {revision[:12]}")

@@ -9,11 +9,11 @@ from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.commands.options import (
     add_hub_option,
     add_key_options,
-    human_size,
     open_hub,
     print_json,
     signing_key,
 )
+from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS
 
 
@@ -58,7 +58,7 @@ def gc(args: argparse.Namespace) -> int:
         print_json({"dry_run": args.dry_run, **dataclasses.asdict(done)})
         return 0
     print(
-        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({human_size(done.size)}), "
+        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({human(done.size)}), "
         f"{done.generations} generations, {done.unfinished} unfinished writes"
     )
     return 0

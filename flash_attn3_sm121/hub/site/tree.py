@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
-from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.store import Hub, hash_file
 
 LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
 
@@ -157,6 +157,48 @@ def _link(source: Path, target: Path, entry: FileEntry) -> None:
         os.link(source, target)
     except OSError:  # no hard links on this file system, or too many of one file: write it once more
         shutil.copy2(source, target)
+
+
+def damage(hub: Hub, index: Index) -> Iterator[str]:
+    """What in the current tree is not what the generation says; a tree that nothing shows yet is not looked at.
+
+    The objects are hashed elsewhere: here it is enough that a file is one of them, or has the right bytes.
+    """
+    trees = Trees(root=hub.layout.root)
+    if trees.current != index.generation:
+        return
+    wanted = dict(files(index))
+    found = {path for path in _names(trees.www) if not path.startswith("hub/generation.")}
+    linked = dict(links(index))
+    for path in sorted(found - set(wanted)):
+        if (trees.www / path).is_symlink() and str((trees.www / path).readlink()) == linked.get(path):
+            continue
+        yield f"www/{path} was put there by somebody else"
+    for path, entry in wanted.items():
+        yield from _fault(hub, trees.www / path, entry, f"www/{path}")
+    for name, sha, revision in index.revisions():
+        held = hub.manifest(revision.manifest).files
+        for path in sorted(set(_names(trees.revision(sha))) - set(held)):
+            yield f"{name}@{sha[:12]} {path} was put there by somebody else"
+        for path, entry in held.items():
+            yield from _fault(hub, trees.revision(sha) / path, entry, f"{name}@{sha[:12]} {path} in the tree")
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Every file and every link below a folder."""
+    for place, folders, names in os.walk(folder):
+        for name in (*names, *(inner for inner in folders if (Path(place) / inner).is_symlink())):
+            yield (Path(place) / name).relative_to(folder).as_posix()
+
+
+def _fault(hub: Hub, path: Path, entry: FileEntry, who: str) -> Iterator[str]:
+    try:
+        info, held = os.lstat(path), os.lstat(hub.layout.object(entry.sha256))
+    except OSError as error:
+        yield f"{who}: {error.strerror}"
+        return
+    if info.st_ino != held.st_ino and (path.is_symlink() or hash_file(path) != (entry.sha256, entry.size)):
+        yield f"{who}: content is not what was published"
 
 
 def heal(hub: Hub) -> None:
