@@ -161,3 +161,50 @@ def test_a_gb10_is_not_served_by_a_wheel_for_another_cpu(hub: Hub) -> None:
     assert row.native == () and row.other_host == ("Linux x86-64, sm_121",)
     row = next(row for row in pages.machine_rows(hub.index()) if row.capability == "12.1")
     assert row.native == ("Linux aarch64, sm_121",) and row.other_host == ()
+
+
+class Asked:
+    """A request for the application, and what it sends."""
+
+    def __init__(self, path: str, **headers: str) -> None:
+        self.method, self.path, self.headers = "GET", path, headers
+        self.sent: list[tuple[int, bytes]] = []
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.sent.append((status, body))
+
+
+def test_an_answer_that_is_kept_never_outlives_its_generation(tmp_path: Path) -> None:
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    add_repo(hub, REPO, {"README.md": b"one\n"})
+    app = App.of(ServeConfig(root=str(hub.layout.root)))
+    path = f"/{REPO}/resolve/main/README.md"
+
+    async def ask() -> tuple[int, bytes]:
+        asked = Asked(path)
+        await app.__rsgi__(asked, asked)
+        return asked.sent[0]
+
+    async def main() -> None:
+        for _ in range(3):
+            assert await ask() == (200, b"one\n")
+        assert len(app._ready) == 1
+        app._ready.clear()
+        slow = app.files.body
+
+        async def publishing_meanwhile(entry: FileEntry, *, zipped: bool) -> bytes | None:
+            app.files.body = slow  # type: ignore[method-assign]
+            add_repo(hub, REPO, {"README.md": b"two\n"})
+            assert await ask() == (200, b"two\n")
+            app._ready.clear()
+            return await slow(entry, zipped=zipped)
+
+        app.files.body = publishing_meanwhile  # type: ignore[method-assign]
+        assert await ask() == (200, b"one\n"), "asked before it was published"
+        assert app._ready == {} and await ask() == (200, b"two\n")
+        held = hub.layout.object(next(iter(app._ready.values())).entry.sha256)
+        held.chmod(0o644)
+        held.write_bytes(b"evl\n")
+        assert (await ask())[0] == 409
+
+    asyncio.run(main())

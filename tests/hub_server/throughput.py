@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes of each server (default: 1)")
     parser.add_argument("--write", type=Path, metavar="JSON", help="keep the result in this file")
     args = parser.parse_args(argv)
+    load = os.getloadavg()[0]
     rows = compare(args.size << 20, args.rounds, workers=args.workers)
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
@@ -163,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             "rounds": f"{args.rounds}, alternating; the median counts",
             "date": datetime.now(timezone.utc).date().isoformat(),
             "machine": machine(),
+            "load": f"{load:.1f} before it began",  # of other work: the servers share it, and the ratio is the noisier
             "commit": commit(),
             "nginx": nginx_version(),
             "aim": AIM,

@@ -34,6 +34,8 @@ from flash_attn3_sm121.hub.store import Hub
 RETRY_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
 ZIP_FROM = 512
+MOST_READY, LARGEST_READY = 512, 16 << 10
+ASKS_MORE = ("range", "if-none-match", "if-match", "if-range")
 ZIPPED = ("application/json", JSON_TYPE, "text/")
 MESSAGES = {
     401: "this hub needs its token",
@@ -66,6 +68,16 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes | tuple[Path, int, int] = b""
+    entry: FileEntry | None = None  # the object that a whole body came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A whole answer that was given before: small, and asked for without conditions, ranges or a token."""
+
+    entry: FileEntry
+    headers: list[tuple[str, str]]
+    body: bytes
 
 
 def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = None) -> Answer:
@@ -91,6 +103,7 @@ class App:
     _retry_at: float = 0.0
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said: set[str] = field(default_factory=set)
+    _ready: dict[tuple[str, str | None, str | None], Ready] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ServeConfig) -> App:
@@ -132,6 +145,7 @@ class App:
                 log.error("the new generation cannot be read, the old one is still served: %s", error)
             self.trouble, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
         self._stamp = stamp
+        self._ready.clear()
 
     # Answers
 
@@ -219,7 +233,8 @@ class App:
         start, stop = span or (0, entry.size)
         if body is None:
             return Answer(status=206 if span else 200, headers=out, body=(path, start, stop))
-        return Answer(status=206 if span else 200, headers=out, body=body[start:stop] if span else body)
+        whole = entry if data is None and span is None else None
+        return Answer(status=206 if span else 200, headers=out, body=body[start:stop] if span else body, entry=whole)
 
     def _refused(self, error: IntegrityError) -> Answer:
         text = str(error.args[0])
@@ -235,7 +250,15 @@ class App:
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         """granian's entry: one request."""
-        answer = await self.answer(scope.method, scope.path, scope.headers)
+        headers_in = scope.headers
+        plain = scope.method == "GET" and not any(headers_in.get(name) for name in ASKS_MORE)
+        key = (scope.path, headers_in.get("accept"), headers_in.get("accept-encoding"))
+        ready = self._ready.get(key) if plain else None
+        if ready is not None and self._stamp == self._look() and self.files.unchanged(ready.entry):
+            protocol.response_bytes(200, ready.headers, ready.body)
+            return
+        directory = self._directory
+        answer = await self.answer(scope.method, scope.path, headers_in)
         body = answer.body
         length = len(body) if isinstance(body, bytes) else body[2] - body[1]
         headers = [*HEADERS.items(), *answer.headers.items()]
@@ -244,11 +267,20 @@ class App:
         if scope.method == "HEAD" or not length:
             protocol.response_empty(answer.status, headers)
         elif isinstance(body, bytes):
+            small = answer.status == 200 and length <= LARGEST_READY
+            same = self._directory is directory  # nobody published in the meantime
+            if plain and small and same and answer.entry is not None and self.config.token is None:
+                self._remember(key, Ready(entry=answer.entry, headers=headers, body=body))
             protocol.response_bytes(answer.status, headers, body)
         elif answer.status == 206:
             protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
         else:
             protocol.response_file(answer.status, headers, str(body[0]))
+
+    def _remember(self, key: tuple[str, str | None, str | None], ready: Ready) -> None:
+        if len(self._ready) >= MOST_READY:
+            self._ready.clear()
+        self._ready[key] = ready
 
 
 def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:

@@ -64,6 +64,13 @@ class Files:
         self._hashing.pop(entry.sha256, None)
         return path
 
+    def unchanged(self, entry: FileEntry) -> bool:
+        """Whether an object is still the file that was hashed; one that is not is looked at by `path`."""
+        try:
+            return self._good.get(entry.sha256) == self._look(self.layout.object(entry.sha256), entry)
+        except IntegrityError:
+            return False
+
     async def body(self, entry: FileEntry, *, zipped: bool) -> bytes | None:
         """The content of a small object, compressed on request; None for one that is to be sent from the disk."""
         path = await self.path(entry)
