@@ -6,6 +6,7 @@ A subcommand is a module with `configure(parser)` and `run(args) -> int`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -15,14 +16,14 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, SystemCallError
+from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -48,9 +49,10 @@ class Program:
     def main(self, argv: Sequence[str]) -> int:
         """Run one subcommand. The result is the exit code: every error of ours ends here, as a message on stderr."""
         wanted = next((word for word in argv if not word.startswith("-")), "")
-        args = self.parser(wanted).parse_args(argv)
         try:
-            code = int(args.run(args))
+            with _missing_packages_named():
+                args = self.parser(wanted).parse_args(argv)
+                code = int(args.run(args))
             sys.stdout.flush()
             return code
         except BrokenPipeError:
@@ -136,6 +138,19 @@ def as_error(error: OSError) -> FlashAttn3Error:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "name a place that you may write to (--hub DIR for the hub), or have its owner do it"
     return SystemCallError(f"{where}: {error.strerror or error}", hint=hint)
+
+
+@contextlib.contextmanager
+def _missing_packages_named() -> Iterator[None]:
+    """Turn a failed import of another project's package into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "ci", "flash_attn3_sm121"):
+            raise
+        hint = f"{sys.executable} -m pip install {name}"
+        raise MissingPackageError(f"the Python package {name} is not installed", hint=hint) from error
 
 
 def version() -> str:

@@ -41,6 +41,12 @@ class TableError(FlashAttn3Error):
     exit_code = 4
 
 
+class MissingPackageError(FlashAttn3Error):
+    """A Python package that a command needs is not installed."""
+
+    exit_code = 5
+
+
 class SourceError(FlashAttn3Error):
     """Upstream sources could not be had, or are not what the lock says."""
 

@@ -8,7 +8,7 @@ from flash_attn3_sm121.bench import plots
 from flash_attn3_sm121.bench.result import Entry, Report
 from flash_attn3_sm121.bench.style import CSS, SCRIPT, colour_rules
 from flash_attn3_sm121.bench.text import COLUMNS, OURS, in_order, markdown, row
-from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.errors import MissingPackageError
 
 
 def _facts(report: Report) -> str:
@@ -52,7 +52,7 @@ def _plots(report: Report) -> str:
     """The plots, or a sentence that says how to get them."""
     try:
         return f'<div class="card scroll">{plots.svg(report)}</div>'
-    except UsageError as error:
+    except MissingPackageError as error:
         return (
             f'<p class="card soft">No plots here: {escape(error.message)}. <code>{escape(error.hint or "")}</code></p>'
         )

@@ -14,7 +14,7 @@ from flash_attn3_sm121.bench.session import NAIVE, time_text
 from flash_attn3_sm121.bench.style import COLOURS, OTHER
 from flash_attn3_sm121.bench.text import OURS, in_order
 from flash_attn3_sm121.console import format_bytes
-from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.errors import MissingPackageError
 
 EXTRA = "pip install 'flash_attn3_sm121[bench]'"
 WIDTH = 10.8  # inches; the HTML page is as wide at 100 pixels an inch
@@ -51,7 +51,7 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UsageError(f"the plots need matplotlib: {error}", hint=EXTRA) from error
+        raise MissingPackageError(f"the plots need matplotlib: {error}", hint=EXTRA) from error
     return matplotlib
 
 
@@ -59,7 +59,7 @@ def png(report: Report) -> bytes:
     """The plots under a heading, as a PNG.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     with _matplotlib().rc_context(SETTINGS):
         sink = io.BytesIO()
@@ -71,7 +71,7 @@ def svg(report: Report) -> str:
     """The plots as one `<svg>` element, in the colours of the page that it stands in.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     with _matplotlib().rc_context(SETTINGS):
         sink = io.StringIO()

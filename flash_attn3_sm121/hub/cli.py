@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.errors import MissingPackageError
 
 _COMMANDS = "flash_attn3_sm121.hub.commands"
 # name -> (module, its function, what `--help` says); `configure_<name>` beside the function makes the options
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:
             raise
-        raise HubError(
+        raise MissingPackageError(
             f"`flash-attn3 hub {args.action}` needs the Python package {missing}",
             hint='pip install "flash_attn3_sm121[hub]" brings everything that the hub needs',
         ) from error

@@ -103,7 +103,6 @@ def carried(argv: Sequence[str], config: str, hook: Path = HOOK_FOLDER) -> tuple
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "flash-attn3 run [options] -- COMMAND [ARGUMENT ...]"
     add_override_options(parser)

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from flash_attn3_sm121.console import Narrator, format_seconds
+from flash_attn3_sm121.console import Narrator, format_seconds, show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 from flash_attn3_sm121.selftest.case import Case
 from flash_attn3_sm121.selftest.cases import cases
@@ -131,12 +131,16 @@ def _summary(results: list[Result], args: argparse.Namespace, device: torch.devi
         )
         print()
     else:
+        lines = []
         for name in args.dtype or ["bf16", "fp16"]:
             mine = [result for result in results if result.dtype == name]
             worst = max(mine, key=lambda result: result.error / result.allowed)
             share = f"{worst.error:.2g} of {worst.allowed:.2g} allowed"
-            print(f"{name}: {len(mine)} results, worst {share} ({worst.case}, {worst.what})")
-        print(f"{len(results) - len(bad)} of {len(results)} agree with fp64 on {device} in {format_seconds(seconds)}")
+            lines.append(f"{name}: {len(mine)} results, worst {share} ({worst.case}, {worst.what})")
+        lines.append(
+            f"{len(results) - len(bad)} of {len(results)} agree with fp64 on {device} in {format_seconds(seconds)}"
+        )
+        show(lines)
     if bad:
         raise VerifyError(
             f"{len(bad)} of {len(results)} results are wrong on {device}", hint="flash-attn3 doctor  # and report this"

@@ -133,7 +133,7 @@ def test_without_matplotlib_the_page_has_its_tables_and_names_the_extra(
     assert "<svg" not in text and "flash_attn3_sm121[bench]" in text and "10.00x, 30x less memory" in text
     saved = tmp_path / "run.json"
     saved.write_text(report().to_json(), encoding="utf-8")
-    assert main(["bench", "--from-json", str(saved), "--png", str(tmp_path / "r.png")]) == 2
+    assert main(["bench", "--from-json", str(saved), "--png", str(tmp_path / "r.png")]) == 5
     assert "flash_attn3_sm121[bench]" in capsys.readouterr().err and not (tmp_path / "r.png").exists()
 
 

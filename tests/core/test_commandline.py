@@ -85,6 +85,16 @@ def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[st
     assert out == "" and err.startswith("ci: error: ") and "99.9" in err
 
 
+@pytest.mark.parametrize(("missing", "words"), [("torch", ["selftest"]), ("torch", ["bench"])])
+def test_a_missing_package_is_named(missing: str, words: list[str]) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from flash_attn3_sm121.cli import main; sys.exit(main({words}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "Traceback" not in done.stderr
+    assert f"the Python package {missing} is not installed" in done.stderr and f"pip install {missing}" in done.stderr
+
+
 def test_the_documented_table_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
     rows = {int(code): meaning for code, meaning in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)}

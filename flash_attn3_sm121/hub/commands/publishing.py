@@ -35,7 +35,6 @@ EPILOG = """examples:
 
 
 def configure_publish(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
     add_hub_option(parser)
