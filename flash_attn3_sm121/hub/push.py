@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
 from flash_attn3_sm121.hub.index import Index, Manifest
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.publish import VERSION_REF
-from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import Hub
 
 REPO_TYPE = "kernel"
@@ -63,7 +63,7 @@ def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
         files = found.manifest.files
         lines.append(
             f"{'uploading' if really else 'would upload'} {found.repo} (type {REPO_TYPE}, branches "
-            f"{', '.join(upload.branches)}): {len(files)} files, {human(upload.size)}, "
+            f"{', '.join(upload.branches)}): {len(files)} files, {format_bytes(upload.size)}, "
             f"revision {found.revision[:12]}"
         )
         lines += [f"  {entry.sha256}  {entry.size:>10}  {path}" for path, entry in sorted(files.items())]

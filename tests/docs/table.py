@@ -187,6 +187,7 @@ NOT_RUN: dict[str, str] = {
     "python -m ci measure --sample 4": "compiles upstream's own files, hours; docs/results/ has what it found",
     "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": "a gigabyte; `fa` is its result",
     "pre-commit install": "changes the clone's hooks",
+    "flash-attn3 hub pull http://HOST:8765": "tests/hub_server/test_pull.py",
     "gh attestation verify WHEEL --repo OWNER/REPO": "needs a release on GitHub",
     "make test-gpu WHEEL=wheels/NAME.whl": "needs a GPU",
     "make test-gpu WHEEL=wheels/NAME.whl PROXY=1": "needs a GPU",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
 from flash_attn3_sm121.hub.commands.options import (
@@ -18,7 +19,6 @@ from flash_attn3_sm121.hub.commands.options import (
 )
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.sign import TrustedKeys, signer_of
-from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
 
@@ -46,7 +46,7 @@ def list_all(args: argparse.Namespace) -> int:
     print(f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}")
     if index.wheels:
         rows = [
-            (e.version, e.platform, ", ".join(e.images) or "-", human(e.size), e.verify)
+            (e.version, e.platform, ", ".join(e.images) or "-", format_bytes(e.size), e.verify)
             for e in sorted(index.wheels.values(), key=lambda entry: (-entry.added, entry.version, entry.platform))
         ]
         print("\n" + table(WHEEL_HEAD, rows, width=terminal_width(), cut=(0, 2)))
@@ -117,7 +117,7 @@ def _revision(hub: Hub, found: Resolved) -> None:
         folder = Variant.parse(variant).folder(found.repo)
         files = found.manifest.under(folder)
         info = json.loads(hub.read(files[INFO_FILE]))
-        print(f"  {folder}: {len(files)} files, {human(sum(entry.size for entry in files.values()))}")
+        print(f"  {folder}: {len(files)} files, {format_bytes(sum(entry.size for entry in files.values()))}")
         for platform, item in sorted(info["platforms"].items()):
             code = ", ".join(item["images"]) or "Python only"
             print(f"    {platform}: {code}, from {item['wheel']}")
@@ -144,7 +144,7 @@ def check(args: argparse.Namespace) -> int:
         print(
             f"{'ok' if report.ok else 'DAMAGED'}: generation {report.generation} of {hub.layout.root}: "
             f"{report.wheels} wheels, {report.revisions} revisions, {report.objects} objects "
-            f"({human(report.size)}) hashed{', signature checked' if report.signed else ''}"
+            f"({format_bytes(report.size)}) hashed{', signature checked' if report.signed else ''}"
         )
         if report.orphans:
             print(f"  {report.orphans} objects are not needed by this generation: flash-attn3 hub gc")

@@ -1,4 +1,4 @@
-"""What the hub's subcommands share: the folder option, the keys, and how sizes and tables look."""
+"""What the hub's subcommands share: the folder option, the keys, and how tables look."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.commands.options import (
     add_hub_option,
@@ -20,7 +21,6 @@ from flash_attn3_sm121.hub.commands.options import (
 )
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.sign import SIGNING_ENV, TRUSTED_ENV, SigningKey
-from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import Flavour, parse_repo
 
@@ -91,7 +91,7 @@ def _summary(hub: Hub, done: Published, seconds: float, *, signed_by: str) -> No
     print(f"{what}: generation {done.generation} of {hub.layout.root}{signature}")
     for name, wheel in done.wheels.items():
         print(f"  {name}")
-        print(f"    {human(wheel.size)}  sha256 {wheel.sha256}")
+        print(f"    {format_bytes(wheel.size)}  sha256 {wheel.sha256}")
         print(f"    {wheel.platform}  {', '.join(wheel.families) or 'Python only'}  verify: {wheel.verify}")
     for repo, revision in done.repos.items():
         print(f"  {repo}  revision {revision[:12]}")

@@ -9,9 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, print_json
 from flash_attn3_sm121.hub.sign import TrustedKeys
-from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted_index
 
@@ -82,7 +82,9 @@ def export(args: argparse.Namespace) -> int:
     if args.json:
         print_json(dataclasses.asdict(done))
         return 0
-    print(f"exported to {done.target}: {done.files} files, {human(done.size)} of content (the rest are hard links)")
+    print(
+        f"exported to {done.target}: {done.files} files, {format_bytes(done.size)} of content (the rest are hard links)"
+    )
     print(f"  generation {done.generation}: {done.wheels} wheels; repositories: {', '.join(done.repos) or 'none'}")
     print(f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}")
     return 0
@@ -104,6 +106,6 @@ def pull(args: argparse.Namespace) -> int:
     if args.json:
         print_json(dataclasses.asdict(done))
         return 0
-    what = f"pulled {done.files} files ({human(done.size)})" if done.changed else "nothing new"
+    what = f"pulled {done.files} files ({format_bytes(done.size)})" if done.changed else "nothing new"
     print(f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.commands.options import (
     add_hub_option,
@@ -13,7 +14,6 @@ from flash_attn3_sm121.hub.commands.options import (
     print_json,
     signing_key,
 )
-from flash_attn3_sm121.hub.site.pages import human
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS
 
 
@@ -58,7 +58,7 @@ def gc(args: argparse.Namespace) -> int:
         print_json({"dry_run": args.dry_run, **dataclasses.asdict(done)})
         return 0
     print(
-        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({human(done.size)}), "
+        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({format_bytes(done.size)}), "
         f"{done.generations} generations, {done.unfinished} unfinished writes"
     )
     return 0
