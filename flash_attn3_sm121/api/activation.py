@@ -1,8 +1,9 @@
 """Plain `F.scaled_dot_product_attention` through our kernels, on devices that torch's own FA3 hook refuses.
 
 torch (2.11 and later) has `activate_flash_attention_impl("FA3")`, which then raises at every call unless the device
-is a Hopper. `activate()` registers the same hook under another name, backed by the family library of the device.
-Opt-in, undone by `torch.nn.attention.restore_flash_attention_impl()`.
+is a Hopper; "FA4" does so unless it is a Blackwell of a data center. `activate()` registers the same hook for the
+family library of the device, under a name of its own and under these two: a program that asks torch for "FA3" or "FA4"
+later, as torchtitan does, gets our kernels. Opt-in, undone by `torch.nn.attention.restore_flash_attention_impl()`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from torch import Tensor
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.call.facts import CallFacts
+from flash_attn3_sm121.call.validation import out_dtype
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import BackendError
 
 IMPLEMENTATION = "FA3_SM121"
+ASKED_FOR = ("FA3", "FA4")  # the names that programs ask torch for
 
 
 def _refuse_dropout(dropout_p: float, is_forward: bool) -> None:
@@ -33,7 +36,7 @@ def _side(size: int | None) -> int:
     return -1 if size is None else size
 
 
-def _forward(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -44,6 +47,7 @@ def _forward(
     dropout_p: float,
     is_causal: bool,
     return_debug_mask: bool,
+    descales: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
     *,
     scale: float | None = None,
     window_size_left: int | None = None,
@@ -53,11 +57,12 @@ def _forward(
     out: Tensor | None = None,
     block_table: Tensor | None = None,
     num_splits: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """aten::_flash_attention_forward: (b, s, h, d) or packed."""
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) for torch's arguments: (b, s, h, d), packed, or a paged cache."""
     _refuse_dropout(dropout_p, True)
     if alibi_slopes is not None or return_debug_mask:
         raise BackendError("FA3 has neither alibi_slopes nor a debug mask")
+    q_descale, k_descale, v_descale = descales
     args = ForwardArgs(
         q=query,
         k=key,
@@ -66,20 +71,46 @@ def _forward(
         causal=is_causal,
         out=out,
         cu_seqlens_q=cum_seq_q,
-        cu_seqlens_k=cum_seq_k,
+        cu_seqlens_k=None if block_table is not None else cum_seq_k,  # a paged cache has rows, not offsets
         max_seqlen_q=max_q,
         max_seqlen_k=max_k,
         seqused_k=seqused_k,
         page_table=block_table,
-        num_splits=num_splits or 0,
+        q_descale=q_descale,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        num_splits=num_splits or (1 if torch.are_deterministic_algorithms_enabled() else 0),
         window_left=_side(window_size_left),
         window_right=_side(window_size_right),
     )
     with use_backend("native"):  # the fallback itself calls SDPA, which would come back here
         result, lse, _, _ = engine().forward(args)
+    return result, lse
+
+
+def _forward(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """aten::_flash_attention_forward."""
+    query: Tensor = arguments[0]
+    result, lse = _attend(*arguments, **options)
+    return result, lse, *_random_state(query)
+
+
+def _forward_quantized(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """aten::_flash_attention_forward.quantized: the last three arguments are the descales of q, k and v."""
+    return _forward(*arguments[:-3], arguments[-3:], **options)
+
+
+def _forward_inplace(out: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """aten::_flash_attention_forward_no_dropout_inplace, behind varlen_attn_out: the LSE; `out` is written to."""
+    _, lse = _attend(*arguments, out=out, **options)
+    return lse
+
+
+def _random_state(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What torch wants to hear about dropout: a seed and an offset that nobody reads, and no mask."""
     seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
     offset = torch.zeros((), dtype=torch.uint64, device=query.device)
-    return result, lse, seed, offset, query.new_empty(0)
+    return seed, offset, query.new_empty(0)
 
 
 def _sdpa_forward(
@@ -91,16 +122,31 @@ def _sdpa_forward(
     return_debug_mask: bool = False,
     *,
     scale: float | None = None,
+    descales: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
 ) -> tuple[Any, ...]:
     """aten::_scaled_dot_product_flash_attention: (b, h, s, d), the result laid out like the query."""
-    out = torch.empty_like(query)
+    out = torch.empty_like(query, dtype=out_dtype(query))
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    _, lse, seed, offset, mask = _forward(
-        *(q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, is_causal, return_debug_mask),
+    _, lse = _attend(
+        *(q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, is_causal, return_debug_mask, descales),
         scale=scale,
         out=out.transpose(1, 2),
     )
-    return out, lse, None, None, q.shape[1], k.shape[1], seed, offset, mask
+    return out, lse, None, None, q.shape[1], k.shape[1], *_random_state(query)
+
+
+def _sdpa_forward_quantized(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    q_descale: Tensor | None,
+    k_descale: Tensor | None,
+    v_descale: Tensor | None,
+    *arguments: Any,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """aten::_scaled_dot_product_flash_attention.quantized."""
+    return _sdpa_forward(query, key, value, *arguments, **options, descales=(q_descale, k_descale, v_descale))
 
 
 def _backward(
@@ -174,10 +220,14 @@ def _sdpa_backward(
     return tuple(gradient.transpose(1, 2) for gradient in gradients)
 
 
+# By the names of torch's ops. A torch that lacks one (they grew from release to release) does without it.
 KERNELS = {
     "_flash_attention_forward": _forward,
+    "_flash_attention_forward.quantized": _forward_quantized,
+    "_flash_attention_forward_no_dropout_inplace": _forward_inplace,
     "_flash_attention_backward": _backward,
     "_scaled_dot_product_flash_attention": _sdpa_forward,
+    "_scaled_dot_product_flash_attention.quantized": _sdpa_forward_quantized,
     "_scaled_dot_product_flash_attention_backward": _sdpa_backward,
 }
 
@@ -188,7 +238,8 @@ class Handle:
     def __init__(self) -> None:
         self.library: Any = torch.library.Library("aten", "IMPL", "CUDA")  # type: ignore[no-untyped-call]
         for name, kernel in KERNELS.items():
-            self.library.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
+            if torch._C._dispatch_has_kernel(f"aten::{name}"):
+                self.library.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         self.library = None
@@ -209,9 +260,15 @@ def _require_registry() -> Any:
 
 
 def activate(device: str | torch.device = "cuda") -> None:
-    """Serve F.scaled_dot_product_attention's flash backend with our kernels; raises BackendError saying why not.
+    """Serve the flash backend of F.scaled_dot_product_attention, and torch's varlen_attn, with our kernels.
 
     Only where a family library serves the device: the fallback is made of SDPA itself and would gain nothing.
+
+    Args:
+        device: the device that is going to be used.
+
+    Raises:
+        BackendError: no library serves the device, or this torch has no such hook; the reason is in the message.
     """
     attention = _require_registry()
     where = torch.device(device)
@@ -225,5 +282,6 @@ def activate(device: str | torch.device = "cuda") -> None:
     decision = engine().decision(where, call)
     if decision.backend != "native":
         raise BackendError(f"activate: our kernels do not serve {where}\n{decision}", hint="run `flash-attn3 doctor`")
-    attention.register_flash_attention_impl(IMPLEMENTATION, register_fn=Handle)
+    for name in (IMPLEMENTATION, *ASKED_FOR):
+        attention.register_flash_attention_impl(name, register_fn=Handle)
     attention.activate_flash_attention_impl(IMPLEMENTATION)

@@ -6,23 +6,17 @@ on fake tensors too, so a compiled program gets the same errors while it is bein
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.errors import CallError
+from flash_attn3_sm121.call.types import CALLED, check_types, fail, name_of_lengths
 
 FP8 = torch.float8_e4m3fn
 FORWARD_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64, FP8})
 MAX_HEAD_DIM = 256
 MAX_HEAD_DIM_V = 512
 MAX_SPLITS = 256
-
-
-def fail(message: str, hint: str | None = None) -> NoReturn:
-    raise CallError(message, hint=hint)
 
 
 def out_dtype(q: Tensor) -> torch.dtype:
@@ -57,8 +51,6 @@ def _index(name: str, tensor: Tensor | None, q: Tensor, expected: tuple[object, 
 def _dtypes(args: ForwardArgs) -> None:
     q, k, v = args.q, args.k, args.v
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, found {type(tensor).__name__}")
         if tensor.dtype not in FORWARD_DTYPES:
             fail(
                 f"FlashAttention only supports fp16, bf16, and fp8_e4m3 data type (and fp32 in the fallback): "
@@ -71,9 +63,10 @@ def _dtypes(args: ForwardArgs) -> None:
         cached = args.k_new is not None or args.seqused_k is not None or args.page_table is not None
         if FP8 in (q.dtype, k.dtype) or not cached or args.cu_seqlens_k is not None:
             fail(f"query and key must have the same dtype: q is {q.dtype}, k is {k.dtype}")
-    for name, new in (("k_new", args.k_new), ("v_new", args.v_new)):
+    for field, new in (("k_new", args.k_new), ("v_new", args.v_new)):
         if new is not None and new.dtype not in (q.dtype, k.dtype):
-            fail(f"{name} must have the same dtype as query ({q.dtype}) or the cache ({k.dtype}), found {new.dtype}")
+            allowed = f"query ({q.dtype}) or the cache ({k.dtype})"
+            fail(f"{CALLED[field]} must have the same dtype as {allowed}, found {new.dtype}")
     if args.qv is not None and args.qv.dtype != q.dtype:
         fail(f"q_v must have the same dtype as query ({q.dtype}), found {args.qv.dtype}")
 
@@ -83,7 +76,7 @@ def _devices(args: ForwardArgs) -> None:
     for name in ("k", "v", "k_new", "v_new", "qv", "out", "rotary_cos", "rotary_sin", "s_aux"):
         tensor = getattr(args, name)
         if tensor is not None:
-            _device(name, tensor, q)
+            _device(CALLED.get(name, name), tensor, q)
 
 
 def _heads(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -92,7 +85,9 @@ def _heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         fail(f"Number of heads in key/value must divide number of heads in query: {heads_kv} and {heads}")
     alignment = 16 if q.dtype == FP8 else 8
     for name, size in (("head_size", dim), ("head_size_v", dim_v)):
-        if size % alignment != 0 or size < 1:
+        if size == 0:
+            fail(f"{name} should be a multiple of {alignment}, found 0: the last dimension of the tensor is empty")
+        if size % alignment != 0:
             fail(f"{name} should be a multiple of {alignment}, found {size}", hint="pad the last dimension with zeros")
     if dim > MAX_HEAD_DIM:
         fail(f"FlashAttention forward only supports head dimension at most {MAX_HEAD_DIM}, found {dim}")
@@ -162,6 +157,8 @@ def _keys_paged(args: ForwardArgs, batch: int) -> None:
         fail(f"batch_size must be equal to batch_size_k: {batch} and {table.shape[0]} (rows of page_table)")
     if k.dim() != 4:
         fail(f"k must have shape (num_pages, page_size, num_heads_k, head_size), found {tuple(k.shape)}")
+    if k.shape[1] == 0:
+        fail(f"a page must hold one position at least, found pages of size 0: k has shape {tuple(k.shape)}")
     words = "num_pages, page_size, num_heads_k"
     _shape("k", k, (*k.shape[:3], q.shape[-1]), f"{words}, head_size")
     _shape("v", v, (*k.shape[:3], v.shape[-1]), f"{words}, head_size_v")
@@ -176,12 +173,16 @@ def _new_keys(args: ForwardArgs, batch: int) -> None:
     if v_new is None:
         fail("If k_new is supplied, v_new must also be passed in")
     if args.seqused_k is None:
-        fail("If k_new is supplied, seqlens_k must also be passed in", hint="pass cache_seqlens")
+        fail(
+            "If k_new is supplied, seqlens_k must also be passed in: the new keys k need cache_seqlens",
+            hint="pass cache_seqlens, how many positions of each row are filled",
+        )
     if args.cu_seqlens_k is not None:
         fail("k_new cannot be appended to packed keys (cu_seqlens_k)")
     heads_kv, dim, dim_v = k.shape[-2], q.shape[-1], v.shape[-1]
     cu = args.cu_seqlens_k_new
-    for name, new, size in (("k_new", k_new, dim), ("v_new", v_new, dim_v)):
+    for field, new, size in (("k_new", k_new, dim), ("v_new", v_new, dim_v)):
+        name = CALLED[field]
         if cu is None:
             if new.dim() != 4:
                 fail(f"{name} must have shape (batch_size, seqlen_new, num_heads_k, {size}), found {tuple(new.shape)}")
@@ -257,7 +258,13 @@ def _extras(args: ForwardArgs, batch: int) -> None:
 
 
 def check_forward(args: ForwardArgs) -> None:
-    """Raise CallError (or TypeError) unless the call makes sense."""
+    """Raise unless the arguments of a call fit together; nothing is read from any device.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        CallError: everything else.
+    """
+    check_types(args)
     _dtypes(args)
     _devices(args)
     batch = _queries(args)
@@ -270,15 +277,17 @@ def check_forward(args: ForwardArgs) -> None:
     else:
         _keys_dense(args, batch, any_row=args.kv_batch_idx is not None)
     _heads(args.q, args.k, args.v)
-    for name in ("seqused_k", "leftpad_k", "kv_batch_idx"):
-        _index(name, getattr(args, name), args.q, (batch,), "batch_size")
+    _index(name_of_lengths(args), args.seqused_k, args.q, (batch,), "batch_size")
+    for name in ("leftpad_k", "kv_batch_idx"):
+        _index(CALLED[name], getattr(args, name), args.q, (batch,), "batch_size")
     _new_keys(args, batch)
     _rotary(args, batch)
     _extras(args, batch)
 
 
 def check_backward(args: BackwardArgs) -> None:
-    """Raise CallError unless the call makes sense."""
+    """The same for a backward call."""
+    check_types(args)
     q, k, v = args.q, args.k, args.v
     for name, tensor in (("q", q), ("k", k), ("v", v), ("out", args.out), ("dout", args.dout)):
         if tensor.dtype == FP8 or tensor.dtype not in FORWARD_DTYPES:
@@ -299,8 +308,10 @@ def check_backward(args: BackwardArgs) -> None:
     for name, tensor in (("out", args.out), ("dout", args.dout)):
         _shape(name, tensor, (*q.shape[:-1], v.shape[-1]), "the shape of q with head_size_v")
     _index("seqused_k", args.seqused_k, q, (batch,), "batch_size")
-    lse = (q.shape[0], q.shape[2], q.shape[1]) if args.cu_seqlens_q is None else (q.shape[1], q.shape[0])
-    _shape("softmax_lse", args.softmax_lse, lse, "one per row of scores")
+    packed = args.cu_seqlens_q is not None
+    lse = (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
+    if not packed or tuple(args.softmax_lse.shape) != (1, *lse):  # the latter is upstream's older layout
+        _shape("softmax_lse", args.softmax_lse, lse, "one per row of scores")
     if args.softmax_lse.dtype != torch.float32:
         fail(f"softmax_lse must have dtype torch.float32, found {args.softmax_lse.dtype}")
 

@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -117,7 +118,11 @@ class Engine:
                         hint="leave the choice open (backend auto), or ask for sdpa",
                     )
                 if decision.build is None:
-                    plan: Plan = PythonPlan(decision=decision, backend=python_backend.load(decision.backend))
+                    plan: Plan = PythonPlan(
+                        decision=decision,
+                        backend=python_backend.load(decision.backend),
+                        check_cache=self.settings.check_cache,
+                    )
                     return self._remember(key, plan)
                 ops = self._loaded(decision.build)
                 if ops is None:
@@ -201,7 +206,13 @@ class Engine:
         return self.plan(args, tensors).forward(args, tensors)
 
     def backward(self, args: BackwardArgs, into: Gradients | None = None) -> BackwardResult:
-        """The gradients of a forward call, written into `into` where given, else fresh."""
+        """The gradients of a forward call, written into `into` where given, else fresh.
+
+        An LSE of shape (1, h, total_q), which upstream returned for packed queries once, is taken like (h, total_q).
+        """
+        if args.cu_seqlens_q is not None and args.softmax_lse.dim() == 3:
+            _validate(args)
+            args = replace(args, softmax_lse=args.softmax_lse.squeeze(0))
         tensors = tensors_of(args)
         return self.plan(args, tensors).backward(args, tensors, into)
 

@@ -95,10 +95,9 @@ class NativePlan:
                 return native.readable(args)
         return args
 
-    @staticmethod
-    def _by_fallback(backend: Computes, args: ForwardArgs) -> Results:
+    def _by_fallback(self, backend: Computes, args: ForwardArgs) -> Results:
         check_forward(args)
-        return python_backend.forward(backend, args)
+        return python_backend.forward(backend, args, check_cache=self.check_cache)
 
     def backward(self, args: BackwardArgs, tensors: Tensors, into: Gradients | None) -> BackwardResult:
         if args.q.numel() == 0 or args.k.numel() == 0:

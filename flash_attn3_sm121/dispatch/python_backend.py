@@ -23,7 +23,7 @@ MAX_SHAPES = 4096
 class Computes(Protocol):
     """What a backend written in Python offers."""
 
-    def forward(self, args: ForwardArgs) -> tuple[Tensor, Tensor]: ...
+    def forward(self, args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Tensor]: ...
     def backward(self, args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
     def dense_op(self, args: ForwardArgs) -> DenseOp | None: ...
 
@@ -45,9 +45,9 @@ def load(name: str) -> Computes:
     return cast(Computes, importlib.import_module(module))
 
 
-def forward(backend: Computes, args: ForwardArgs) -> Results:
+def forward(backend: Computes, args: ForwardArgs, *, check_cache: bool = True) -> Results:
     """Run a validated call; `args.out` gets the result where it is given."""
-    out, lse = backend.forward(normal_form(args))
+    out, lse = backend.forward(normal_form(args), check_cache=check_cache)
     if args.out is not None and out is not args.out:
         out = args.out.copy_(out)
     return out, lse, None, None
@@ -73,7 +73,7 @@ class PythonPlan:
 
     decision: Decision
     backend: Computes
-    check_cache: bool = False  # lengths are read, or asserted on, by the backend itself
+    check_cache: bool = True
     valid: set[Any] = field(default_factory=set)
     dense: dict[Any, DenseOp | None] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ class PythonPlan:
         if shapes not in self.valid:
             check_forward(args)
             self._remember(shapes, args, plain=not any(tensor is not None for tensor in tensors[3:]))
-        return forward(self.backend, args)
+        return forward(self.backend, args, check_cache=self.check_cache)
 
     def _remember(self, shapes: Any, args: ForwardArgs, *, plain: bool) -> None:
         if len(self.valid) >= MAX_SHAPES:

@@ -13,7 +13,6 @@ that kernel can't do (softcap, qv, gradients of the LSE) goes through blocked pl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,14 +53,26 @@ def lengths_stay_on_device(args: ForwardArgs) -> bool:
     return packed and torch.cuda.is_current_stream_capturing()
 
 
-def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
-    """(out, lse): out in q's type (bf16 for fp8), lse fp32; fresh, or written to `args.out`."""
+def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Tensor]:
+    """The forward pass of one call.
+
+    Args:
+        args: the call.
+        check_cache: whether the device checks the lengths before new keys are written; where lengths are read on the
+            host, they are checked anyway.
+
+    Returns:
+        (out, lse): out in q's type (bf16 for fp8), lse in fp32; fresh, or written to `args.out`.
+
+    Raises:
+        CallError: lengths, page numbers or positions that the tensors do not have. Nothing was written then.
+    """
     with _plain_arithmetic(args.q.device):
         if whole.serves(args):
             out, lse = whole.attend(args.q, args.k, args.v, args.softmax_scale, args.causal)
             return out, lse.to(torch.float32).contiguous()
         if lengths_stay_on_device(args):
-            return static.forward(args, check=os.environ.get("FLASH_ATTN3_CHECK_CACHE", "1") != "0")
+            return static.forward(args, check=check_cache)
         return host.forward(args)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.fallback import rotary
 from flash_attn3_sm121.fallback.problem import FP8, Facts
 
@@ -27,18 +28,18 @@ class NewTokens:
 
 def _held(args: ForwardArgs) -> Tensor:
     if args.seqused_k is None:
-        raise ValueError("k (new keys) needs cache_seqlens: give the number of tokens that the cache already holds")
+        raise CallError("k (new keys) needs cache_seqlens: give the number of tokens that the cache already holds")
     return args.seqused_k.long()
 
 
 def rotary_base(args: ForwardArgs) -> Tensor:
-    """The position of a sequence's first new token in the rotary table."""
+    """The position of a sequence's first new token in the rotary table; for a row of padding it may be negative."""
     return args.seqlens_rotary.long() if args.seqlens_rotary is not None else _held(args)
 
 
 def _converted(new: Tensor, cache: Tensor, *, name: str) -> Tensor:
     if (cache.dtype in FP8) != (new.dtype in FP8):
-        raise ValueError(f"{name} and its cache must have the same dtype for fp8, found {new.dtype} and {cache.dtype}")
+        raise CallError(f"{name} and its cache must have the same dtype for fp8, found {new.dtype} and {cache.dtype}")
     return new.to(cache.dtype)
 
 
@@ -46,20 +47,30 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 3 else tensor.flatten(0, 1)
 
 
-def places(args: ForwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every new token: (sequence, position in the cache, index in k_new), all flat."""
+def places(args: ForwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of every new token: (sequence, position in the cache, index in k_new), all flat; and whether there is any.
+
+    Two kinds of tokens are not written: those of rows with a negative cache_seqlens, which are padding, and padding
+    behind the last token of a packed k_new. Lengths stay on the device, so the number of writes is fixed: these tokens
+    are aimed at the first one that is written, with its value. Writing it twice is harmless.
+    """
     held = _held(args)
     if args.cu_seqlens_k_new is None:
         index = torch.arange(info.batch * info.new_rows, device=held.device)
         owner = torch.div(index, max(info.new_rows, 1), rounding_mode="floor")
-        position = held[owner] + index - owner * info.new_rows
-        return owner, position, index
-    offsets = args.cu_seqlens_k_new.long()
-    index = torch.arange(info.new_rows, device=held.device)
-    # Padding behind the last token is aimed at the last real token, with its value: writing it twice is harmless.
-    index = torch.minimum(index, offsets[-1] - 1).clamp(min=0)
-    owner = torch.searchsorted(offsets[1:].contiguous(), index, right=True).clamp(max=info.batch - 1)
-    return owner, held[owner] + index - offsets[owner], index
+        written = (held >= 0)[owner]
+    else:
+        offsets = args.cu_seqlens_k_new.long()
+        index = torch.arange(info.new_rows, device=held.device)
+        owner = torch.searchsorted(offsets[1:].contiguous(), index, right=True).clamp(max=info.batch - 1)
+        written = (held[owner] >= 0) & (index < offsets[-1])
+    if index.numel() == 0:
+        return owner, held[owner], index, written.any()
+    first = written.to(torch.uint8).argmax()
+    index = torch.where(written, index, first)
+    owner = owner[index]
+    start = offsets[owner] if args.cu_seqlens_k_new is not None else owner * info.new_rows
+    return owner, held[owner] + index - start, index, written.any()
 
 
 def pages_of(args: ForwardArgs, info: Facts, owner: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,12 +82,10 @@ def pages_of(args: ForwardArgs, info: Facts, owner: Tensor, position: Tensor) ->
     return args.page_table[rows, page].long(), position % info.page_size
 
 
-def _without_padding(
-    args: ForwardArgs, rows: Tensor, slots: Tensor, keys: Tensor, values: Tensor
+def _or_nothing(
+    args: ForwardArgs, any_token: Tensor, rows: Tensor, slots: Tensor, keys: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A packed k_new that holds padding only must change nothing: write the cache's first token back onto itself."""
-    assert args.cu_seqlens_k_new is not None
-    any_token = args.cu_seqlens_k_new[-1] > 0
+    """New tokens that are padding only must change nothing: write the cache's first token back onto itself."""
     rows, slots = torch.where(any_token, rows, 0), torch.where(any_token, slots, 0)
     kept_k, kept_v = args.k[:1, :1].flatten(0, 1), args.v[:1, :1].flatten(0, 1)
     return rows, slots, _choose(any_token, keys, kept_k), _choose(any_token, values, kept_v)
@@ -101,13 +110,12 @@ def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
             k_new, args.rotary_cos, args.rotary_sin, where, interleaved=args.rotary_interleaved, dtype=kept
         )
     keys, values = _converted(k_new, args.k, name="k"), _converted(args.v_new, args.v, name="v")
-    owner, position, index = places(args, info)
-    if index.numel() == 0:
+    owner, position, index, any_token = places(args, info)
+    if index.numel() == 0 or args.k.numel() == 0:
         return None
     rows, slots = pages_of(args, info, owner, position)
     keys, values = _flat(keys)[index], _flat(values)[index]
-    if args.cu_seqlens_k_new is not None:
-        rows, slots, keys, values = _without_padding(args, rows, slots, keys, values)
+    rows, slots, keys, values = _or_nothing(args, any_token, rows, slots, keys, values)
     return NewTokens(rows=rows, slots=slots, keys=keys, values=values)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_attn3_sm121.errors import CallError
+
 MAX_SPLITS = 256
 
 
@@ -16,9 +18,9 @@ def combine(
     A split with lse -inf saw no key: its data is ignored even where it is NaN. No split with a key: 0 and -inf.
     """
     if out_partial.shape[0] > MAX_SPLITS:
-        raise ValueError(f"flash_attn_combine takes at most {MAX_SPLITS} splits, found {out_partial.shape[0]}")
+        raise CallError(f"flash_attn_combine takes at most {MAX_SPLITS} splits, found {out_partial.shape[0]}")
     if out_partial.shape[:-1] != lse_partial.shape:
-        raise ValueError(
+        raise CallError(
             f"lse_partial must have shape {tuple(out_partial.shape[:-1])}, found {tuple(lse_partial.shape)}"
         )
     kind = torch.float64 if out_partial.dtype == torch.float64 else torch.float32

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.fallback.problem import FP8, Facts, Sequence
 
 
@@ -93,7 +94,7 @@ def check_pages(pages: list[int], sequence: Sequence, *, begin: int, end: int, s
     """Every page that positions `[begin, end)` of a sequence touch must exist."""
     for slot in range(begin // size, -(-end // size)):
         if not 0 <= pages[slot] < total:
-            raise ValueError(
+            raise CallError(
                 f"page_table[{sequence.k_row}, {slot}] is {pages[slot]}, but sequence {sequence.index} uses positions "
                 f"{begin} .. {end - 1} of pages of {size}: a page number from 0 to {total - 1} must stand there"
             )

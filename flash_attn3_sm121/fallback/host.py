@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.fallback import append, attend, decode, gather, kernels, pieces, rotary, sinks
 from flash_attn3_sm121.fallback.blocked import Scoring, accumulator
 from flash_attn3_sm121.fallback.gather import Group
@@ -38,10 +39,12 @@ def _check_rotary(args: ForwardArgs, info: Facts, found: tuple[Sequence, ...]) -
         return
     base = append.rotary_base(args).tolist()
     for sequence in found:
+        if sequence.keys == 0 and sequence.new_rows == 0:
+            continue  # sees nothing and writes nothing
         rows = sequence.rows if info.band.is_local else min(sequence.rows, 1)
         needed = base[sequence.index] + max(rows, sequence.new_rows)
         if max(rows, sequence.new_rows) > 0 and not 0 <= base[sequence.index] <= needed <= args.rotary_cos.shape[0]:
-            raise ValueError(
+            raise CallError(
                 f"rotary_cos and rotary_sin hold {args.rotary_cos.shape[0]} positions, but sequence {sequence.index} "
                 f"needs positions {base[sequence.index]} .. {needed - 1}"
             )
@@ -94,6 +97,8 @@ def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
         append.write(args, new)
     scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
     target = Target(args, info)
+    if args.q.numel() == 0:
+        return target.result()
     kernel = kernels.pick(args.q, args.k, args.v, args.qv, scoring) if args.q.device.type == "cpu" else None
     if kernel is not None and decode.serves(found, info):
         _decode(args, q, info, found, kernel, target)
@@ -220,16 +225,16 @@ class Sums:
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); tensors that nobody used get zeros."""
     if args.qv is not None:
-        raise ValueError("qv is forward only, as upstream: detach it, or call without gradients")
+        raise CallError("qv is forward only, as upstream: detach it, or call without gradients")
     if any(tensor.dtype in FP8 for tensor in (args.q, args.k, args.v)):
-        raise ValueError("fp8 inputs are forward only, as upstream: convert q, k and v to bf16 to train")
+        raise CallError("fp8 inputs are forward only, as upstream: convert q, k and v to bf16 to train")
     info = facts(args)
     kind = accumulator(info.compute_dtype)
     sums = Sums(args, info)
     ds_aux = torch.zeros(info.heads, dtype=kind, device=args.q.device) if args.s_aux is not None else None
     scoring = Scoring(scale=args.softmax_scale, softcap=args.softcap)
     for group in gather.groups(sequences(args, info), info):
-        if group.first.rows == 0 or group.count == 0:
+        if group.first.rows == 0 or group.count == 0 or args.q.numel() == 0:
             continue
         geometry = Geometry.bottom_right(rows=group.first.rows, keys=group.first.keys, band=info.band)
         dout, q, out = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.fallback.geometry import Band
 
 FP8 = tuple(
@@ -131,40 +132,55 @@ def _read(tensor: Tensor | None, *, name: str, count: int) -> list[int] | None:
     if tensor is None:
         return None
     if tensor.numel() != count:
-        raise ValueError(f"{name} must have shape ({count},), found {tuple(tensor.shape)}")
+        raise CallError(f"{name} must have shape ({count},), found {tuple(tensor.shape)}")
     values: list[int] = tensor.tolist()
     return values
 
 
-def _read_offsets(tensor: Tensor | None, *, name: str, count: int, total: int) -> list[int] | None:
+def _read_offsets(
+    tensor: Tensor | None, *, name: str, count: int, total: int, longest: int | None = None
+) -> list[int] | None:
+    """cu_seqlens as numbers, checked against the packed length and the bound that the caller gave (max_seqlen)."""
     values = _read(tensor, name=name, count=count + 1)
-    if values is not None:
-        rising = all(a <= b for a, b in pairwise(values))
-        if not rising or values[0] < 0 or values[-1] > total:
-            raise ValueError(f"{name} must rise from 0 to at most {total} (the packed length), found {values}")
+    if values is None:
+        return None
+    rising = all(a <= b for a, b in pairwise(values))
+    if not rising or values[0] != 0 or values[-1] > total:
+        raise CallError(f"{name} must rise from 0 to at most {total} (the packed length), found {values}")
+    length = max((b - a for a, b in pairwise(values)), default=0)
+    if longest is not None and length > longest:
+        bound = name.replace("cu_seqlens", "max_seqlen")
+        raise CallError(f"{bound} is {longest}, but the longest sequence of {name} has {length}: it is an upper bound")
     return values
 
 
-def _bounded(values: list[int] | None, *, name: str, limit: int, what: str) -> None:
+def _bounded(values: list[int] | None, *, name: str, limit: int, what: str, skipped: list[bool]) -> None:
     for index, value in enumerate(values or ()):
-        if not 0 <= value <= limit:
-            raise ValueError(f"{name}[{index}] is {value}, but {what} is {limit}")
+        if not skipped[index] and not 0 <= value <= limit:
+            raise CallError(f"{name}[{index}] is {value}, but {what} is {limit}")
 
 
 def sequences(args: ForwardArgs | BackwardArgs, info: Facts) -> tuple[Sequence, ...]:
-    """Read every length on the host and check it. Reading waits for the device: not for the CUDA decode path."""
+    """Read every length on the host and check it. Reading waits for the device: not for the CUDA decode path.
+
+    A negative seqused_k (cache_seqlens) marks a row of padding, as upstream has it: no key, nothing appended.
+    """
     cache = args if isinstance(args, ForwardArgs) else None
     count = info.batch
-    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", count=count, total=args.q.shape[0])
-    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", count=count, total=args.k.shape[0])
+    total_q, total_k, max_q, max_k = args.q.shape[0], args.k.shape[0], args.max_seqlen_q, args.max_seqlen_k
+    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", count=count, total=total_q, longest=max_q)
+    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", count=count, total=total_k, longest=max_k)
     used_q = _read(args.seqused_q, name="seqused_q", count=count)
-    used_k = _read(args.seqused_k, name="seqused_k (cache_seqlens)", count=count)
+    length_name = "seqused_k" if cu_k is not None else "cache_seqlens"
+    used_k = _read(args.seqused_k, name=length_name, count=count)
     left = _read(cache.leftpad_k, name="cache_leftpad", count=count) if cache else None
     rows = _read(cache.kv_batch_idx, name="cache_batch_idx", count=count) if cache else None
     cu_new = None
     if cache and cache.k_new is not None and cache.cu_seqlens_k_new is not None:
         cu_new = _read_offsets(cache.cu_seqlens_k_new, name="cu_seqlens_k_new", count=count, total=cache.k_new.shape[0])
-    _bounded(rows, name="cache_batch_idx", limit=info.kv_rows - 1, what="the last row of the cache")
+    padding = [used_k is not None and used_k[b] < 0 for b in range(count)]
+    last = info.kv_rows - 1
+    _bounded(rows, name="cache_batch_idx", limit=last, what="the last row of the cache", skipped=padding)
     result = []
     for b in range(count):
         q_start, q_room = (cu_q[b], cu_q[b + 1] - cu_q[b]) if cu_q else (0, info.rows)
@@ -173,22 +189,24 @@ def sequences(args: ForwardArgs | BackwardArgs, info: Facts) -> tuple[Sequence, 
         held = used_k[b] if used_k else k_room
         new_start, new = (cu_new[b], cu_new[b + 1] - cu_new[b]) if cu_new else (0, info.new_rows)
         pad = left[b] if left else 0
+        if padding[b]:
+            held = new = pad = 0
         if not 0 <= used_rows <= q_room:
-            raise ValueError(f"seqused_q[{b}] is {used_rows}, but sequence {b} has room for {q_room} queries")
-        if not 0 <= held <= held + new <= k_room:
-            raise ValueError(
+            raise CallError(f"seqused_q[{b}] is {used_rows}, but sequence {b} has room for {q_room} queries")
+        if held + new > k_room:
+            raise CallError(
                 f"sequence {b}: cache_seqlens {held} + {new} new token(s) exceed the cache's capacity of {k_room}"
                 if new
-                else f"seqused_k[{b}] (cache_seqlens) is {held}, but sequence {b} has room for {k_room} keys"
+                else f"{length_name}[{b}] is {held}, but sequence {b} has room for {k_room} keys"
             )
         if pad < 0:
-            raise ValueError(f"cache_leftpad[{b}] is {pad}, expected 0 or more")
+            raise CallError(f"cache_leftpad[{b}] is {pad}, expected 0 or more")
         result.append(
             Sequence(
                 index=b,
                 q_start=q_start,
                 rows=used_rows,
-                k_row=rows[b] if rows else b,
+                k_row=b if not rows else 0 if padding[b] else rows[b],
                 k_start=k_start + pad,
                 keys=max(held + new - pad, 0),
                 new_start=new_start,

@@ -61,7 +61,8 @@ def _lengths(args: ForwardArgs, info: Facts) -> Lengths:
         keys = torch.full((info.batch,), info.capacity, dtype=torch.long, device=args.q.device)
     if args.k_new is not None:
         new = args.cu_seqlens_k_new
-        keys = keys + ((new[1:] - new[:-1]).long() if new is not None else info.new_rows)
+        grown = keys + ((new[1:] - new[:-1]).long() if new is not None else info.new_rows)
+        keys = torch.where(keys < 0, 0, grown)  # a row of padding gets no key
     if args.leftpad_k is not None:
         start = args.leftpad_k.long() if start is None else start + args.leftpad_k
         keys = keys - args.leftpad_k
@@ -69,18 +70,21 @@ def _lengths(args: ForwardArgs, info: Facts) -> Lengths:
 
 
 def _check(args: ForwardArgs, info: Facts) -> None:
-    """Stream-ordered: the device stops before the write when a cache would overflow or a page is missing."""
+    """Stream-ordered: the device stops before the write when a cache would overflow or a page is missing.
+
+    Rows with a negative cache_seqlens are padding; nothing is written for them.
+    """
     if args.k_new is None or info.new_rows == 0 or info.batch == 0:
         return
     held, message = args.seqused_k, "cache_seqlens + new tokens exceed the cache, or a page is not allocated"
     others = (args.page_table, args.kv_batch_idx, args.cu_seqlens_k_new)
     if held is not None and info.batch <= info.kv_rows and all(tensor is None for tensor in others):
-        fits = (held >= 0) & (held <= info.capacity - info.new_rows)  # the same in fewer launches
+        fits = held <= info.capacity - info.new_rows  # the same in fewer launches
     else:
-        owner, position, _ = append.places(args, info)
-        fits = (position >= 0) & (position < info.capacity)
-        rows, _slots = append.pages_of(args, info, owner, position.clamp(0, info.capacity - 1))
-        fits = fits & (rows >= 0) & (rows < args.k.shape[0])
+        owner, position, _, any_token = append.places(args, info)
+        fits = position < info.capacity
+        rows, _slots = append.pages_of(args, info, owner, position.clamp(0, max(info.capacity - 1, 0)))
+        fits = (fits & (rows >= 0) & (rows < args.k.shape[0])) | ~any_token
     torch._assert_async(fits.all(), f"flash_attn_with_kvcache: {message}")
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Software", "backward", "dense_op", "forward", "refusal", "software"]
 
 
-def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
-    """(out, lse) in upstream's layouts."""
+def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Tensor]:
+    """(out, lse) in upstream's layouts. There is no cache to check: calls that write into one are refused."""
     from flash_attn3_sm121.flex import backend
 
     return backend.forward(args)

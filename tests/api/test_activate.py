@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,11 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     kernels = Kernels()
     serving = engine(kernels.open)
     monkeypatch.setattr(activation, "engine", lambda: serving)
+    before = dict(attention._registry._FLASH_ATTENTION_IMPLS)
     yield kernels
     attention.restore_flash_attention_impl(_raise_warn=False)
+    attention._registry._FLASH_ATTENTION_IMPLS.clear()
+    attention._registry._FLASH_ATTENTION_IMPLS.update(before)
 
 
 def heads_first(**sizes: int) -> list[torch.Tensor]:
@@ -45,23 +49,62 @@ def test_forward_and_backward_in_sdpas_own_layout(native: Kernels) -> None:
     assert (len(native.calls), native.backward_calls) == (1, 1)
 
 
-def test_signatures_are_those_of_the_aten_ops() -> None:
-    for name, kernel in activation.KERNELS.items():
-        schema = getattr(torch.ops.aten, name).default._schema
-        mine = inspect.signature(kernel).parameters
-        positional = [p.name for p in mine.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        expected = [a.name for a in schema.arguments if not a.kwarg_only]
-        assert len(positional) == len(expected), name
-        assert {a.name for a in schema.arguments if a.kwarg_only} <= set(mine) | {"compute_auxiliary"}, name
+def overload(name: str) -> Any:
+    packet, _, which = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), which or "default")
+
+
+def sample_arguments(schema: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of a forward op as torch's dispatcher passes them: bf16 tensors (b, s, h, d), causal, no dropout."""
+    heads_last = "_scaled" not in schema.name
+    q, k, v = half(sk=5, hk=4) if heads_last else heads_first(sk=5, hk=4)
+    values = {"query": q, "key": k, "value": v, "out": torch.empty_like(q), "max_q": 5, "max_k": 5, "is_causal": True}
+    values |= {"dropout_p": 0.0, "return_debug_mask": False}
+    positional = [values.get(a.name) for a in schema.arguments if not a.kwarg_only]
+    return positional, {a.name: None for a in schema.arguments if a.kwarg_only}
+
+
+@pytest.mark.parametrize("name", [name for name in activation.KERNELS if "backward" not in name])
+def test_every_forward_kernel_takes_torchs_call(native: Kernels, name: str) -> None:
+    schema = overload(name)._schema
+    positional, keywords = sample_arguments(schema)
+    results = activation.KERNELS[name](*positional, **keywords)
+    results = results if isinstance(results, tuple) else (results,)
+    assert len(results) == len(schema.returns)
+    query, key, value = (positional[[a.name for a in schema.arguments].index(n)] for n in ("query", "key", "value"))
+    axes = (1, 2) if "_scaled" not in name else (0, 0)
+    expected = F.scaled_dot_product_attention(*(x.transpose(*axes) for x in (query, key, value)), is_causal=True)
+    found = positional[0] if "inplace" in name else results[0]
+    torch.testing.assert_close(found.transpose(*axes), expected, atol=2e-2, rtol=2e-2)
+    assert len(native.calls) == 1
+
+
+def test_every_op_that_torchs_own_flash_attention_serves_is_registered() -> None:
+    """torch's implementation tells which ops there are; a new one is noticed here."""
+    import torch.nn.attention._fa3 as hook
+
+    names = set(re.findall(r'"(_(?:flash|scaled)[\w.]+)"', inspect.getsource(hook._fa3_register_kernels)))
+    assert names == set(activation.KERNELS)
 
 
 def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
     activation.activate("cpu")
     assert attention.current_flash_attention_impl() == activation.IMPLEMENTATION
     assert activation.IMPLEMENTATION in attention.list_flash_attention_impls()
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")
+    for name in activation.KERNELS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA")
     attention.restore_flash_attention_impl()
     assert attention.current_flash_attention_impl() is None
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward.quantized", "CUDA")
+
+
+@pytest.mark.parametrize("name", ["FA3", "FA4"])
+def test_programs_that_ask_torch_for_a_newer_one_get_ours(native: Kernels, name: str) -> None:
+    """torchtitan activates "FA4" on capability 12.1, which removed our activation and then failed."""
+    activation.activate("cpu")
+    attention.activate_flash_attention_impl(name)
+    assert attention.current_flash_attention_impl() == name
+    assert isinstance(attention._registry._FLASH_ATTENTION_ACTIVE[1], activation.Handle)
 
 
 def test_dropout_and_biases_are_refused(native: Kernels) -> None:

@@ -123,7 +123,7 @@ def test_launches_do_not_depend_on_the_lengths() -> None:
     assert traces[0] == traces[1]
 
 
-@pytest.mark.parametrize("lengths", [[32, 0, 0], [0, 31, 40], [0, 0, -1]], ids=["full", "beyond", "negative"])
+@pytest.mark.parametrize("lengths", [[32, 0, 0], [0, 31, 40]], ids=["full", "beyond"])
 def test_an_overflow_stops_before_the_write(lengths: list[int]) -> None:
     new = {"k_new": torch.ones(3, 1, 2, 16), "v_new": torch.ones(3, 1, 2, 16)}
     args = decode(seqused_k=torch.tensor(lengths, dtype=torch.int32), **new)
