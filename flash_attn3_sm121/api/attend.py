@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.api import eager, ops
+from flash_attn3_sm121.api import eager, ops, transforms
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
@@ -61,9 +61,12 @@ def window_of(window_size: Window) -> tuple[int, int]:
 def _side(size: int | Tensor | None) -> int:
     if size is None:
         return -1
-    if isinstance(size, str) or int(size) != size:
+    value: Any = size.item() if isinstance(size, Tensor) else size  # a symbol, where a tensor is being traced
+    if isinstance(value, int | torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, str) or int(value) != value:
         raise ValueError("a side of a window is a whole number")
-    return int(size)
+    return int(value)
 
 
 def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
@@ -95,8 +98,8 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
         CallError: the scale is 0, which is FlashAttention-2's dropout_p in this place and hardly ever a scale.
     """
     if softmax_scale is None:
-        width = int(q.shape[-1]) if qv is None else int(q.shape[-1] + qv.shape[-1])
-        return float(width**-0.5)
+        width = q.shape[-1] + (qv.shape[-1] if isinstance(qv, Tensor) else 0)
+        return float(width**-0.5) if width else 1.0  # without a width the call is refused, by validation
     if softmax_scale == 0:
         raise CallError(
             "softmax_scale is 0, so every key would weigh the same. FlashAttention-2 has dropout_p in this place: its "
@@ -107,10 +110,9 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
 
 
 def functional(args: ForwardArgs, *, deterministic: bool) -> Results:
-    """Through the op that writes nothing but its result; autograd and compilers see what it does."""
-    out, lse = torch.ops.flash_attn3_sm121.forward(
-        *[deterministic if name == "deterministic" else getattr(args, name) for name in schemas.FORWARD_FIELDS]
-    )
+    """Through the op that writes nothing but its result; autograd, compilers and functorch see what it does."""
+    values = [deterministic if name == "deterministic" else getattr(args, name) for name in schemas.FORWARD_FIELDS]
+    out, lse = transforms.attention(*values)
     return out, lse, None, None
 
 

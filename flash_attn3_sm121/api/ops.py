@@ -107,7 +107,7 @@ FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k")
 KEPT = tuple(name for name in schemas.FORWARD_FIELDS if name in schemas.BACKWARD_FIELDS and name not in SAVED)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     given = dict(zip(schemas.FORWARD_FIELDS, inputs, strict=True))
     ctx.save_for_backward(*(given[name] for name in SAVED), *output)
     ctx.kept = {name: given[name] for name in KEPT}
@@ -127,16 +127,23 @@ def backward_arguments(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> di
 
 
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    return differentiate_through(torch.ops.flash_attn3_sm121.backward, ctx, dout, dlse)
+
+
+def differentiate_through(
+    backward: Any, ctx: Any, dout: Tensor | None, dlse: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of every argument of the op `forward`, computed by something with the arguments of `backward`."""
     given = backward_arguments(ctx, dout, dlse)
     with backend.within(ctx.scope):
-        dq, dk, dv, ds_aux = torch.ops.flash_attn3_sm121.backward(*(given[name] for name in schemas.BACKWARD_FIELDS))
+        dq, dk, dv, ds_aux = backward(*(given[name] for name in schemas.BACKWARD_FIELDS))
     gradients: dict[str, Tensor | None] = {"q": dq, "k": dk, "v": dv}
     if given["s_aux"] is not None:
         gradients["s_aux"] = ds_aux
     return tuple(gradients.get(name) for name in schemas.FORWARD_FIELDS)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     raise CallError(
         "double backward is not supported: the attention backward has no derivative of its own",
         hint="use torch.nn.attention.sdpa_kernel(SDPBackend.MATH) with F.scaled_dot_product_attention for that",
@@ -280,9 +287,9 @@ def register() -> types.ModuleType:
             },
         )
         torch.library.register_autograd(
-            f"{schemas.OWN_NAMESPACE}::forward", _differentiate, setup_context=_setup_context, lib=own
+            f"{schemas.OWN_NAMESPACE}::forward", _differentiate, setup_context=setup_context, lib=own
         )
-        torch.library.register_autograd(f"{schemas.OWN_NAMESPACE}::backward", _no_double_backward, lib=own)
+        torch.library.register_autograd(f"{schemas.OWN_NAMESPACE}::backward", no_double_backward, lib=own)
         libraries = [own]
         foreign = _exists(f"{schemas.PUBLIC_NAMESPACE}::fwd")
         if not foreign:

@@ -25,6 +25,9 @@ _FA2_ORDER = (
 )
 
 
+_NUMBERS = ("softmax_scale", "softcap", "window_left", "window_right", "attention_chunk", "num_splits", "sm_margin")
+
+
 def name_of_lengths(args: ForwardArgs) -> str:
     """What the caller calls `seqused_k`."""
     return "seqused_k" if args.cu_seqlens_k is not None else "cache_seqlens"
@@ -57,18 +60,16 @@ def _scalars(args: ForwardArgs | BackwardArgs) -> None:
     """Whether flags and numbers are such; symbolic ones of a compiler are."""
     if args.causal is None or isinstance(args.causal, float) or not hasattr(args.causal, "__bool__"):
         fail(f"causal must be True or False, found {args.causal!r}", hint=_FA2_ORDER)
-    names = ["softmax_scale", "softcap", "window_left", "window_right", "attention_chunk"]
-    names += ["num_splits", "sm_margin"] if isinstance(args, ForwardArgs) else ["sm_margin"]
-    for name in names:
-        value = getattr(args, name)
+    for name in _NUMBERS:
+        value = getattr(args, name, 0)
         if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not hasattr(value, "__float__"):
             fail(f"{name} must be a number, found {value!r}")
 
 
 def check_types(args: ForwardArgs | BackwardArgs) -> None:
     """Raise TypeError for what is no tensor and should be, CallError for other arguments of the wrong type."""
-    _tensors(args)
     _scalars(args)
+    _tensors(args)
 
 
 def fail(message: str, hint: str | None = None) -> NoReturn:
