@@ -266,6 +266,7 @@ def test_a_library_without_its_ops_is_a_missing_symbol() -> None:
 def test_libraries_are_found_by_their_facts(tmp_path: Path) -> None:
     (tmp_path / "sm8x.json").write_text(SM8X.to_json(), encoding="utf-8")
     (tmp_path / "provenance.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "executed.json").write_text("{}", encoding="utf-8")
     (library,) = native.find(tmp_path)
     assert (library.facts, library.path) == (SM8X, tmp_path / "flash_attn3_sm8x.so")
     (tmp_path / "sm8x.json").write_text("{}", encoding="utf-8")
