@@ -120,6 +120,38 @@ def variant(mangled: str) -> Variant | None:
     return Variant(dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags))
 
 
+_SMEM_ALIGNMENT = 128
+
+
+def _up(size: int) -> int:
+    return -(-size // _SMEM_ALIGNMENT) * _SMEM_ALIGNMENT
+
+
+def forward_bytes(tile: Tile, *, split: bool = False, varlen: bool = False) -> int:
+    """Bytes of dynamic shared memory, for 16-bit elements.
+
+    Q shares V's place when it is kept in registers. The output reuses the places of V and K, and where it is larger
+    than both, the rest is put in front of them as padding. Two bases of the nested structures and the scheduler's
+    variables take one alignment unit each.
+    """
+    q = tile.block_m * tile.head_dim * 2
+    kv = tile.block_n * tile.head_dim * 2 * tile.stages
+    # Partial results of a split over one length go to memory straight from registers.
+    out = 0 if split and not varlen else tile.block_m * tile.head_dim * 2
+    padding = max(0, out - 2 * kv)
+    main = max(q, kv) + kv if tile.q_in_regs else q + 2 * kv
+    tensors = _SMEM_ALIGNMENT + max(_up(padding), _SMEM_ALIGNMENT) + main
+    return max(tensors, out) + _SMEM_ALIGNMENT
+
+
+def dynamic_smem(mangled: str) -> int | None:
+    """Bytes that the launch of a forward mma.sync kernel asks for, from its mangled name; None for any other kernel."""
+    shape, found = tile(mangled), variant(mangled)
+    if shape is None or found is None or kind(mangled) != "forward":
+        return None
+    return forward_bytes(shape, split="split" in found.flags, varlen="varlen" in found.flags)
+
+
 def needs_tensor_cores(of: Kind) -> bool:
     return of in ("forward", "backward", "other")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ci.plan.platforms import Platform
-from ci.verify import kernels, policy, smem
+from ci.verify import kernels, policy
 from ci.verify.checks import Check, nothing, same
 from ci.verify.kernels import Kernel
 from ci.verify.reading import LibraryReading
@@ -152,7 +152,7 @@ def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -
         good=_range("bytes", [kernel.static_smem for kernel in real]),
         expected=f"at most {limit} bytes",
     )
-    asked = [(kernel, smem.of_kernel(kernel.name)) for kernel in attention]
+    asked = [(kernel, kernels.dynamic_smem(kernel.name)) for kernel in attention]
     yield nothing(
         "forward tiles fit the shared memory",
         subject,

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ci.verify.checks import Check, passed
-from ci.verify.kernels import Kernel
+from ci.verify.kernels import Kernel, dynamic_smem
 from ci.verify.libraryrules import label, spill_budget
 from ci.verify.reading import LibraryReading
-from ci.verify.smem import of_kernel
 
 SCHEMA = 1
 
@@ -45,7 +44,7 @@ def _library(library: LibraryReading) -> dict[str, Any]:
         "undefined": sorted(symbol.name for symbol in library.elf.undefined),
         "schemas": dict(library.schemas),
         "kernels": [
-            {"label": label(kernel), "dynamic_smem": of_kernel(kernel.name), **asdict(kernel)}
+            {"label": label(kernel), "dynamic_smem": dynamic_smem(kernel.name), **asdict(kernel)}
             for kernel in library.kernels
         ],
     }
@@ -57,7 +56,7 @@ def _table(kernels: Iterable[Kernel]) -> list[str]:
     head = f"  {'kernel':66} {columns}"
     rows = [
         f"  {label(k)[:66]:66} {k.instructions:6} {k.tensor_core:5} {k.async_copies:5} {k.registers:5} {k.stack:5} "
-        f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6} {of_kernel(k.name) or '-':>7}"
+        f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6} {dynamic_smem(k.name) or '-':>7}"
         for k in sorted(kernels, key=lambda k: (k.kind, label(k)))
     ]
     return [head, *rows]

@@ -13,8 +13,7 @@ import pytest
 from ci.cache.includes import Closures
 from ci.plan.profiles import find, select
 from ci.plan.units import units
-from ci.verify.kernels import Tile
-from ci.verify.smem import forward_bytes
+from ci.verify.kernels import Tile, forward_bytes
 from flash_attn3_sm121.arch import FAMILIES, Family
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"

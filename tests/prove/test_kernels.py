@@ -17,7 +17,7 @@ from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, Device, calls, failing
 from ci.prove.standin.library import Made
 from ci.verify import kernels
-from ci.verify.smem import forward_bytes
+from ci.verify.kernels import forward_bytes
 from flash_attn3_sm121.arch import CAPABILITIES, Image
 from tests.wheels import BuiltWheel
 
