@@ -21,7 +21,9 @@ from ci.wheel import metadata, wheel
 from ci.wheel.wheel import WheelName
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.hub.cli import EXTRA
 from flash_attn3_sm121.hub.wheelfile import read_wheel
+from tests.hub.wheelmaker import write_wheel
 
 ROOT = wheel.ROOT
 NATIVE = WheelName.native(
@@ -148,3 +150,20 @@ def test_pip_installs_the_pure_package(tmp_path: Path) -> None:
     assert __version__ in version.stdout
     subprocess.run([*pip, "--python", str(python), "uninstall", "-y", "flash_attn3_sm121"], check=True)
     assert not [path for path in home.glob("lib/python*/site-packages/**/*") if path.is_file()]
+
+
+def test_the_build_environment_can_publish(tmp_path: Path) -> None:
+    """`make wheel` publishes with the Python that it builds with, which has what requirements-build.txt names alone."""
+    lines = (ROOT / "requirements-build.txt").read_text(encoding="utf-8").splitlines()
+    there = {line.split("==")[0].replace("-py", "").replace("-", "_") for line in lines if "==" in line}
+    code = (
+        "import sys\n"
+        "for name in sys.argv[1].split(): sys.modules[name] = None\n"
+        "from flash_attn3_sm121.cli import main\n"
+        "sys.exit(main(['hub', 'publish', sys.argv[2]]))\n"
+    )
+    wheel_file = write_wheel(tmp_path)
+    words = [sys.executable, "-c", code, " ".join(EXTRA - there), str(wheel_file)]
+    env = {**os.environ, "FLASH_ATTN3_HUB": str(tmp_path / "hub")}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
