@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.cache.folders import cache_root
+from ci.cache.folders import cache_root, locked
 from ci.console import Narrator
 from ci.index.pip import local_path, settings
 from ci.process import output_of
@@ -88,14 +89,9 @@ def run(args: argparse.Namespace) -> int:
     narrate, date = Narrator(), datetime.now(timezone.utc)
     require(user=os.geteuid())
     commit = committed(ignore_changes=args.ignore_changes)
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    suite = release.get("VERSION_CODENAME", "") if release.get("ID") == "debian" else "bookworm"
-    scratch = cache_root() / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix="fresh.", dir=scratch))
+    suite = running_suite(Path("/etc/os-release").read_text(encoding="utf-8"))
     done: list[dict[str, Any]] = []
-    try:
-        root.chmod(0o755)
+    with new_folder(cache_root(), narrate) as root:
         mounts = furnish(root, suite, narrate)
         commands = two_commands((root / CLONE.lstrip("/") / "README.md").read_text(encoding="utf-8"))
         for about, command, environ in steps(commands, only=args.only):
@@ -103,8 +99,6 @@ def run(args: argparse.Namespace) -> int:
             done[-1] |= typed(command, environ, root=root, mounts=mounts, narrate=narrate)
             if done[-1]["code"]:
                 break
-    finally:
-        remove(root)
     print(json.dumps(document(f"{date:%Y-%m-%d %H:%M} UTC", commit, suite, done), indent=1))
     if done[-1]["code"]:
         raise VerifyError(f"on a fresh {suite}, {done[-1]['command']!r} failed: {done[-1]['closing']}")
@@ -122,6 +116,28 @@ def require(*, user: int, path: str | None = None) -> None:
             f"a fresh root needs {', '.join(missing)}, not found on PATH",
             hint="apt-get install debootstrap debian-archive-keyring util-linux git",
         )
+
+
+def running_suite(os_release: str) -> str:
+    """The suite of the running Debian, from the text of /etc/os-release; bookworm elsewhere."""
+    facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
+    return facts.get("VERSION_CODENAME", "bookworm") if facts.get("ID") == "debian" else "bookworm"
+
+
+@contextmanager
+def new_folder(cache: Path, narrate: Narrator) -> Iterator[Path]:
+    """A folder for one run, removed behind it; what a killed run left is removed first."""
+    scratch = cache / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with locked(cache, "fresh", waiting=lambda: narrate.note("another fresh run is under way: waiting")):
+        for left in scratch.glob("fresh.*"):
+            remove(left)
+        root = Path(tempfile.mkdtemp(prefix="fresh.", dir=scratch))
+        root.chmod(0o755)
+        try:
+            yield root
+        finally:
+            remove(root)
 
 
 def committed(repository: Path = ROOT, *, ignore_changes: bool) -> str:

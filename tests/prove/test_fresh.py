@@ -94,6 +94,27 @@ def test_where_packages_come_from_is_carried_in_and_nothing_else(tmp_path: Path)
     assert carried({}, {"HOME": "/root"}) == ("[global]\n", [], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "suite"),
+    [
+        ('ID=debian\nVERSION_CODENAME=trixie\nPRETTY_NAME="Debian 13"\n', "trixie"),
+        ("ID=ubuntu\nVERSION_CODENAME=jammy\n", "bookworm"),
+        ("ID=debian\n", "bookworm"),
+    ],
+)
+def test_the_suite_is_that_of_the_running_debian(text: str, suite: str) -> None:
+    assert fresh.running_suite(text) == suite
+
+
+def test_nothing_of_a_run_or_of_a_killed_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "tmp" / "fresh.killed" / "etc").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), fresh.new_folder(tmp_path, Narrator(quiet=True)) as root:
+        (root / "file").touch()
+        assert [path for path in root.parent.iterdir()] == [root]
+        raise ZeroDivisionError
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_it_says_what_it_wants(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"(?s)wants root.*as-root make fresh"):
         require(user=1000)
