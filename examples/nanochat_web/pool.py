@@ -35,7 +35,8 @@ class Busy(Exception):
     """Too many wait already."""
 
     def __init__(self, ahead: int) -> None:
-        super().__init__(f"the server is busy: {ahead} messages are waiting ahead of yours; try again in a moment")
+        waiting = f": {ahead} messages are waiting ahead of yours" if ahead else ": every place is taken"
+        super().__init__(f"the server is busy{waiting}")
         self.ahead = ahead
 
 
