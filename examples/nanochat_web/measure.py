@@ -12,6 +12,7 @@ import argparse
 import http.client
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -247,6 +248,7 @@ def main() -> int:
         "--chats", type=lambda text: [int(one) for one in text.split(",")], default=[1, 8, 30], metavar="N,N,..."
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers that it started end with it
     with tempfile.TemporaryDirectory() as folder:
         if args.untrained:
             os.environ["NANOCHAT_BASE_DIR"] = str(Path(folder) / "base")

@@ -21,7 +21,7 @@ GRAIN = 128  # the cache grows by so many tokens
 NEEDED = ("KVCache", "RowState", "use_calculator", "sample_next_token")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Row:
     """One chat: its place in the batch is its place in the list of rows."""
 
@@ -182,19 +182,28 @@ class Rows:
     # -- the work
 
     def step(self) -> Iterator[tuple[str, int | None | Exception]]:
-        """For each chat its next token, None where it has had as many as it may, or the error that ends it."""
+        """For each chat its next token, None where it has had as many as it may, or the error that ends it.
+
+        New chats come last, one after the other, and each has its first token as soon as its prompt was read.
+        """
         self._read_tokens()
-        self._read_prompts()
-        for row in list(self.rows):
-            if row.problem is not None:
-                yield row.name, row.problem
-            elif row.made >= row.limit:
-                yield row.name, None
-        ready = [row for row in self.rows if row.problem is None and row.made < row.limit]
+        yield from self._next(list(self.rows))
+        budget = READ_AT_ONCE
+        while self.waiting and budget > 0:
+            row = self.waiting.pop(0)
+            budget -= len(row.prompt)
+            self._read_prompt(row)
+            yield from self._next([row])
+
+    def _next(self, rows: list[Row]) -> Iterator[tuple[str, int | None | Exception]]:
+        ready = [row for row in rows if row.problem is None and row.made < row.limit]
         for row, token in zip(ready, self._sampled(ready), strict=True):
             row.token = self._followed(row, token)
             row.made += 1
             yield row.name, row.token
+        for row in rows:
+            if row not in ready:
+                yield row.name, row.problem
 
     def _read_tokens(self) -> None:
         """One call of the model for the last token of every row. Where it fails, each by itself shows which it was."""
@@ -214,22 +223,17 @@ class Rows:
         for row in rows:
             row.length += 1
 
-    def _read_prompts(self) -> None:
-        budget = READ_AT_ONCE
-        while self.waiting and budget > 0:
-            row = self.waiting.pop(0)
-            budget -= len(row.prompt)
-            place = len(self.rows)
-            self.rows.append(row)
-            try:
-                needed = max(len(one.prompt) + one.limit for one in self.rows)
-                self.storage.fit(len(self.rows), needed)
-                row.logits = self._call([row.prompt], self.storage.view(place, [0], new=True), place)
-                row.length = len(row.prompt)
-            except RuntimeError as error:
-                if "CUDA error" in str(error):
-                    raise
-                row.problem = error
+    def _read_prompt(self, row: Row) -> None:
+        place = len(self.rows)
+        self.rows.append(row)
+        try:
+            self.storage.fit(len(self.rows), max(len(one.prompt) + one.limit for one in self.rows))
+            row.logits = self._call([row.prompt], self.storage.view(place, [0], new=True), place)
+            row.length = len(row.prompt)
+        except RuntimeError as error:
+            if "CUDA error" in str(error):
+                raise
+            row.problem = error
 
     def _forward(self, first: int, rows: list[Row]) -> None:
         lengths = [row.length for row in rows]
@@ -308,7 +312,8 @@ class Rows:
         """The last logits after each prompt and three more tokens, the same for all ways of asking."""
         for at, prompt in enumerate(prompts):
             self.add(str(at), prompt, 8, order)
-        self._read_prompts()
+        while self.waiting:
+            self._read_prompt(self.waiting.pop(0))
         for row in self.rows:
             if row.problem is not None:
                 raise row.problem

@@ -44,9 +44,12 @@ def main() -> int:
         attention.USE_FA3 = True
     args = argparse.Namespace(source=source, tag=tag, step=int(step), style="chat", device="cpu")
     model = Model(args, lambda text: None)
+    call = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>"
+    calculation = model.answer_tokens(call)
+    assert model.tokenizer.decode(calculation) == call
     made_by, told = decoder(model, "batch")
     if not isinstance(made_by, Rows):
-        print(json.dumps({"decoding": told}))
+        print(json.dumps({"decoding": told, "calculation": len(calculation)}))
         return 0
     orders = [
         {"temperature": 0.0 if at == 0 else 0.9, "top_k": (50, 0, 7)[at % 3], "seed": at, "max": (40, 25, 60)[at % 3]}
@@ -76,7 +79,17 @@ def main() -> int:
     batch = made(Rows.of(model), [0, 0, 3, 7, 7, 8, 20, 30])
     same = [a == b for a, b in zip(alone, batch, strict=True)]
     texts = [model.tokenizer.decode(answer) for answer in batch]
-    print(json.dumps({"decoding": told, "same": same, "lengths": [len(answer) for answer in alone], "texts": texts}))
+    print(
+        json.dumps(
+            {
+                "decoding": told,
+                "calculation": len(calculation),
+                "same": same,
+                "lengths": [len(answer) for answer in alone],
+                "texts": texts,
+            }
+        )
+    )
     return 0
 
 

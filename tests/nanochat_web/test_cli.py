@@ -108,6 +108,14 @@ def test_the_start_says_what_was_found(world: World) -> None:
         assert "command     flash-attn3 run -- " in server.log and "worker.py --source sft --tag d12" in server.log
 
 
+def test_the_server_needs_no_torch(world: World) -> None:
+    """Nothing but what requirements.txt names, and the standard library."""
+    code = f"import sys; sys.path[0] = {str(SERVE.parent.parent)!r}; sys.path.append({str(SERVE.parents[2])!r})\n"
+    code += "sys.modules['torch'] = sys.modules['numpy'] = None\nimport nanochat_web.cli, nanochat_web.api"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_pins_are_those_of_the_tests_and_every_file_is_short() -> None:
     folder = SERVE.parent
     pins = [line for line in (folder / "requirements.txt").read_text().splitlines() if "==" in line]

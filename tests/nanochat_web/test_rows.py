@@ -68,6 +68,7 @@ def test_the_real_nanochat(tmp_path: Path, name: str, arguments: tuple[str, ...]
     untrained(root, interpreter, tmp_path, depth=2)
     told = compared(root, tmp_path, interpreter, *arguments)
     assert told["decoding"].startswith(AS_ONE) is as_one
+    assert told["calculation"] <= 4 + 3 + 2  # its marks are one token each
     if as_one:
         assert told["same"] == [True] * 8 and max(told["lengths"]) == 60
 
