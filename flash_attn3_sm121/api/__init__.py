@@ -1,1 +1,1 @@
-"""What people call: the public functions, torch ops, and the ways into transformers and torch."""
+"""The public functions, torch's ops, and the ways into transformers and torch."""

@@ -107,7 +107,7 @@ def _forward_inplace(out: Tensor, *arguments: Any, **options: Any) -> Tensor:
 
 
 def _random_state(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What torch wants to hear about dropout: a seed and an offset that nobody reads, and no mask."""
+    """(seed, offset, debug mask) of dropout, which torch expects as results. Without dropout they are never read."""
     seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
     offset = torch.zeros((), dtype=torch.uint64, device=query.device)
     return seed, offset, query.new_empty(0)

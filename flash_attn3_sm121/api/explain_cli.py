@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         data = asdict(found)
         data["call"]["features"] = sorted(found.call.features)
+        for direction in ("forward", "backward"):
+            if data[direction] is not None:
+                del data[direction]["build"]  # family and machine code are there; `doctor` lists the rest
         print(json.dumps(data, indent=1))
     else:
         show(str(found).splitlines())

@@ -17,6 +17,7 @@ from flash_attn3_sm121.arch import capability as capability_row
 from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
 from flash_attn3_sm121.dispatch.decide import Decision
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.native.location import locate
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +67,16 @@ def _indented(decision: Decision) -> list[str]:
 
 
 def _from_tensors(q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> CallFacts:
+    from flash_attn3_sm121.api.attend import window_of
     from flash_attn3_sm121.call.arguments import ForwardArgs
     from flash_attn3_sm121.call.facts import of_forward
     from flash_attn3_sm121.call.validation import check_forward
 
-    left, right = given.pop("window_size", (-1, -1))
+    left, right = window_of(given.pop("window_size", (-1, -1)))
     fields = {_FIELDS.get(name, name): value for name, value in given.items()}
     scale = fields.pop("softmax_scale", None) or q.shape[-1] ** -0.5
     try:
-        args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, window_left=int(left), window_right=int(right), **fields)
+        args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, window_left=left, window_right=right, **fields)
     except TypeError as error:
         raise UsageError(f"explain: {error}", hint="new keys and values are called k_new and v_new here") from error
     check_forward(args)
@@ -161,6 +163,9 @@ def _explanation(
     device = serving.device_facts(where) if capability is None else _pretended(capability)
 
     notes = list(hidden_modules())
+    source_tree = locate().note
+    if source_tree is not None:
+        notes.insert(0, source_tree)
     if register().foreign:
         notes.append(f"torch.ops.flash_attn_3 belongs to {owner()}")
     forward = serving.decision(where, facts, device)

@@ -1,7 +1,7 @@
 """The ops: upstream's public four in `flash_attn_3`, and our own functional ones that compiled programs see.
 
-`register()` does it once per process, whoever loads this code and under whatever module name: kernel loaders run a
-package's code again under another name, and torch refuses a second definition. Where an upstream `flash_attn_3`
+`register()` does it once per process, also where this code is loaded twice: kernel loaders run a package's code again
+under another module name, and torch refuses a second definition. Where an upstream `flash_attn_3`
 has already registered its ops, those stay, and `owner()` says so.
 """
 
@@ -319,7 +319,7 @@ def register() -> types.ModuleType:
 
 
 def owner() -> str:
-    """Who serves `torch.ops.flash_attn_3` in this process, for people to read."""
+    """A sentence that names the package whose code serves `torch.ops.flash_attn_3` in this process."""
     record = register()
     if record.foreign:
         return "another flash_attn_3 (its ops were registered before ours, and stay)"

@@ -8,8 +8,8 @@
 Forcing a backend that cannot serve a call raises BackendError with the reason; it never falls through in silence.
 A `torch.compile`d function asks when it runs, not when it is compiled.
 
-torch runs the backward of CUDA tensors in threads of its own, which no block reaches: an eager call's backward takes
-the block of its forward along; the backward of a compiled function knows only the other two.
+torch runs the backward of CUDA tensors in threads of its own, outside of every block. The backward of an eager call
+therefore uses the block of its forward; the backward of a compiled function sees the process and the environment only.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ _override_impl: str | None = None
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Force a backend for the calls within the block, in this thread only, and for their backward, wherever that runs.
+    """Force a backend for the calls within a `with` block, in this thread only, and for the backward of these calls.
 
-    None or "auto" chooses freely again.
+    Args:
+        name: "native", "flex" or "sdpa"; None or "auto" leaves the choice open within the block.
+
+    Raises:
+        UsageError: no backend has this name.
+        BackendError: by the calls, where the backend cannot serve them.
     """
     parse_backend(name, origin="use_backend")
     token = _SCOPED.set(name or "auto")
@@ -41,23 +46,33 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def scoped() -> str | None:
-    """What the innermost block of this thread says, for a backward to take along; None outside of blocks."""
+    """The name that the innermost `use_backend` block of this thread gave, or None outside of such blocks.
+
+    A forward call keeps it for its backward, which may run in another thread.
+    """
     return _SCOPED.get()
 
 
 def within(scope: str | None) -> contextlib.AbstractContextManager[None]:
-    """The block that `scoped()` told of, or none: then what holds in this thread holds."""
+    """A `use_backend` block with a name that `scoped` returned; for None, no block: this thread's own choice holds."""
     return contextlib.nullcontext() if scope is None else use_backend(scope)
 
 
 def set_backend(name: str | None) -> None:
-    """Force a backend for the whole process; None or "auto" chooses freely again."""
+    """Force a backend for the whole process.
+
+    Args:
+        name: "native", "flex" or "sdpa"; None or "auto" leaves the choice open again.
+
+    Raises:
+        UsageError: no backend has this name.
+    """
     global _override_impl
     parse_backend(name, origin="set_backend")
     _override_impl = name
 
 
 def requested() -> str | None:
-    """The raw name in force in this thread, or None where nothing was said (the environment then decides)."""
+    """The name in force in this thread, as it was given; None where there is none and the environment decides."""
     scoped = _SCOPED.get()
     return scoped if scoped is not None else _override_impl

@@ -1,6 +1,6 @@
 """The checks of a call, before anything is decided or written. Only shapes, dtypes and devices are looked at.
 
-Messages keep upstream's recognisable words (people search for them) and add what was found. Everything here works
+Messages keep upstream's recognisable words, which are searched for, and add what was found. Everything here works
 on fake tensors too, so a compiled program gets the same errors while it is being traced.
 """
 

@@ -145,7 +145,7 @@ class Engine:
         return plan
 
     def _loaded(self, build: BuildFacts) -> native.LoadedOps | None:
-        """The ops of a library; None, with a warning, where it cannot be loaded and nobody asked for it."""
+        """The ops of a library; None, with a warning, where it cannot be loaded and native was not asked for."""
         (library,) = (library for library in self._libraries() if library.facts is build)
         try:
             return library.ops()

@@ -44,7 +44,7 @@ class NativePlan:
     ops: native.LoadedOps
     can_split: bool  # the library can do what num_splits asks for
     check_cache: bool
-    instead: Callable[[RuntimeError], Computes]  # who serves tensors that kernels cannot read; raises other errors
+    instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
     _decode: DenseOp | None = field(init=False, default=None)
 

@@ -17,13 +17,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import flash_attn3_sm121
 from flash_attn3_sm121.doctor import clients, probes
 from flash_attn3_sm121.doctor.facts import Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.errors import FactsError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+from flash_attn3_sm121.native.location import locate
 
-PACKAGE = Path(flash_attn3_sm121.__file__).resolve().parent
 INTERESTING = (
     "flash_attn3_sm121",
     "flash_attn_3",
@@ -159,7 +158,8 @@ def machine() -> Machine:
     driver, driver_error, found_gpus = gpus()
     torch = torch_facts()
     usable = torch.error is None
-    libs, facts_errors = libraries(PACKAGE / "lib", load=usable)
+    location = locate()
+    libs, facts_errors = libraries(location.folder, load=usable)
     wanted = probes.ask("canary") if usable and torch.sees_cuda and libs else {}
     return Machine(
         python=platform.python_version(),
@@ -173,6 +173,7 @@ def machine() -> Machine:
         torch=torch,
         distributions=distributions(),
         libraries=libs,
+        source_tree=location.note,
         facts_errors=facts_errors,
         clients=clients.look_at_clients(torch_works=usable),
         calls=clients.typical_calls(found_gpus) if usable else (),

@@ -39,6 +39,10 @@ def diagnose(machine: Machine) -> tuple[Finding, ...]:
 
 def _install(machine: Machine) -> Iterator[Finding]:
     ours = machine.distribution("flash_attn3_sm121")
+    if machine.source_tree is not None:
+        yield Finding(
+            level="note", title="python imports a source tree, not an installed wheel", detail=machine.source_tree
+        )
     if not ours:
         yield Finding(
             level="note",

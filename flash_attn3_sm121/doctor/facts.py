@@ -93,6 +93,7 @@ class Machine:
     distributions: tuple[Distribution, ...]
     libraries: tuple[Library, ...]
     facts_errors: tuple[str, ...] = ()
+    source_tree: str | None = None  # set where python imports a source tree: where its libraries come from
     clients: tuple[Client, ...] = ()
     calls: tuple[Call, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)

@@ -223,7 +223,7 @@ class Sums:
 
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dq, dk, dv, ds_aux); tensors that nobody used get zeros."""
+    """(dq, dk, dv, ds_aux); rows and keys without a part in the result get zeros."""
     if args.qv is not None:
         raise CallError("qv is forward only, as upstream: detach it, or call without gradients")
     if any(tensor.dtype in FP8 for tensor in (args.q, args.k, args.v)):

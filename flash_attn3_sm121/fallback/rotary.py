@@ -15,7 +15,7 @@ from flash_attn3_sm121.fallback.problem import FP8
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleaved: bool, dtype: torch.dtype) -> Tensor:
     """x (..., H, d) at `positions` (...): pairs (2i, 2i + 1) when interleaved, else (i, i + rd / 2); result in dtype.
 
-    Positions are clamped into the table: only rows that nobody reads (padding) may stand outside, see `check`.
+    Positions are clamped into the table: only rows of padding, whose result is not used, may stand outside.
     """
     kind = accumulator(cos.dtype if x.dtype in FP8 else torch.promote_types(x.dtype, cos.dtype))
     half = cos.shape[-1]

@@ -18,12 +18,11 @@ from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import NativeLoadError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+from flash_attn3_sm121.native.location import locate
 
-# Not resolved: in the Hugging Face cache every file is a link into a flat folder, and `lib` lies beside the link.
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIBRARY_FOLDER = Path(__file__).absolute().parent.parent / "lib"
 Op = Callable[..., Any]
 OPS = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
 REQUIRED_OPS = ("fwd", "get_scheduler_metadata")
@@ -258,5 +257,5 @@ def find(folder: Path) -> tuple[Library, ...]:
 
 @functools.cache
 def installed() -> tuple[Library, ...]:
-    """The libraries of this very install."""
-    return find(LIBRARY_FOLDER)
+    """The libraries of this very install, or, in a source tree, of the installed wheel."""
+    return find(locate().folder)
