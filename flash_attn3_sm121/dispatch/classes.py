@@ -81,5 +81,5 @@ decode_class = _class_maker(("q", "k", "v", "seqused_k"), ("k_new", "v_new", "pa
 
 def shapes_of(args: ForwardArgs | BackwardArgs, tensors: Tensors) -> tuple[Any, ...]:
     """All that validation looks at beyond the key."""
-    parts = [None if t is None else (t.shape, t.device) for t in tensors]
+    parts = [None if t is None else (t.shape, t.device, t.layout) for t in tensors]
     return (*parts, args.max_seqlen_q is None, args.max_seqlen_k is None)
