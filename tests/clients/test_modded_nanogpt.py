@@ -59,7 +59,7 @@ def documents(*lengths: int, slots: int = 12) -> Tensor:
 def step(model: Attention, call: object, x: Tensor, cu: Tensor, window: int) -> list[Tensor]:
     leaf = x.clone().requires_grad_()
     model.zero_grad()
-    y = call(leaf, cu, 40, window)  # type: ignore[operator]
+    y = call(leaf, cu, 64, window)  # type: ignore[operator]
     y.square().sum().backward()
     assert leaf.grad is not None and model.qkv.weight.grad is not None
     return [y.detach(), leaf.grad, model.qkv.weight.grad.clone()]
