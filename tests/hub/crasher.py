@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,8 +53,13 @@ def child(hub: str, wheel: str, die_at: int | None, report: int) -> None:
 
 
 def main() -> None:
+    warm = False
     for line in sys.stdin:
         order = json.loads(line)
+        if not warm:  # imports and page templates, once for all children
+            with tempfile.TemporaryDirectory() as name:
+                publish(Hub.create(Path(name), durable=False), judge([Path(order["wheel"])]))
+            warm = True
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:

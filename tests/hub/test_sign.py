@@ -178,8 +178,8 @@ def linked_folder(folder: Path) -> str:
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "__init__.py").write_text("evil")
-    (folder / "build/torch-cpu/payload/any/flash_attn3_sm121/call").symlink_to(elsewhere)
-    return "flash_attn3_sm121/call"
+    (folder / "build/torch-cpu/payload/any/flash_attn3_sm121/planted").symlink_to(elsewhere)
+    return "flash_attn3_sm121/planted"
 
 
 def linked_file(folder: Path) -> str:
