@@ -9,6 +9,7 @@ import sys
 from ci.plan import cuda, profiles
 from ci.plan.matrix import Matrix, all_targets, document, make_matrix
 from ci.plan.platforms import Platform
+from flash_attn3_sm121.console import Block, Table, show
 
 EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
 
@@ -38,19 +39,22 @@ def run(args: argparse.Namespace) -> int:
     elif args.github:
         sys.stdout.write("".join(f"{part}={json.dumps(jobs, separators=(',', ':'))}\n" for part, jobs in parts.items()))
     else:
-        sys.stdout.write(text(made))
+        show(to_blocks(made))
     return 0
 
 
-def text(made: Matrix) -> str:
-    """For people."""
-    lines = [f"{'build':24} {'runner':18} {'shard':>6} {'at once':>8} {'minutes':>8} {'limit':>6}"]
-    for job in made.builds:
-        lines.append(
-            f"{job.name:24} {job.runner:18} {job.shard:>6} {job.jobs:>8} {job.estimate_min:>8} {job.timeout_min:>6}"
-        )
+def to_blocks(made: Matrix) -> list[Block]:
+    """The jobs for people, and what they cost together."""
+    head = ("build", "runner", "shard", "at once", "minutes", "limit")
+    rows = [
+        (job.name, job.runner, str(job.shard), str(job.jobs), str(job.estimate_min), str(job.timeout_min))
+        for job in made.builds
+    ]
     total = sum(job.estimate_min for job in made.builds) / 60
-    lines += ["", "wheels: " + ", ".join(job.name for job in made.wheels)]
-    lines += ["tests:  " + ", ".join(f"{job.wheel} under {job.python}" for job in made.tests)]
-    lines += [f"{len(made.builds)} builds, about {total:.1f} runner hours where nothing is cached"]
-    return "\n".join(lines) + "\n"
+    return [
+        Table(head=head, rows=rows, right=frozenset({2, 3, 4, 5})),
+        "",
+        "wheels: " + ", ".join(job.name for job in made.wheels),
+        "tests:  " + ", ".join(f"{job.wheel} under {job.python}" for job in made.tests),
+        f"{len(made.builds)} builds, about {total:.1f} runner hours where nothing is cached",
+    ]

@@ -15,6 +15,7 @@ from ci.verify import report
 from ci.verify.checks import passed
 from ci.verify.reading import Disassembler, read_wheel
 from ci.verify.wheelrules import wheel_checks
+from flash_attn3_sm121.console import show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(report.to_json(report.document(reading.libraries, checks, proxy=proxy)))
         else:
             notes = [executed.line(reading.executed)]
-            sys.stdout.write(report.text(reading.name, reading.libraries, checks, kernels=not args.quiet, notes=notes))
+            show(report.to_blocks(reading.name, reading.libraries, checks, kernels=not args.quiet, notes=notes))
     return 0 if good else VerifyError.exit_code

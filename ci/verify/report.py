@@ -11,6 +11,7 @@ from ci.verify.checks import Check, passed
 from ci.verify.kernels import Kernel, dynamic_smem
 from ci.verify.libraryrules import label, spill_budget
 from ci.verify.reading import LibraryReading
+from flash_attn3_sm121.console import Block, Table, format_bytes
 
 SCHEMA = 1
 
@@ -50,28 +51,30 @@ def _library(library: LibraryReading) -> dict[str, Any]:
     }
 
 
-def _table(kernels: Iterable[Kernel]) -> list[str]:
-    columns = f"{'instr':>6} {'MMA':>5} {'copy':>5} {'regs':>5} {'stack':>5} {'STL':>4} {'limit':>5}"
-    columns += f" {'static':>6} {'dynamic':>7}"
-    head = f"  {'kernel':66} {columns}"
-    rows = [
-        f"  {label(k)[:66]:66} {k.instructions:6} {k.tensor_core:5} {k.async_copies:5} {k.registers:5} {k.stack:5} "
-        f"{k.spill_stores:4} {spill_budget(k):5} {k.static_smem:6} {dynamic_smem(k.name) or '-':>7}"
-        for k in sorted(kernels, key=lambda k: (k.kind, label(k)))
-    ]
-    return [head, *rows]
+HEAD = ("instr", "MMA", "copy", "regs", "stack", "STL", "limit", "static", "dynamic", "kernel")
 
 
-def text(
+def _table(kernels: Iterable[Kernel]) -> Table:
+    rows = []
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.kind, label(kernel))):
+        counts = (
+            kernel.instructions, kernel.tensor_core, kernel.async_copies, kernel.registers, kernel.stack,
+            kernel.spill_stores, spill_budget(kernel), kernel.static_smem, dynamic_smem(kernel.name) or "-",
+        )  # fmt: skip
+        rows.append((*map(str, counts), label(kernel)))
+    return Table(head=HEAD, rows=rows, right=frozenset(range(9)), spare=(HEAD.index("static"),))
+
+
+def to_blocks(
     name: str, libraries: Sequence[LibraryReading], checks: Sequence[Check], *, kernels: bool, notes: Sequence[str] = ()
-) -> str:
-    """The verdict for people: each library's kernels (if wanted), each check, one line to end with."""
-    lines = []
+) -> list[Block]:
+    """What was found, for people: each library with its kernels (if `kernels`), each check, one line to end with."""
+    blocks: list[Block] = []
     for library in libraries:
-        lines.append(f"{library.name}: {library.size} bytes, {' '.join((*library.images, *library.ptx))}")
-        lines += [*_table(library.kernels), ""] if kernels else []
-    lines += [check.line() for check in checks]
-    lines += [f"note {note}" for note in notes]
+        size = format_bytes(library.size)
+        blocks.append(f"{library.name}: {size}, {' '.join((*library.images, *library.ptx))}")
+        blocks += [_table(library.kernels), ""] if kernels else []
+    blocks += [check.line() for check in checks]
+    blocks += [f"note {note}" for note in notes]
     failed = sum(not check.ok for check in checks)
-    lines.append(f"{name}: {'pass' if not failed else f'FAIL, {failed} of {len(checks)} checks'}")
-    return "\n".join(lines) + "\n"
+    return [*blocks, f"{name}: {'pass' if not failed else f'FAIL, {failed} of {len(checks)} checks'}"]

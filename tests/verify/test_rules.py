@@ -13,6 +13,7 @@ from ci.verify.elf import Symbol
 from ci.verify.libraryrules import kernel_checks, label, library_checks
 from ci.verify.wheelrules import wheel_checks
 from flash_attn3_sm121.call.schemas import PUBLIC, differences
+from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import VerifyError
 from tests.fakes import doctored
 from tests.fakes.doctored import FACTS, KERNELS, LIBRARY, SCHEMAS, WHEEL, forward_name, kernel
@@ -208,10 +209,10 @@ def test_every_wheel_rule_is_shown_to_fail() -> None:
 
 def test_the_table_for_people() -> None:
     checks = wheel_checks(WHEEL)
-    text = report.text(WHEEL.name, [LIBRARY], checks, kernels=True)
+    text = plain(report.to_blocks(WHEEL.name, [LIBRARY], checks, kernels=True))
     assert "forward hd64 bf16 causal packgqa [sm_121]" in text and text.endswith(": pass\n")
     spoilt = wheel_checks(replace(WHEEL, size=500_000_000))
-    assert f"FAIL, 1 of {len(spoilt)} checks" in report.text(WHEEL.name, [], spoilt, kernels=False)
+    assert f"FAIL, 1 of {len(spoilt)} checks" in plain(report.to_blocks(WHEEL.name, [], spoilt, kernels=False))
 
 
 def test_a_wheel_of_sources_with_other_ops_is_refused_by_op_and_argument() -> None:
