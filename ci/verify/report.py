@@ -61,7 +61,7 @@ def _table(kernels: Iterable[Kernel]) -> Table:
             kernel.instructions, kernel.tensor_core, kernel.async_copies, kernel.registers, kernel.stack,
             kernel.spill_stores, spill_budget(kernel), kernel.static_smem, dynamic_smem(kernel.name) or "-",
         )  # fmt: skip
-        rows.append((*map(str, counts), label(kernel)))
+        rows.append((*map(str, counts), label(kernel)[:66]))
     return Table(head=HEAD, rows=rows, right=frozenset(range(9)), spare=(HEAD.index("static"),))
 
 
