@@ -94,6 +94,7 @@ def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage,
 
 def write(run: Run, out: Path, work: Path) -> None:
     """Write both files, each replaced in one step: a run that is cut off leaves whole ones."""
+    # Not `put_file` of ci/cache: this command needs nothing beyond torch, and that module imports platformdirs.
     for name, content in (("gpu-test.json", report.to_json(run)), ("gpu-test.html", report.to_html(run))):
         beside = out / f".{name}.part"
         beside.write_text(content, encoding="utf-8")
