@@ -5,7 +5,7 @@ They are the same for all families: what differs comes from the defines that csr
 
 from __future__ import annotations
 
-from ci.sources.mends import MENDS
+from ci.sources.fault_patches import FAULT_PATCHES
 from ci.sources.patch import Change, Edit
 
 _API = "hopper/flash_api_stable.cpp"
@@ -337,5 +337,5 @@ EDITS: tuple[Edit, ...] = (
             ),
         ),
     ),
-    *MENDS,
+    *FAULT_PATCHES,
 )

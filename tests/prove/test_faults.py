@@ -1,6 +1,6 @@
-"""Faults of upstream's kernels (ci/sources/mends.py): each is there without its edit, and is gone with it.
+"""Faults of upstream's kernels (ci/sources/fault_patches.py): each is there without its edit, and is gone with it.
 
-Two libraries of few kernels, with and without the mends, executed on the CPU. Of the backward, the unmended library
+Two libraries of few kernels, with and without those patches, executed on the CPU. Of the backward, the faulty library
 only tells which kernel would have been launched, with which stride: compiling it would cost more than it shows.
 """
 
@@ -15,9 +15,9 @@ from ci.commands import common, options
 from ci.console import Narrator
 from ci.prove.gb10 import executable
 from ci.prove.gb10.executable import Executable, Run
-from ci.sources.mends import MENDS
+from ci.sources.fault_patches import FAULT_PATCHES
 from flash_attn3_sm121.errors import CompileError
-from tests.prove import few
+from tests.fakes import fault_kernels
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
@@ -27,9 +27,9 @@ NEAR = {"out": 8e-3, "lse": 1e-5, "cache": 0.0, "behind the head": 0.0, "dq": 2.
 
 def make(folder: Path, *, mended: bool) -> Executable:
     session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=1), Narrator(quiet=True))
-    withheld = frozenset() if mended else frozenset(edit.name for edit in MENDS)
+    withheld = frozenset() if mended else frozenset(edit.name for edit in FAULT_PATCHES)
     inputs = common.gather_inputs(session, without=withheld)
-    return executable.make(common.builder(session, inputs), few.family(more=mended), output=folder)
+    return executable.make(common.builder(session, inputs), fault_kernels.family(more=mended), output=folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Executable:
 
 
 def show(library: Executable, case: str, *, sms: int = 48, **settings: Any) -> Run:
-    return library.run("tests.prove.few_calls:show", {"case": case}, sms=sms, settings=settings)
+    return library.run("tests.fakes.fault_calls:show", {"case": case}, sms=sms, settings=settings)
 
 
 def far(run: Run) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ci.cache.folders import cache_root
 from ci.prove.gb10.build import executor
 from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.errors import CompileError
-from tests.prove.gb10_kernels import TEXT
+from tests.fakes.ptx_kernels import TEXT
 
 pytestmark = pytest.mark.slow  # the executor is compiled once, about a minute
 
@@ -64,7 +64,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Executable:
 @pytest.fixture(scope="module")
 def ran(bare: Executable) -> dict[str, dict[str, Any]]:
     """Every launch, in one process."""
-    answers = bare.run("tests.prove.gb10_kernels:every", {"launches": list(LAUNCHES.values())}).result
+    answers = bare.run("tests.fakes.ptx_kernels:every", {"launches": list(LAUNCHES.values())}).result
     return dict(zip(LAUNCHES, answers, strict=True))
 
 
@@ -125,10 +125,10 @@ def test_half_a_file_is_refused(bare: Executable, tmp_path: Path) -> None:
     half.write_text(TEXT[: len(TEXT) // 2], encoding="utf-8")
     broken = Executable(library=None, namespace="", ptx=(half,), executor=bare.executor)
     with pytest.raises(CompileError, match="not the PTX of kernels"):
-        broken.run("tests.prove.gb10_kernels:every", {"launches": []})
+        broken.run("tests.fakes.ptx_kernels:every", {"launches": []})
 
 
 def test_tensor_core_instructions_are_exact(bare: Executable) -> None:
-    answer = bare.run("tests.prove.gb10_kernels:units", {}).result
+    answer = bare.run("tests.fakes.ptx_kernels:units", {}).result
     assert answer["mma_bf16"] < 1e-5 and answer["mma_f16"] < 1e-5 and answer["mma_e4m3"] < 1e-5
     assert answer["matrices"] is True and answer["eights"] is True

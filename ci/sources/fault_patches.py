@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ci.sources.patch import Change, Edit
 
-MENDS: tuple[Edit, ...] = (
+FAULT_PATCHES: tuple[Edit, ...] = (
     Edit(
         name="append-barrier",
         file="hopper/mainloop_fwd_sm80.hpp",

@@ -1,4 +1,4 @@
-"""A library of very few kernels (few_kernels.cu), as PTX alone: enough to run every mended fault, quick to compile."""
+"""A library of very few kernels (fault_kernels.cu), as PTX alone: enough to run every fault, quick to compile."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def family(*, more: bool) -> FamilyPlan:
     ptx = Image(kind="compute", number=capability.number)
     gencode = ("-gencode", f"arch={ptx},code={ptx}")
     texts = {
-        "fwd": ("#define FEW_MORE\n" if more else "") + _text("few_kernels.cu"),
-        "prepare": _text("few_prepare.cu"),
+        "fwd": ("#define FEW_MORE\n" if more else "") + _text("fault_kernels.cu"),
+        "prepare": _text("fault_prepare.cu"),
         "api": '#include "flash_api_stable.cpp"\n',
     }
     planned = []
