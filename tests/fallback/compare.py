@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+
 # Rounding of the result, and of the weights before their product with v; values here are of order one.
 TOLERANCE = {
     torch.float64: 1e-11,
@@ -25,3 +27,21 @@ def assert_close(found: Tensor, want: Tensor, tolerance: float, what: str) -> No
     difference = (found - want)[~infinite].abs() / (1 + want[~infinite].abs())
     worst = difference.max().item() if difference.numel() else 0.0
     assert worst <= tolerance, f"{what}: off by {worst:.3g}, allowed {tolerance:.3g}"
+
+
+SHARED = (
+    *("softmax_scale", "causal", "window_left", "window_right", "attention_chunk", "softcap", "s_aux"),
+    *("cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "max_seqlen_q", "max_seqlen_k"),
+)
+
+
+# Gradients of bf16 and fp16 are sums of rounded terms; fp64 is limited by the LSE, which is kept in fp32.
+GRADIENT_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+
+
+def backward_args(
+    args: ForwardArgs, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None = None
+) -> BackwardArgs:
+    shared = {name: getattr(args, name) for name in SHARED}
+    tensors = {"q": args.q, "k": args.k, "v": args.v, "out": out, "softmax_lse": lse, "dout": dout, "dlse": dlse}
+    return BackwardArgs(**shared, **tensors)

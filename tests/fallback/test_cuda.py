@@ -12,9 +12,7 @@ import torch
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from tests.fallback import generate, reference
-from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close
-from tests.fallback.test_gradients import TOLERANCE as GRADIENT_TOLERANCE
-from tests.fallback.test_gradients import backward_args
+from tests.fallback.compare import GRADIENT_TOLERANCE, LSE_TOLERANCE, TOLERANCE, assert_close, backward_args
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

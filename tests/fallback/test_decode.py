@@ -221,7 +221,7 @@ def test_unlike_shapes_are_not_plain() -> None:
 
 
 def test_copies_of_pages_are_made_one_sequence_at_a_time() -> None:
-    from tests.fallback.test_memory import Largest
+    from tests.fallback.operators import Largest
 
     class Live(Largest):
         """Also adds up what index_select gave and nobody has let go of."""

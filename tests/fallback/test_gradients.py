@@ -7,24 +7,9 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
-from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from tests.fallback import generate, reference
-from tests.fallback.compare import assert_close
-
-SHARED = (
-    *("softmax_scale", "causal", "window_left", "window_right", "attention_chunk", "softcap", "s_aux"),
-    *("cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "max_seqlen_q", "max_seqlen_k"),
-)
-# Gradients of bf16 and fp16 are sums of rounded terms; fp64 is limited by the LSE, which is kept in fp32.
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
-
-
-def backward_args(
-    args: ForwardArgs, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None = None
-) -> BackwardArgs:
-    shared = {name: getattr(args, name) for name in SHARED}
-    tensors = {"q": args.q, "k": args.k, "v": args.v, "out": out, "softmax_lse": lse, "dout": dout, "dlse": dlse}
-    return BackwardArgs(**shared, **tensors)
+from tests.fallback.compare import GRADIENT_TOLERANCE, assert_close, backward_args
 
 
 def with_leaves(args: ForwardArgs) -> tuple[ForwardArgs, list[Tensor]]:
@@ -56,7 +41,7 @@ def check(args: ForwardArgs, generator: torch.Generator, *, through_lse: bool) -
         expected = gradient if gradient is not None else torch.zeros_like(leaf)
         source = getattr(args, {"dq": "q", "dk": "k", "dv": "v", "ds_aux": "s_aux"}[name])
         assert result.dtype == source.dtype and result.is_contiguous()
-        assert_close(result, expected, TOLERANCE[args.q.dtype], name)
+        assert_close(result, expected, GRADIENT_TOLERANCE[args.q.dtype], name)
 
 
 def run(start: int, count: int, *, through_lse: bool) -> None:

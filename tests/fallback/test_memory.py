@@ -7,27 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import host, static
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest new allocation that any operator returned."""
-
-    def __init__(self, *given: Tensor) -> None:
-        super().__init__()
-        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.given:
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return result
+from tests.fallback.operators import Largest
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:

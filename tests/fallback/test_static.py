@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,40 +13,7 @@ from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import host, static
 from tests.fallback import generate, reference
 from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close
-
-READS = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.item.default,
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-    torch.ops.aten.masked_select.default,
-    torch.ops.aten.unique_consecutive.default,
-}
-
-
-class NoReads(TorchDispatchMode):
-    """Fails on any operator whose result the host has to wait for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in READS, f"{func} waits for the device"
-        for argument in args:
-            if isinstance(argument, (list, tuple)):  # a boolean index has a size that only the device knows
-                masks = [a for a in argument if isinstance(a, torch.Tensor) and a.dtype == torch.bool]
-                assert not masks, f"{func} with a boolean index waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`tolist` does not go through the dispatcher, so it is forbidden by name."""
-
-    def forbidden(tensor: torch.Tensor) -> None:
-        raise AssertionError("tolist() waits for the device")
-
-    with monkeypatch.context() as patch, NoReads():
-        patch.setattr(torch.Tensor, "tolist", forbidden)
-        yield
+from tests.fallback.operators import no_reads
 
 
 def run(make: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from flash_attn3_sm121.fallback import cuda_kernel, kernels, static, static_kern
 from flash_attn3_sm121.fallback.problem import facts
 from tests.fallback import generate, reference
 from tests.fallback.compare import LSE_TOLERANCE, TOLERANCE, assert_close
-from tests.fallback.test_static import no_reads
+from tests.fallback.operators import no_reads
 
 # What a kernel gives out for a row that its mask hides completely: (out, lse).
 EMPTY_ROWS = {"exact": (0.0, -torch.inf), "nan": (torch.nan, torch.inf), "average": (3.0, -1e30)}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from flash_attn3_sm121.call.arguments import ForwardArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +74,31 @@ def attend_packed(
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses, dim=-1)
+
+
+RULES = {
+    "full": Rule(),
+    "causal": Rule(right=0),
+    "window": Rule(left=37, right=0),
+    "two-sided": Rule(left=50, right=20),
+    "right-only": Rule(right=13),
+    "chunk": Rule(right=0, chunk=48),
+    "chunk-two-sided": Rule(chunk=40),
+    "softcap": Rule(right=0, softcap=5.0),
+    "zero-window": Rule(left=0, right=0),
+}
+
+
+def args_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, **more: Any) -> ForwardArgs:
+    return ForwardArgs(
+        q=q,
+        k=k,
+        v=v,
+        softmax_scale=0.2,
+        causal=rule.right == 0 and rule.left < 0,
+        window_left=rule.left,
+        window_right=rule.right,
+        attention_chunk=rule.chunk,
+        softcap=rule.softcap,
+        **more,
+    )

@@ -14,8 +14,7 @@ from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex import compiled
 from flash_attn3_sm121.flex.backend import forward
 from flash_attn3_sm121.flex.compiled import KernelCache, plain_kernel, shape_class
-from tests.flex.reference import Rule, attend_batch, attend_packed
-from tests.flex.test_flex_forward import args_of
+from tests.flex.reference import Rule, args_of, attend_batch, attend_packed
 from tests.inductor import needs_inductor
 
 # torch's own code generator imports a deprecated part of torch.

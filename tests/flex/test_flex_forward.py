@@ -9,24 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.backend import forward
 from flash_attn3_sm121.flex.lse import blockwise_lse
 from flash_attn3_sm121.flex.ranges import MaskRule, dense_ranges
-from tests.flex.reference import Rule, attend_batch, attend_packed
+from tests.flex.reference import RULES, Rule, args_of, attend_batch, attend_packed
 
-RULES = {
-    "full": Rule(),
-    "causal": Rule(right=0),
-    "window": Rule(left=37, right=0),
-    "two-sided": Rule(left=50, right=20),
-    "right-only": Rule(right=13),
-    "chunk": Rule(right=0, chunk=48),
-    "chunk-two-sided": Rule(chunk=40),
-    "softcap": Rule(right=0, softcap=5.0),
-    "zero-window": Rule(left=0, right=0),
-}
 SHAPES = {  # rows, keys, heads, kv heads, dv
     "square": (200, 200, 2, 2, 32),
     "gqa": (130, 257, 6, 2, 32),
@@ -35,21 +23,6 @@ SHAPES = {  # rows, keys, heads, kv heads, dv
     "wide-v": (129, 129, 2, 2, 48),
 }
 Unfused = Callable[..., tuple[torch.Tensor, Any]]
-
-
-def args_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, **more: Any) -> ForwardArgs:
-    return ForwardArgs(
-        q=q,
-        k=k,
-        v=v,
-        softmax_scale=0.2,
-        causal=rule.right == 0 and rule.left < 0,
-        window_left=rule.left,
-        window_right=rule.right,
-        attention_chunk=rule.chunk,
-        softcap=rule.softcap,
-        **more,
-    )
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -9,8 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from flash_attn3_sm121.flex import backend
 from flash_attn3_sm121.flex.blocks import BLOCK, MaskCache, block_mask, mask_bytes
 from flash_attn3_sm121.flex.ranges import MaskRule, dense_ranges, packed_ranges
-from tests.flex.reference import Rule, keep
-from tests.flex.test_flex_forward import RULES, args_of
+from tests.flex.reference import RULES, Rule, args_of, keep
 
 CPU = torch.device("cpu")
 

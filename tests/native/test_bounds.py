@@ -15,7 +15,7 @@ from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
-from tests.native.test_native import CAUSAL, Kernels, engine, half
+from tests.fakes.libraries import CAUSAL, Kernels, engine, half
 
 
 class Partial(Kernels):
