@@ -32,7 +32,7 @@ def dense(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """(out, lse) of a dense call, differentiable in q, k and v; the lse need not be contiguous."""
-    dim = q.size(-1)
+    dim = q.shape[-1]
     plan = engine().plans.get(
         dense_class(q, k, v, dim, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
     )
@@ -72,7 +72,7 @@ def decode(
     rotary_interleaved: bool,
 ) -> Results | None:
     """(out, lse, out_accum, lse_accum) of a call over a cache."""
-    dim = q.size(-1)
+    dim = q.shape[-1]
     plan = engine().plans.get(
         decode_class(
             q,
@@ -95,11 +95,14 @@ def decode(
     )
     if plan is None:
         return None
-    op = plan.decode_op(q, k)
-    if op is None:
+    op = plan.decode_op
+    if op is None or not (q.is_contiguous() or q.stride(-1) == 1) or not q.numel():
         return None
-    if k is not None and plan.check_cache:
-        library.assert_room_for(1, k_cache, page_table, cache_seqlens)
+    if k is not None:
+        if k.shape[1] != 1 or not (k.is_contiguous() or k.stride(-1) == 1):
+            return None  # with more than one new key, padded rows are to be marked (`native.without_padding`)
+        if plan.check_cache:
+            library.assert_room_for(1, k_cache, page_table, cache_seqlens)
     scale = dim**-0.5 if softmax_scale is None else softmax_scale
     try:
         return op(

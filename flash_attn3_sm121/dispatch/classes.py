@@ -49,7 +49,7 @@ def class_of(args: ForwardArgs | BackwardArgs, tensors: Tensors) -> tuple[Any, .
     scalars = _forward_scalars(args) if forward else _backward_scalars(args)
     types = [t if t is None else t.dtype for t in tensors]
     q = args.q
-    return (forward, *types, *scalars, q.device, q.size(-1), args.v.size(-1), backends.requested())
+    return (forward, *types, *scalars, q.device, q.shape[-1], args.v.shape[-1], backends.requested())
 
 
 def _class_maker(present: tuple[str, ...], perhaps: tuple[str, ...] = ()) -> Callable[..., tuple[Any, ...]]:
@@ -68,7 +68,7 @@ def _class_maker(present: tuple[str, ...], perhaps: tuple[str, ...] = ()) -> Cal
     parts = ", ".join((*(types.get(name, "None") for name in schemas.FORWARD_TENSORS), *_SCALARS))
     names = ", ".join((*present, *perhaps, "dim", *_SCALARS))
     maker: Callable[..., tuple[Any, ...]] = eval(
-        f"lambda {names}: (True, {parts}, q.device, dim, v.size(-1), requested())", {"requested": backends.requested}
+        f"lambda {names}: (True, {parts}, q.device, dim, v.shape[-1], requested())", {"requested": backends.requested}
     )
     return maker
 

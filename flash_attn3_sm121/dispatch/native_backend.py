@@ -46,27 +46,18 @@ class NativePlan:
     check_cache: bool
     instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
-    _decode: DenseOp | None = field(init=False, default=None)
+    # A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
+    decode_op: DenseOp | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.can_split:
             schema = schemas.PUBLIC["fwd"]
             self._dense = schemas.caller(self.ops.fwd, schema, *_DENSE, is_rotary_interleaved=True)
-            self._decode = schemas.caller(self.ops.fwd, schema, *_DECODE)
+            self.decode_op = schemas.caller(self.ops.fwd, schema, *_DECODE)
 
     def dense_op(self, q: Tensor, k: Tensor, v: Tensor) -> DenseOp | None:
         """A function of (q, k, v, softmax_scale, causal, ...) for a dense call, if the op can take it as it is."""
         return self._dense if q.numel() and is_readable(q) and is_readable(k) and is_readable(v) else None
-
-    def decode_op(self, q: Tensor, k: Tensor | None) -> DenseOp | None:
-        """A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
-
-        None where the op cannot take the call as it is: with more than one new key a row, padded rows are to be marked
-        (`native.without_padding`).
-        """
-        if k is not None and not (k.size(1) == 1 and (k.is_contiguous() or k.stride(-1) == 1)):
-            return None
-        return self._decode if q.numel() and (q.is_contiguous() or q.stride(-1) == 1) else None
 
     def forward(self, args: ForwardArgs, tensors: Tensors) -> Results:
         if args.q.numel() == 0:  # kernels divide by the number of heads, and cannot be launched for nothing

@@ -74,6 +74,7 @@ class PythonPlan:
     decision: Decision
     backend: Computes
     check_cache: bool = True
+    decode_op: None = None  # what each row of a cache sees has to be worked out in every call
     valid: set[Any] = field(default_factory=set)
     dense: dict[Any, DenseOp | None] = field(default_factory=dict)
 
@@ -81,9 +82,6 @@ class PythonPlan:
         """A function of (q, k, v, softmax_scale, causal, ...) for a dense call of shapes that were met before."""
         fits = is_readable(q) and is_readable(k) and is_readable(v)
         return self.dense.get((q.shape, k.shape, v.shape)) if fits else None
-
-    def decode_op(self, q: Tensor, k: Tensor | None) -> None:
-        """There is none: what each row of a cache sees has to be worked out in every call."""
 
     def forward(self, args: ForwardArgs, tensors: Tensors) -> Results:
         shapes = shapes_of(args, tensors)
