@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.docs.pages import ROOT
+from tests.fakes.clone import copy_clone
 from tests.hub.wheelmaker import write_wheel
 
-NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv*", "build", "__pycache__", ".*_cache", ".hypothesis", "*.whl", "*.egg-info", "node_modules"
-)
 PROGRAMS = {
     "python": '"$DOCS_VENV"/bin/python "$@"',
     "python3": '"$DOCS_VENV"/bin/python "$@"',
@@ -32,7 +28,7 @@ class Place:
         self.folder = folder
         self.clone = folder / "clone"
         self.home = folder / "home"
-        shutil.copytree(ROOT, self.clone, ignore=NOT_COPIED, symlinks=True)
+        copy_clone(self.clone)
         (self.home / ".config").mkdir(parents=True)
         self.wheel = write_wheel(self.clone / "wheels")
         # An environment of its own, which sees this one's packages: some commands write into the running one.

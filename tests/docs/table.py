@@ -139,7 +139,7 @@ TABLE: dict[str, Run | Serve] = {
     "flash-attn3 hub prune --keep 3": Run(says="generation 1", before=(PUBLISH,)),
     "flash-attn3 hub gc --keep 1": Run(says="removed 0 objects", before=(PUBLISH,)),
     "flash-attn3 hub nginx --listen 8080 > hub-nginx.conf": Run(
-        says="^$", before=(PUBLISH,), then=("grep -q 'listen 8080;' hub-nginx.conf",)
+        says="published", before=(PUBLISH,), then=("grep -q 'listen 8080;' hub-nginx.conf",)
     ),
     "flash-attn3 run -- COMMAND": Run(
         says="served by flash_attn3_sm121", files={"code.py": CHAT_CLI}, puts={"COMMAND": "python code.py"}

@@ -92,7 +92,7 @@ def test_it_serves(command: str, how: Serve, place: Place) -> None:
         said, port = "", None
         for line in server.stdout:
             said += line
-            if found := re.search(r"http://[^\s/]*?:(\d+)", line):
+            if found := re.match(r"http://[^\s/]*?:(\d+)$", line):
                 port = found[1]
                 break
         assert port is not None, said

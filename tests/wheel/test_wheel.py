@@ -23,6 +23,7 @@ from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.hub.cli import EXTRA
 from flash_attn3_sm121.hub.wheelfile import read_wheel
+from tests.fakes.clone import copy_clone
 from tests.hub.wheelmaker import write_wheel
 
 ROOT = wheel.ROOT
@@ -130,8 +131,7 @@ def test_pip_installs_the_pure_package(tmp_path: Path) -> None:
     env = {**os.environ, "FLASH_ATTN3_SKIP_CUDA": "1"}
     options = ["--no-deps", "--no-build-isolation", "--no-index"]
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "build", "*.egg-info", "wheels", "tests")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    copy_clone(source, without=("wheels", "tests"))
     subprocess.run([*pip, "wheel", *options, "-w", str(tmp_path / "w"), str(source)], env=env, check=True)
     (made,) = (tmp_path / "w").iterdir()
     judged = read_wheel(made)

@@ -127,7 +127,7 @@ def check_tls(config: ServeConfig) -> None:
 def _announce(config: ServeConfig, port: int, *, browser: bool) -> None:
     """Say where the server is, once it is there."""
     host = config.url(port).partition("://")[2].rpartition(":")[0].strip("[]")
-    for _ in range(600):
+    while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
             break
