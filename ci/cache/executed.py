@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ci.cache.folders import locked, making
-
-FILE = "executed.json"
+from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE, executed_line
 
 
 def _entry(keys: Iterable[str]) -> str:
@@ -21,12 +20,12 @@ def put(cache: Path, keys: Iterable[str], document: Mapping[str, Any]) -> None:
     """Keep a document under the keys of a library's objects; a newer one replaces it."""
     entry = _entry(keys)
     with locked(cache, entry), making(cache, entry) as folder:
-        (folder / FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / EXECUTED_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def find(cache: Path, keys: Iterable[str]) -> str | None:
     """The document's text, if these objects were executed."""
-    path = cache / _entry(keys) / FILE
+    path = cache / _entry(keys) / EXECUTED_FILE
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -34,6 +33,4 @@ def line(document: Mapping[str, Any] | None) -> str:
     """For people, in a line."""
     if document is None:
         return "12.1's kernels were not executed in software before this wheel was made (make prove, then make wheel)"
-    wrong = f"{document['wrong']} of them wrong" if document["wrong"] else "none wrong"
-    count, cases = document["attention"], document["cases"]
-    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}"
+    return executed_line(document)

@@ -77,6 +77,7 @@ def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bo
             "file": str(finished.path),
             "size": finished.size,
             "sha256": finished.sha256,
+            "proof": finished.proof,
             "seconds": round(seconds, 2),
             "published": published,
             "proxy": finished.proxy,
@@ -85,5 +86,6 @@ def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bo
         return
     print(f"wheel   {finished.path}")
     print(f"size    {format_bytes(finished.size)}, {finished.kernels} kernels, {finished.checks} checks passed")
+    print(f"proof   {finished.proof}")
     print(f"sha256  {finished.sha256}")
     print(f"time    {format_seconds(seconds)}{'' if published else ', not published'}")

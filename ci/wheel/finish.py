@@ -38,6 +38,7 @@ class Finished:
     proxy: bool
     kernels: int
     checks: int
+    proof: str  # what was executed in software, in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ def make_wheel(
         proxy=bool(identity.proxy),
         kernels=sum(len(library.kernels) for library in reading.libraries),
         checks=len(checks),
+        proof=executed.line(reading.executed),
     )
 
 

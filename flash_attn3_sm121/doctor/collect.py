@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -17,10 +18,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.doctor import clients, probes
 from flash_attn3_sm121.doctor.facts import Distribution, Gpu, Library, Machine, Torch
 from flash_attn3_sm121.errors import FactsError
-from flash_attn3_sm121.native.buildfacts import BuildFacts
+from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE, BuildFacts, executed_line
 from flash_attn3_sm121.native.location import locate
 
 INTERESTING = (
@@ -119,6 +121,8 @@ def distributions(installed: Iterable[importlib.metadata.Distribution] | None = 
 def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[str, ...]]:
     """(the family libraries of an install, errors about facts that cannot be read)."""
     readable, errors = [], []
+    told = folder / EXECUTED_FILE
+    executed = executed_line(json.loads(told.read_text(encoding="utf-8"))) if told.is_file() else ""
     for path in sorted(folder.glob("sm*.json")):
         try:
             facts = BuildFacts.read(path)
@@ -148,6 +152,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
                 size=len(data),
                 intact=hashlib.sha256(data).hexdigest() == facts.sha256,
                 error=problem,
+                executed=executed if CAPABILITIES["12.1"].target in facts.images else "",
             )
         )
     return tuple(readable), tuple(errors)

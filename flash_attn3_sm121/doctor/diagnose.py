@@ -206,6 +206,7 @@ def _library(library: Library) -> Iterator[Finding]:
         mark = " (PROXY: a test build, not for use)" if library.proxy else ""
         dims = ", ".join(str(dim) for dim in library.head_dims)
         detail = f"{held}; {', '.join(library.dtypes)}; head dims {dims}; profile {library.profile}"
+        detail += f"\n{library.executed}" if library.executed else ""
         yield Finding(level="ok", title=f"library {library.family}{mark}", detail=detail)
 
 

@@ -44,6 +44,7 @@ class Library:
     cuda: str  # the toolkit whose runtime is linked into it
     intact: bool  # the file's sha256 is the one its facts name
     error: str | None = None  # why it does not load
+    executed: str = ""  # what ran in software before the wheel was made, in a line
 
 
 @dataclass(frozen=True, kw_only=True)

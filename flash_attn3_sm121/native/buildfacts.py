@@ -6,12 +6,15 @@ The file is `lib/<family>.json`. parse and format live in one class so that the 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from flash_attn3_sm121.arch import FAMILIES, Family, Image
 from flash_attn3_sm121.errors import FactsError
+
+EXECUTED_FILE = "executed.json"  # beside the libraries of a wheel
 
 SCHEMA = 1
 
@@ -88,3 +91,10 @@ class BuildFacts:
             if image.runs_on(major, minor):
                 return str(image)
         return None
+
+
+def executed_line(document: Mapping[str, Any]) -> str:
+    """What a wheel's executed.json says, in a line: which of 12.1's kernels ran in software before it was made."""
+    wrong = f"{document['wrong']} of them wrong" if document["wrong"] else "none wrong"
+    count, cases = document["attention"], document["cases"]
+    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}"

@@ -83,6 +83,15 @@ def test_a_library_that_is_no_library(tmp_path: Path) -> None:
     assert library.error is not None and "flash_attn3_sm8x.so" in library.error
 
 
+def test_what_ran_in_software_is_told_with_the_library(tmp_path: Path) -> None:
+    _facts(tmp_path, b"", sha256="0" * 64)
+    (before,), _ = collect.libraries(tmp_path, load=False)
+    (tmp_path / "executed.json").write_text('{"attention": 96, "cases": 602, "wrong": 0}', encoding="utf-8")
+    (after,), _ = collect.libraries(tmp_path, load=False)
+    assert before.executed == ""
+    assert after.executed == "executed in software: 96 attention kernels for 12.1 in 602 cases, none wrong"
+
+
 def test_facts_without_library_and_facts_that_are_no_facts(tmp_path: Path) -> None:
     _facts(tmp_path, b"", sha256="0" * 64)
     (tmp_path / "flash_attn3_sm8x.so").unlink()

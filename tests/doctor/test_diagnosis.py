@@ -31,6 +31,7 @@ LIBRARY = Library(
     size=9_000_000,
     cuda="13.0",
     intact=True,
+    executed="executed in software: 96 attention kernels for 12.1 in 602 cases, none wrong",
 )
 TORCH = Torch(
     version="2.11.0+cu130", cuda="13.0", arch_list=("sm_80", "sm_90", "sm_100", "sm_120", "compute_120"), sees_cuda=True
