@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.errors import HubError, IntegrityError, MissingPackageError
 from flash_attn3_sm121.hub.index import dump_json, load_json
 from flash_attn3_sm121.hub.layout import SCHEMA
 
@@ -32,8 +32,9 @@ DOMAIN = b"flash_attn3_sm121 hub generation 2\n"
 _PUBLIC = re.compile(r"ed25519:(?P<key>[A-Za-z0-9+/]{43}=)")
 
 
-def _missing(error: ImportError) -> HubError:
-    return HubError(f"signatures need the cryptography package ({error})", hint='pip install "flash_attn3_sm121[hub]"')
+def _missing(error: ImportError) -> MissingPackageError:
+    hint = 'pip install "flash_attn3_sm121[hub]"'
+    return MissingPackageError(f"signatures need the Python package cryptography ({error})", hint=hint)
 
 
 def key_id(raw: bytes) -> str:

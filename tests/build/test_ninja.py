@@ -6,21 +6,18 @@ import io
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import ninja
 import pytest
 
 from ci import ROOT
 from ci.build import compile as compiling
-from ci.build.family import Builder, Compiled, Keyed, Settings
+from ci.build.family import Keyed
 from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.unit import main as compile_unit
 from ci.build.workdir import work_folder
@@ -28,58 +25,10 @@ from ci.console import Narrator
 from ci.machine import parse_meminfo
 from ci.plan.costs import Cost
 from ci.plan.ninja import Concurrency, Edge, concurrency, ninja_text
-from ci.plan.plan import PlannedUnit
-from ci.plan.units import Unit
-from ci.toolchain import Toolchain
 from flash_attn3_sm121.errors import CompileError, DiskError, ToolchainError
+from tests.fakes.units import KEY, NAME, builder, built, toolchain, unit
 
-KEY = "ab" + "0" * 62
-NAME = "fwd_hd64_plain_bf16"
 ONE = Concurrency(jobs=1, hungry=1, hungry_gb=99)
-
-
-def unit(name: str = NAME, *flags: str, cpu_s: float = 10) -> PlannedUnit:
-    made = Unit(name=name, kind="fwd", head_dim=64, kernels=4, text="// nothing\n", contents=())
-    return PlannedUnit(unit=made, flags=("-O3", *flags), cost=Cost(cpu_s=cpu_s, rss_gb=1), shard=1)
-
-
-def toolchain(nvcc: Path) -> Toolchain:
-    return Toolchain(
-        host="x86_64",
-        target="x86_64",
-        root=nvcc.parent,
-        nvcc=nvcc,
-        ptxas=nvcc,
-        cuobjdump=nvcc,
-        nvdisasm=nvcc,
-        include_dirs=(),
-        cudart_dir=nvcc.parent,
-        cxx="g++",
-        cxx_version="12",
-        version=(13, 0),
-        origin="test",
-        fingerprint="test",
-    )
-
-
-def builder(tmp_path: Path, body: str, *, jobs: int = 1, stream: io.StringIO | None = None) -> Builder:
-    """A builder whose compiler is a script of that body."""
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
-    nvcc.chmod(nvcc.stat().st_mode | stat.S_IEXEC)
-    (tmp_path / "s").mkdir(exist_ok=True)
-    inputs = SimpleNamespace(
-        toolchain=toolchain(nvcc), edited=SimpleNamespace(folder=tmp_path / "s"), torch_headers=tmp_path / "s"
-    )
-    settings = Settings(
-        cache=tmp_path / "cache", narrate=Narrator(stream=stream or io.StringIO()), cores=jobs, memory_gb=64
-    )
-    return Builder(inputs=inputs, settings=settings)  # type: ignore[arg-type]
-
-
-def built(made: Builder, **families: Sequence[Keyed]) -> dict[str, tuple[Compiled, ...]]:
-    with made.folder() as work:
-        return made.compile(families, work=work)
 
 
 def group(leader: int) -> list[str]:
@@ -384,7 +333,8 @@ import signal
 import sys
 from pathlib import Path
 from ci import __main__ as ci
-from tests.build.test_ninja import Keyed, builder, built, unit
+from ci.build.family import Keyed
+from tests.fakes.units import builder, built, unit
 
 class Slow:
     @staticmethod

@@ -263,18 +263,10 @@ def test_a_cleared_environment_keeps_the_override(run: Run) -> None:
     assert done.stdout == "True\n", done.stderr
 
 
-def test_enabling_costs_an_interpreters_start_less_than_a_millisecond(tmp_path: Path) -> None:
-    line = pth_line(OverrideConfig())
-    code = (
-        "import sys, time; text = sys.argv[1]; before = set(sys.modules)\n"
-        "times = []\n"
-        "for _ in range(50):\n"
-        "    began = time.perf_counter(); exec(text); times.append(time.perf_counter() - began)\n"
-        "print(min(times), sorted(set(sys.modules) - before))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, line], capture_output=True, text=True, check=True)
-    seconds, _, modules = done.stdout.partition(" ")
-    assert float(seconds) < 0.001 and modules.strip() == "[]"
+def test_enabling_imports_nothing_into_a_starting_interpreter(tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); exec(sys.argv[1]); print(sorted(set(sys.modules) - before))"
+    argv = [sys.executable, "-c", code, pth_line(OverrideConfig())]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_pip_uninstall_takes_the_override_along(tmp_path: Path) -> None:

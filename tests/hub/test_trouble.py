@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flash_attn3_sm121.cli import main
-from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.errors import HubError, IntegrityError, MissingPackageError
 from flash_attn3_sm121.hub import publish as publishing
 from flash_attn3_sm121.hub.checkout import resolve
 from flash_attn3_sm121.hub.index import Index, dump_json
@@ -159,7 +159,9 @@ def test_without_the_extra_a_command_says_which_one_it_wants(hub: Hub, newer_whe
         assert done.returncode == 0, done.stderr
     for argv in (["hub", "publish", str(newer_wheel), *where], ["hub", "serve", *where], ["hub", "keygen", "/x/y"]):
         done = call(*argv, code=MISSING)
-        assert done.returncode == 30 and 'pip install "flash_attn3_sm121[hub]"' in done.stderr, done.stderr
+        assert (
+            done.returncode == MissingPackageError.exit_code and 'pip install "flash_attn3_sm121[hub]"' in done.stderr
+        ), done.stderr
         assert "Traceback" not in done.stderr
 
 
