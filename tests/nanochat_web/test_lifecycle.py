@@ -91,8 +91,11 @@ def test_three_models_in_two_places(world: World) -> None:
     with running(world, "--max-models", "2", "--slots", "2", "--idle", "900") as server:
         world.gate("busy", 1)
         busy = [server.chat("gate busy", model=model) for model in (SFT, SFT, SMALL, SMALL)]
-        for stream in busy:
-            stream.until(lambda event: event.get("token") == "0")
+        for first in (
+            busy[0],
+            busy[2],
+        ):  # a closed gate holds its whole process: the second of each has its place by now
+            first.until(lambda event: event.get("token") == "0")
         third = server.chat("third~", model=BASE)
         assert third.until(lambda event: "status" in event)["for"] == "room"
         fourth = server.chat("echo fourth", model=SFT)

@@ -20,7 +20,8 @@ def test_choosing_a_model(page: Page) -> None:
     until(page, "document.querySelector('#models').open")
     cards = page.evaluate("[...document.querySelectorAll('.model-card')].map(card => card.innerText)")
     assert len(cards) == 4
-    assert all(word in cards[0] for word in ("d12", "2,000", "validation loss", "1.649", "123 kB", "just now"))
+    assert all(word in cards[0] for word in ("d12", "2,000", "validation loss", "1.649", "123 kB"))
+    assert "just now" in cards[0] or "minute" in cards[0]
     broken = next(card for card in cards if "Cannot be loaded" in card)
     assert "meta_000400.json is not JSON" in broken
     assert page.evaluate("document.querySelector('.broken').tagName") == "DIV"

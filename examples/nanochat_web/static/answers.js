@@ -45,6 +45,7 @@ export function pickUp(conversation) {
   const stream = open(conversation, message, 0);
   stream.waiting = "Looking for the rest of this answer…";
   stream.known = true;
+  stream.pickedUp = true;
   run(stream, () => again(stream));
 }
 
@@ -168,8 +169,18 @@ function done(stream, event) {
 }
 
 function save(stream) {
+  // Only the tab that asked stores an answer on its way. Where two did, each would take the other's for a new one.
+  if (stream.pickedUp && !isAwaited(stream)) return;
   // A conversation that was deleted meanwhile, here or in another tab, is not brought back.
   if (!stream.discarded && !stream.unsaved && store.has(stream.conversation.id)) store.keep(stream.conversation);
+}
+
+// Whether what is stored still waits for this answer, and this tab has its end.
+function isAwaited({ conversation, message }) {
+  const stored = store.load(conversation.id);
+  const last = stored?.messages.at(-1);
+  const ended = message.state !== "streaming" && message.state !== "sending";
+  return ended && Boolean(stored) && store.unfinished(stored) && last.answer === message.answer;
 }
 
 function finish(stream) {

@@ -314,6 +314,7 @@ function finished({ conversation: one, message }) {
     steadily(() => paint(message));
     showButtons();
     say(message.error ? message.error.error : `Answer: ${message.content.slice(0, 400)}`);
+    reread(); // what another tab has stored meanwhile
   }
   changed();
   models.refresh().catch(() => {}); // which models are in memory has changed; of no matter if it fails
