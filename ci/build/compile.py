@@ -52,7 +52,7 @@ def _keep(unit: Unit, launcher: str | None) -> tuple[str, ...]:
 
 
 def environment(base: Mapping[str, str], *, folder: Path, launcher: str | None, fingerprint: str) -> dict[str, str]:
-    """What compilers see of the environment: nothing that could change an object beside the command line.
+    """The environment that a compiler gets. It holds nothing that could change an object; only the command line does.
 
     Args:
         folder: the family's work folder, which holds the temporary files too.

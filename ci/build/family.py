@@ -28,7 +28,7 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a build starts from: everything that decides the bytes of a library, beside the plan."""
+    """The inputs of a build. With the plan, they decide every byte of a library."""
 
     tree: SourceTree
     edited: Edited

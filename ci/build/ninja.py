@@ -202,7 +202,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 @dataclass(kw_only=True)
 class _Said:
-    """What ninja says: for each edge a status line, and then either our program's line or the failure."""
+    """Ninja's output: each edge gives a status line, then the line of our program or the failure."""
 
     costs: dict[str, float]  # edge -> estimated CPU seconds
     narrate: Narrator

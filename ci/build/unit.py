@@ -1,4 +1,4 @@
-"""What ninja runs for each file: the compiler, measured, and its object on the way into the content cache.
+"""The program that ninja runs for each file: it measures the compiler and stores the object in the content cache.
 
 `python -m ci.build.unit OPTIONS -- COMPILER...`, in the family's work folder. With `--key` the object, its report and
 its PTX are stored under that key; with `--cost` only what compiling took is written down, for `python -m ci measure`.
@@ -30,7 +30,7 @@ _SMEM = re.compile(r"(\d+) bytes smem")
 
 
 def kernel_usage(text: str) -> tuple[KernelUsage, ...]:
-    """What ptxas' verbose output says of each kernel and image, in its order. Pure."""
+    """The registers and spills of each kernel and image, read from ptxas' verbose output in its order. Pure."""
     usages: list[KernelUsage] = []
     kernel: tuple[str, str] | None = None
     spills = (0, 0, 0)
@@ -121,7 +121,7 @@ def _measure(args: argparse.Namespace) -> str:
 
 
 def _compiled(args: argparse.Namespace) -> tuple[Measured, str]:
-    """What the compiler took and said. Raises CompileError or DiskError where it failed; its log is kept then."""
+    """Run the compiler and return its cost and output. Raises CompileError or DiskError; the log is kept then."""
     here = Path.cwd()
     _clean(args)
     for folder in (Path("keep", args.unit), Path("obj"), Path("tmp")):
