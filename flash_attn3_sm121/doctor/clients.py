@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flash_attn3_sm121.doctor import probes
+from flash_attn3_sm121.doctor import known, probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
@@ -94,6 +94,8 @@ def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
         transformers = _transformers()
         clients += [transformers] if transformers is not None else []
         clients.append(_torch_hook())
+        versions = {name: version for name in known.KNOWN if (version := _installed(name)) is not None}
+        clients += known.installed(versions)
     return (*clients, *_get_kernel())
 
 

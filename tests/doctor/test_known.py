@@ -1,0 +1,43 @@
+"""Every client of docs/clients.md is known to doctor, every test that its table names is there."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from flash_attn3_sm121.doctor import clients, known
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in PAGE.splitlines() if line.startswith("| ")]
+
+
+def test_the_page_and_doctor_know_the_same_clients() -> None:
+    heading, *rows = ROWS
+    assert heading == ["client", "version", "way in", "what is served", "what was run"]
+    assert all(len(row) == 5 for row in rows)
+    assert {row[0] for row in rows} == {*known.KNOWN, *known.ASKED, *known.PROGRAMS}
+
+
+@pytest.mark.parametrize("row", ROWS[1:], ids=lambda row: row[0])
+def test_what_was_run_is_a_test_or_said_to_be_by_hand(row: list[str]) -> None:
+    tests = re.findall(r"`(tests/[\w/]+\.py)`", row[4])
+    assert tests or row[4].startswith("by hand")
+    assert all((ROOT / name).is_file() for name in tests)
+
+
+def test_an_installed_client_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"diffusers": "0.42.1"}
+
+    def version(name: str) -> str:
+        if name in here:
+            return here[name]
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(clients.probes, "ask", lambda *_: {"available": True, "repos": [], "hub": None})
+    found = {client.name: client for client in clients.look_at_clients(torch_works=True)}
+    assert found["diffusers 0.42.1"].ours and not any(name.startswith("yunchang") for name in found)
