@@ -23,17 +23,20 @@ from flash_attn3_sm121.errors import CallError
 Window = Sequence[int | Tensor | None]
 ops.register()
 
-# Private and cheap; looking each device type up costs ten times as much. Absent, the look-up decides.
+# These run in every call, so they are looked up once.
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_is_active = torch._C._are_functorch_transforms_active
+# Private and cheap; looking each device type up costs ten times as much. Absent, the look-up decides.
 _some_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def is_plain(q: Tensor) -> bool:
     """Whether `q` holds numbers and only autograd may be watching: no compiler, functorch, fake tensor or mode."""
     return (
-        not torch.compiler.is_compiling()
+        not _is_compiling()
         and (type(q) is Tensor or type(q) is torch.nn.Parameter)
-        and torch._C._len_torch_dispatch_stack() == 0
+        and _dispatch_modes() == 0
         and not _functorch_is_active()
         and not q.is_meta
     )

@@ -72,7 +72,8 @@ def decode(
     rotary_interleaved: bool,
 ) -> Results | None:
     """(out, lse, out_accum, lse_accum) of a call over a cache."""
-    dim = q.shape[-1]
+    shape = q.shape
+    dim = shape[-1]
     plan = engine().plans.get(
         decode_class(
             q,
@@ -96,7 +97,7 @@ def decode(
     if plan is None:
         return None
     op = plan.decode_op
-    if op is None or not (q.is_contiguous() or q.stride(-1) == 1) or not q.numel():
+    if op is None or not (q.is_contiguous() or q.stride(-1) == 1) or 0 in shape:
         return None
     if k is not None:
         if k.shape[1] != 1 or not (k.is_contiguous() or k.stride(-1) == 1):
