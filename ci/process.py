@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.console import Narrator
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, ToolchainError
 
 TAIL_LINES = 30
@@ -24,10 +24,12 @@ def execute(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     timeout: float | None = None,
+    shown: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and capture its output; the caller judges the exit code.
 
     Args:
+        shown: whether its stdout goes to our stderr as it comes, and is not captured.
         narrate: prints the command first. None for questions to the system that nobody wants to read (`git rev-parse`).
 
     Raises:
@@ -44,7 +46,8 @@ def execute(
             env=None if env is None else dict(env),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
+            stdout=2 if shown else subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             timeout=timeout,

@@ -14,9 +14,9 @@ from ci.build.ninja import Ninja, in_order, measuring, unit_edge
 from ci.build.workdir import WorkFolder, work_folder
 from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
-from ci.console import Narrator
 from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan, PlannedUnit
+from ci.settings import Settings
 from ci.sources import SourceTree
 from ci.sources.lock import SourceLock
 from ci.sources.patched import Edited
@@ -45,18 +45,6 @@ class Inputs:
             "cutlass": {"url": lock.cutlass.url, "commit": lock.cutlass.commit},
             "trees": {tree.path: tree.id for tree in lock.trees},
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to build, which decides no byte of a library."""
-
-    cache: Path
-    narrate: Narrator
-    cores: int
-    memory_gb: float
-    jobs: int | None = None  # compilers at once, as asked for; else one a core
-    launcher: str | None = None  # a compiler cache in front of each compiler; part of the objects' keys
 
 
 @dataclass(frozen=True, kw_only=True)

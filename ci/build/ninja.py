@@ -23,11 +23,11 @@ import ninja
 from ci import ROOT
 from ci.build.compile import command
 from ci.cache.folders import put_file
-from ci.console import Narrator, Progress, format_seconds
 from ci.plan.ninja import Concurrency, Edge, ninja_text
 from ci.plan.plan import BuildPlan, PlannedUnit
 from ci.process import failure_text
 from ci.toolchain import Toolchain
+from flash_attn3_sm121.console import Narrator, Progress, format_seconds
 from flash_attn3_sm121.errors import CompileError, DiskError, FlashAttn3Error, ToolchainError
 
 # How often people hear of compilers that are still running: in place on a terminal, as a line of its own in a log.

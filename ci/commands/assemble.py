@@ -8,9 +8,9 @@ from pathlib import Path
 from ci.build.artifact import read
 from ci.commands import common, wheel
 from ci.commands.options import Request
-from ci.console import Narrator, format_bytes
 from ci.wheel.assemble import check_together
 from ci.wheel.finish import make_wheel
+from flash_attn3_sm121.console import Narrator, format_bytes
 from flash_attn3_sm121.errors import AssembleError
 
 
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
             parts,
             builder=builder,
             work=work,
-            tool=common.disassembler(inputs),
             schemas=common.upstream_schemas(inputs),
             output=args.output,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ci.build import artifact
 from ci.commands import common, options
-from ci.console import Narrator
+from flash_attn3_sm121.console import Narrator
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

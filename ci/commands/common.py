@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ci.build.family import Builder, Inputs, Settings
-from ci.cache.folders import cache_root
+from ci.build.family import Builder, Inputs
 from ci.commands import options
 from ci.commands.options import Request
-from ci.console import Narrator
 from ci.machine import Machine, this_machine
 from ci.plan import cuda
 from ci.plan.plan import BuildPlan
+from ci.settings import Settings
 from ci.sources.fetch import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
-from ci.verify.reading import Disassembler
+from ci.wheel.finish import Finished, make_wheel
+from flash_attn3_sm121.console import Narrator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +36,23 @@ def begin(request: Request, narrate: Narrator) -> Session:
     """Plan first: what makes no sense is refused before anything is fetched."""
     machine = this_machine()
     plan = options.plan_of(request, machine=machine, cuda=cuda.planned(request.cuda_home))
-    return Session(request=request, machine=machine, plan=plan, settings=settings_of(request, machine, narrate))
-
-
-def settings_of(request: Request, machine: Machine, narrate: Narrator) -> Settings:
-    return Settings(
-        cache=cache_root(),
+    settings = Settings(
         narrate=narrate,
         cores=machine.cores,
         memory_gb=machine.memory_gb,
         jobs=request.jobs,
         launcher=request.launcher,
     )
+    return Session(request=request, machine=machine, plan=plan, settings=settings)
 
 
 def gather_inputs(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs:
     """Fetch and check everything that the build starts from. `without` leaves edits out, for tests of what they do."""
-    request, narrate, cache = session.request, session.settings.narrate, session.settings.cache
-    tree = fetch(read_lock(request.lock or DEFAULT_LOCK), source=request.source, cache=cache, narrate=narrate)
-    toolchain = resolve(target=str(session.plan.platform), cuda_home=request.cuda_home, cache=cache, narrate=narrate)
-    headers = torch_headers(cache=cache, narrate=narrate)
-    edited = edited_tree(tree, cache=cache, narrate=narrate, without=without)
+    request, settings = session.request, session.settings
+    tree = fetch(read_lock(request.lock or DEFAULT_LOCK), settings, source=request.source)
+    toolchain = resolve(settings, target=str(session.plan.platform), cuda_home=request.cuda_home)
+    headers = torch_headers(settings)
+    edited = edited_tree(tree, settings, without=without)
     return Inputs(
         tree=tree, edited=edited, toolchain=toolchain, torch_headers=headers.folder, torch_headers_id=headers.id
     )
@@ -65,8 +62,11 @@ def builder(session: Session, inputs: Inputs) -> Builder:
     return Builder(inputs=inputs, settings=session.settings)
 
 
-def disassembler(inputs: Inputs) -> Disassembler:
-    return Disassembler(cuobjdump=inputs.toolchain.cuobjdump, nvdisasm=inputs.toolchain.nvdisasm)
+def build_wheel(builder: Builder, plan: BuildPlan, *, output: Path) -> Finished:
+    """The whole way from gathered inputs to a wheel that passed."""
+    schemas = upstream_schemas(builder.inputs)
+    with builder.folder() as work:
+        return make_wheel(builder.build(plan, work=work), builder=builder, work=work, schemas=schemas, output=output)
 
 
 def upstream_schemas(inputs: Inputs) -> dict[str, str]:

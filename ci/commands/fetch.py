@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from ci.cache.folders import cache_root
-from ci.console import Narrator, format_seconds
 from ci.plan.platforms import Platform
+from ci.settings import Settings
 from ci.sources import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain import resolve, torch_headers
+from flash_attn3_sm121.console import format_seconds
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    narrate, cache = Narrator(), cache_root()
-    started = time.monotonic()
-    tree = fetch(read_lock(args.lock), source=args.source, cache=cache, narrate=narrate, offline=args.offline)
-    edited = edited_tree(tree, cache=cache, narrate=narrate) if args.edits else None
-    target = None if args.platform is None else str(args.platform)
-    toolchain = resolve(target=target, cuda_home=args.cuda_home, cache=cache, narrate=narrate, offline=args.offline)
-    headers = torch_headers(cache, narrate, offline=args.offline)
+    settings, started = Settings(offline=args.offline), time.monotonic()
+    tree = fetch(read_lock(args.lock), settings, source=args.source)
+    edited = edited_tree(tree, settings) if args.edits else None
+    toolchain = resolve(
+        settings, target=None if args.platform is None else str(args.platform), cuda_home=args.cuda_home
+    )
+    headers = torch_headers(settings)
     result: dict[str, object] = {
-        "cache": str(cache),
+        "cache": str(settings.cache),
         "sources": {
             "commit": tree.lock.upstream.commit,
             "route": tree.route,
@@ -75,5 +75,5 @@ def run(args: argparse.Namespace) -> int:
         for title, rows in result.items():
             pairs = rows.items() if isinstance(rows, dict) else [("", rows)]
             sys.stdout.write("".join(f"{title + ' ' + key:32} {value}\n" for key, value in pairs))
-    narrate.note(f"everything is at hand, in {format_seconds(time.monotonic() - started)}")
+    settings.narrate.note(f"everything is at hand, in {format_seconds(time.monotonic() - started)}")
     return 0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ci.cache.folders import put_file
 from ci.commands import options
-from ci.console import Narrator
 from ci.machine import this_machine
 from ci.plan import cuda
 from ci.sources.lock import read_lock
 from ci.wheel import wheel
+from flash_attn3_sm121.console import Narrator
 
 SKIP = "FLASH_ATTN3_SKIP_CUDA"
 
@@ -38,7 +38,7 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
         files = wheel.wheel_files(name, libraries={}, licenses=wheel.license_files(()))
         return put_file(folder / name.file, wheel.wheel_bytes(name, files))
     from ci.commands import common
-    from ci.commands.wheel import build
 
     session = common.begin(options.from_environment(environ), Narrator())
-    return build(session, output=folder).path
+    builder = common.builder(session, common.gather_inputs(session))
+    return common.build_wheel(builder, session.plan, output=folder).path

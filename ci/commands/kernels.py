@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, calls
 from ci.verify import kernels
+from ci.verify.reading import Disassembler
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import VerifyError
 
 DEVICE = "GB10"
@@ -39,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         made = library.make(common.builder(session, inputs), family, output=Path(scratch))
         chosen = list(calls(family.selection))
         answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
-        tool = common.disassembler(inputs)
+        tool = Disassembler.of(inputs.toolchain, narrate)
         code: dict[str, kernels.Code] = {}
         for path, report in zip(made.objects, made.reports, strict=True):
             if not report.usage:
                 continue  # the host file holds no device code
-            codes = kernels.parse_sass(tool.listing("-sass", path, narrate))
+            codes = kernels.parse_sass(tool.listing("-sass", path))
             code |= {name: counts for (image, name), counts in codes.items() if image == family.images[0]}
     failed = [answer for answer in answers if answer.error]
     if failed:

@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from ci.console import Narrator
 from ci.process import execute
 from ci.sources.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, read_lock, write_lock
 from ci.sources.routes import CUTLASS
 from ci.sources.treeid import scan, tree_id
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import SourceError, UsageError
 
 

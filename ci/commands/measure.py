@@ -22,11 +22,11 @@ from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.workdir import WorkFolder
 from ci.cache.folders import put_file
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.plan.costs import Cost as PlannedCost
 from ci.plan.ninja import Edge, concurrency
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 
 BUILT, ANEW = "the build that made them", "compiled for this measurement"

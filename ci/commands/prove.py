@@ -11,13 +11,13 @@ from typing import Any
 from ci import ROOT
 from ci.cache import executed
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.prove.gb10 import mutants, report
 from ci.prove.gb10.build import FOLDER
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable, make
 from ci.prove.gb10.pool import Pool
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """\

@@ -16,8 +16,7 @@ from pathlib import Path
 from ci.build.family import Builder, Inputs
 from ci.cache.folders import file_sha256
 from ci.commands import common, options
-from ci.console import Narrator
-from ci.wheel.finish import make_wheel
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import VerifyError
 
 
@@ -49,15 +48,7 @@ def build_cold(session: common.Session, inputs: Inputs, place: Path) -> Path:
     shutil.copytree(inputs.edited.folder, sources)
     moved = dataclasses.replace(inputs, edited=dataclasses.replace(inputs.edited, folder=sources))
     builder = Builder(inputs=moved, settings=dataclasses.replace(session.settings, cache=place / "cache"))
-    with builder.folder() as work:
-        return make_wheel(
-            builder.build(session.plan, work=work),
-            builder=builder,
-            work=work,
-            tool=common.disassembler(moved),
-            schemas=common.upstream_schemas(moved),
-            output=place / "wheels",
-        ).path
+    return common.build_wheel(builder, session.plan, output=place / "wheels").path
 
 
 def differing(first: Path, second: Path) -> list[str]:

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 from ci.cache import executed
-from ci.cache.folders import cache_root
-from ci.console import Narrator
-from ci.machine import this_machine
+from ci.settings import Settings
 from ci.toolchain.resolve import resolve
 from ci.verify import report
 from ci.verify.checks import passed
@@ -29,13 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.wheels:
         raise UsageError("no wheel to verify", hint="make wheel builds one; then: python -m ci verify wheels/*.whl")
-    narrate = Narrator()
-    host = str(this_machine().platform)
-    toolchain = resolve(target=host, cuda_home=args.cuda_home, cache=cache_root(), narrate=narrate)
-    tool = Disassembler(cuobjdump=toolchain.cuobjdump, nvdisasm=toolchain.nvdisasm)
+    settings = Settings()
+    tool = Disassembler.of(resolve(settings, cuda_home=args.cuda_home), settings.narrate)
     good = True
     for path in args.wheels:
-        reading = read_wheel(path, tool=tool, narrate=narrate)
+        reading = read_wheel(path, tool)
         checks = wheel_checks(reading)
         good &= passed(checks)
         if args.json:

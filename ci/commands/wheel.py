@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from ci.commands import common, options
-from ci.console import Narrator, format_bytes, format_seconds
 from ci.plan import plan, text
 from ci.process import execute, failure_text
-from ci.wheel.finish import Finished, make_wheel
+from ci.wheel.finish import Finished
+from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
 from flash_attn3_sm121.errors import CompileError
 
 
@@ -36,28 +36,13 @@ def run(args: argparse.Namespace) -> int:
             else text.to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
         )
         return 0
-    finished = build(session, output=args.output)
+    builder = common.builder(session, common.gather_inputs(session))
+    finished = common.build_wheel(builder, session.plan, output=args.output)
     published = not finished.proxy and not args.no_publish
     if published:
         publish(finished.path, narrate)
     _summary(finished, seconds=time.monotonic() - begun, published=published, as_json=args.json)
     return 0
-
-
-def build(session: common.Session, *, output: Path) -> Finished:
-    """The whole way, from a planned session to a wheel that passed."""
-    inputs = common.gather_inputs(session)
-    builder = common.builder(session, inputs)
-    schemas = common.upstream_schemas(inputs)
-    with builder.folder() as work:
-        return make_wheel(
-            builder.build(session.plan, work=work),
-            builder=builder,
-            work=work,
-            tool=common.disassembler(inputs),
-            schemas=schemas,
-            output=output,
-        )
 
 
 def publish(path: Path, narrate: Narrator) -> None:

@@ -12,10 +12,10 @@ import requests
 from remotezip import PartialBuffer, RemoteFetcher, RemoteZip, RemoteZipError
 from urllib3.exceptions import HTTPError
 
-from ci.console import Narrator
 from ci.index import Wanted
 from ci.index.pages import addresses, session_of, without_credentials
-from ci.index.pip import settings
+from ci.index.pip import pip_settings
+from ci.settings import Settings
 from flash_attn3_sm121.errors import FetchError
 
 BLOCK = 2 << 20
@@ -41,19 +41,19 @@ class ReadAhead(RemoteFetcher):  # type: ignore[misc]  # remotezip is untyped
 
 
 @contextmanager
-def opened(wanted: Wanted, narrate: Narrator) -> Iterator[zipfile.ZipFile]:
+def opened(wanted: Wanted, settings: Settings) -> Iterator[zipfile.ZipFile]:
     """The wheel, its members fetched as they are read. Its sha256 is not checked: check what was read.
 
     Raises:
         NoParts: no index has the file, or its server does not serve parts, or fails while it is read.
     """
-    values = settings()
+    values = pip_settings()
     refusals: list[str] = []
     session = session_of(values)
     for address in addresses(wanted, values, session, refusals):
         try:
             with RemoteZip(address, session=session, fetcher=ReadAhead, timeout=60) as remote:
-                narrate.note(f"fetching parts of {without_credentials(address)}")
+                settings.narrate.note(f"fetching parts of {without_credentials(address)}")
                 yield remote
                 return
         except (RemoteZipError, HTTPError, requests.RequestException) as error:

@@ -24,9 +24,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ci.cache.folders import file_sha256
-from ci.console import Narrator
 from ci.index import Wanted
-from ci.index.pip import NETWORK_HINT, TRUE_WORDS, folders, local_path, settings
+from ci.index.pip import NETWORK_HINT, TRUE_WORDS, folders, local_path, pip_settings
+from ci.settings import Settings
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import FetchError
 
 CHUNK = 1 << 18
@@ -81,19 +82,18 @@ def addresses(
                 refusals.append(f"{without_credentials(offer.url)}: sha256 {announced}, pinned is {wanted.sha256}")
 
 
-def download_file(wanted: Wanted, into: Path, narrate: Narrator, *, offline: bool = False) -> Path:
+def download_file(wanted: Wanted, into: Path, settings: Settings) -> Path:
     """The pinned file: where it lies in a folder of pip's, else downloaded to `into`.
 
     Args:
         wanted: the file and its hash.
         into: the folder for a download.
-        narrate: is told where the file comes from, and how far the download is.
-        offline: only from folders: find-links, and indexes with a `file:` address.
+        settings: `offline` is only from folders: find-links, and indexes with a `file:` address.
 
     Raises:
         FetchError: no place gives the file, with what each of them said; or it cannot be written.
     """
-    values = settings()
+    values = pip_settings()
     refusals: list[str] = []
     indexes = [local_path(index) for name in ("index-url", "extra-index-url") for index in values.get(name, "").split()]
     project = re.sub(r"[-_.]+", "-", wanted.project).lower()
@@ -105,13 +105,13 @@ def download_file(wanted: Wanted, into: Path, narrate: Narrator, *, offline: boo
             return file
         else:
             refusals.append(f"{file}: expected sha256 {wanted.sha256}, found {found}")
-    if offline:
+    if settings.offline:
         refusals.append("offline: no index was asked")
     else:
         session, target = session_of(values), into / wanted.filename
         for address in addresses(wanted, values, session, refusals):
             try:
-                _download(address, target, session, narrate)
+                _download(address, target, session, settings.narrate)
             except requests.RequestException as error:
                 refusals.append(without_credentials(f"{address}: {error}"))
                 continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
-from ci.console import Narrator
 from ci.index import Wanted
 from ci.process import execute
+from ci.settings import Settings
 from flash_attn3_sm121.errors import FetchError
 
 # Sections of pip's configuration that hold for a download; a later one overrides an earlier one.
@@ -34,7 +33,7 @@ HINTS = {
 }
 
 
-def settings() -> dict[str, str]:
+def pip_settings() -> dict[str, str]:
     """pip's settings by their long names: its files and environment variables, merged by pip itself.
 
     Raises:
@@ -66,14 +65,13 @@ def local_path(place: str) -> Path | None:
     return None if parts.scheme else Path(place).expanduser()
 
 
-def download(wheels: Sequence[Wanted], into: Path, narrate: Narrator, *, offline: bool = False) -> None:
+def download(wheels: Sequence[Wanted], into: Path, settings: Settings) -> None:
     """Download wheels with one call of pip, which checks every hash; those that are there already stay.
 
     Args:
         wheels: files of one platform, which may be another one than this machine's.
         into: the folder that gets them.
-        narrate: is told the command; pip's own output, progress included, goes to stderr.
-        offline: only from the folders among pip's find-links.
+        settings: pip's own output, progress included, goes to stderr; `offline` is only from folders of find-links.
 
     Raises:
         FetchError: with pip's words.
@@ -92,13 +90,10 @@ def download(wheels: Sequence[Wanted], into: Path, narrate: Narrator, *, offline
     with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="pinned-wheels-") as requirements:
         requirements.write("".join(lines))
         requirements.flush()
-        command = [sys.executable, "-m", "pip", "download", *(["--quiet"] if narrate.quiet else [])]
+        command = [sys.executable, "-m", "pip", "download", *(["--quiet"] if settings.narrate.quiet else [])]
         command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", *words]
         command += ["--dest", str(into), "--requirement", requirements.name]
-        narrate.command(command)
-        done = subprocess.run(
-            command, env=_environment(offline), stdout=2, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = execute(command, narrate=settings.narrate, env=_environment(settings.offline), shown=True)
     if done.returncode:
         names = ", ".join(wheel.filename for wheel in wheels)
         raise _failure(f"pip did not get {names}", done.stderr)
@@ -109,7 +104,7 @@ def _environment(offline: bool) -> dict[str, str]:
     env = {**os.environ, "PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     if offline:
         env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
-        env["PIP_FIND_LINKS"] = " ".join(path.absolute().as_uri() for path in folders(settings()))
+        env["PIP_FIND_LINKS"] = " ".join(path.absolute().as_uri() for path in folders(pip_settings()))
     return env
 
 

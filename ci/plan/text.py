@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-from ci.console import format_seconds
 from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
-from flash_attn3_sm121.console import Table
+from flash_attn3_sm121.console import Table, format_seconds
 
 
 def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:

@@ -25,9 +25,9 @@ from typing import Any
 
 from ci import ROOT
 from ci.cache.folders import cache_root, locked
-from ci.console import Narrator
-from ci.index.pip import local_path, settings
-from ci.process import output_of
+from ci.index.pip import local_path, pip_settings
+from ci.process import execute, failure_text, output_of
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError, UsageError, VerifyError
 
 EPILOG = """\
@@ -39,34 +39,12 @@ PACKAGES = ("python3", "python3-venv", "g++", "git", "make", "ca-certificates") 
 TOOLS = ("debootstrap", "unshare", "setpriv", "chroot", "git")
 HOME, UID = "/home/newcomer", 1000
 CLONE = f"{HOME}/flash_attn3_sm121"
-CARRIED = [
-    "index-url",
-    "extra-index-url",
-    "find-links",
-    "no-index",
-    "trusted-host",
-    "proxy",
-    "timeout",
-    "default-timeout",
-    "retries",
-    "constraint",
-    "cert",
-    "client-cert",
-]
+CARRIED = (
+    *("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy"),
+    *("timeout", "default-timeout", "retries", "constraint", "cert", "client-cert"),
+)
 FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
-VARIABLES = [
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-]
+VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 # --kill-child and the parent-death signal: if this program is killed, so is everything in there.
 NAMESPACE = shlex.split(
     "setpriv --pdeathsig KILL -- unshare --mount --propagation private --pid --fork --kill-child --"
@@ -192,17 +170,17 @@ def furnish(root: Path, suite: str, narrate: Narrator) -> str:
     """Make the Debian, its user and the clone; returns the shell lines that mount what it sees of this machine."""
     words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(root)]
     commands = [
-        enclosed(f"{shlex.join(words)} >&2; exit $?"),  # debootstrap mounts /proc in what is removed later
+        enclosed(f"{shlex.join(words)}; exit $?"),  # debootstrap mounts /proc in what is removed later
         ["chroot", str(root), "useradd", "--create-home", "--uid", str(UID), "--shell", "/bin/bash", "newcomer"],
         ["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), f"{root}{CLONE}"],
         ["git", "-C", f"{root}{CLONE}", "remote", "remove", "origin"],
         ["chown", "--recursive", "--no-dereference", f"{UID}:{UID}", f"{root}{HOME}"],
     ]
     for command in commands:
-        narrate.command(command)
-        if code := subprocess.run(command, stdout=2, check=False).returncode:
-            raise VerifyError(f"exit code {code} of {shlex.join(command)}")
-    conf, folders, files = carried(settings(), os.environ)
+        done = execute(command, narrate=narrate, shown=True)
+        if done.returncode:
+            raise VerifyError(failure_text(command, done.returncode, done.stderr))
+    conf, folders, files = carried(pip_settings(), os.environ)
     for file in (Path("/etc/resolv.conf"), Path("/etc/hosts"), *files):
         target = root / file.relative_to("/")
         target.parent.mkdir(parents=True, exist_ok=True)

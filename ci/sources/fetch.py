@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.folders import locked, make_read_only, making
-from ci.console import Narrator
+from ci.settings import Settings
 from ci.sources.lock import SourceLock, check_checkout
-from ci.sources.routes import ROUTES, Request, Route, copy_checkout, fill_checked
+from ci.sources.routes import ROUTES, Route, copy_checkout
 from flash_attn3_sm121.errors import FlashAttn3Error, SourceError
 
 
@@ -25,13 +25,7 @@ class SourceTree:
 
 
 def fetch(
-    lock: SourceLock,
-    *,
-    source: Path | None,
-    cache: Path,
-    narrate: Narrator,
-    offline: bool = False,
-    routes: Sequence[Route] = ROUTES,
+    lock: SourceLock, settings: Settings, *, source: Path | None = None, routes: Sequence[Route] = ROUTES
 ) -> SourceTree:
     """The locked trees, in the content cache, read-only.
 
@@ -39,9 +33,6 @@ def fetch(
         lock: what is wanted.
         source: a checkout to copy from. One that does not fit the lock stops everything: another route would build
             something else than what the user pointed at.
-        cache: the content cache.
-        narrate: is told which route gave the sources.
-        offline: ask no network.
         routes: tried in this order where there is no `source`.
 
     Raises:
@@ -49,7 +40,7 @@ def fetch(
     """
     if source is not None:
         _check_source(source, lock)
-    key = f"sources/{lock.key}"
+    key, cache, narrate = f"sources/{lock.key}", settings.cache, settings.narrate
     with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches the sources")):
         trace: list[str] = []
         if _cached(cache / key, lock, trace):
@@ -62,11 +53,11 @@ def fetch(
                 make_read_only(work)
             narrate.note(f"sources: {_name(lock)} from {source}")
             return _tree(cache / key, lock, "checkout")
-        request = Request(lock=lock, cache=cache, offline=offline, narrate=narrate)
         for route in routes:
             try:
                 with making(cache, key) as work:
-                    fill_checked(route, request, work)
+                    route.fill(lock, work, settings)
+                    check_checkout(work, lock)
                     make_read_only(work)
             except FlashAttn3Error as error:
                 trace.append(f"{route.name}: {error}")

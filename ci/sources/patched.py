@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ci import ROOT
 from ci.cache.folders import locked, make_read_only, making
-from ci.console import Narrator
+from ci.settings import Settings
 from ci.sources import SourceTree, patch
 from ci.sources.patches import EDITS
 
@@ -36,9 +36,9 @@ def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
     return tuple(sorted(path for path in (root / "csrc").rglob("*") if path.suffix in _OWN_SUFFIXES))
 
 
-def edited_tree(tree: SourceTree, *, cache: Path, narrate: Narrator, without: frozenset[str] = frozenset()) -> Edited:
+def edited_tree(tree: SourceTree, settings: Settings, *, without: frozenset[str] = frozenset()) -> Edited:
     """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for)."""
-    chosen = patch.without(EDITS, without)
+    cache, narrate, chosen = settings.cache, settings.narrate, patch.without(EDITS, without)
     total = hashlib.sha256(patch.digest(chosen).encode())
     for path in own_sources():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())

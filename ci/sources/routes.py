@@ -10,23 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.archive import unpack_tar
-from ci.console import Narrator
 from ci.index import Wanted
 from ci.process import execute
-from ci.sources.lock import LockedTree, Repository, SourceLock, check_checkout
+from ci.settings import Settings
+from ci.sources.lock import LockedTree, Repository, SourceLock
 from flash_attn3_sm121.errors import SourceError
 
 CUTLASS = "csrc/cutlass"  # where upstream has CUTLASS as a submodule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a route is given."""
-
-    lock: SourceLock
-    cache: Path
-    offline: bool
-    narrate: Narrator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +24,7 @@ class Route:
     """A way to get sources; `fill` raises FlashAttn3Error with the reason where it cannot."""
 
     name: str
-    fill: Callable[[Request, Path], None]
+    fill: Callable[[SourceLock, Path, Settings], None]
 
 
 def copy_checkout(source: Path, lock: SourceLock, into: Path) -> None:
@@ -46,30 +36,29 @@ def copy_checkout(source: Path, lock: SourceLock, into: Path) -> None:
             shutil.copy(source / tree.path / entry.path, target)
 
 
-def from_sdist(request: Request, into: Path) -> None:
+def from_sdist(lock: SourceLock, into: Path, settings: Settings) -> None:
     """Unpack the trees from the source distribution that carries them."""
     from ci.index.pages import download_file  # loads requests: only where something is really fetched
 
-    sdist = request.lock.sdist
+    sdist = lock.sdist
     if sdist is None:
         raise SourceError("this lock names no source distribution")
     wanted = Wanted(project=sdist.project, filename=sdist.filename, sha256=sdist.sha256)
     top = sdist.filename.removesuffix(".tar.gz")
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=f"{into.name}.") as folder:
-        file = download_file(wanted, Path(folder), request.narrate, offline=request.offline)
-        unpack_tar(file, f"{top}/{sdist.prefix}", [tree.path for tree in request.lock.trees], into)
+        file = download_file(wanted, Path(folder), settings)
+        unpack_tar(file, f"{top}/{sdist.prefix}", [tree.path for tree in lock.trees], into)
 
 
-def from_git(request: Request, into: Path) -> None:
+def from_git(lock: SourceLock, into: Path, settings: Settings) -> None:
     """Fetch the two pinned commits, without history, and take the trees from them."""
-    if request.offline:
+    if settings.offline:
         raise SourceError("offline: git was not asked")
-    lock = request.lock
-    _checkout(request, lock.upstream, lock.hopper, into, root="")
-    _checkout(request, lock.cutlass, lock.cutlass_include, into, root=f"{CUTLASS}/")
+    _checkout(lock.upstream, lock.hopper, into, settings, root="")
+    _checkout(lock.cutlass, lock.cutlass_include, into, settings, root=f"{CUTLASS}/")
 
 
-def _checkout(request: Request, repository: Repository, tree: LockedTree, into: Path, *, root: str) -> None:
+def _checkout(repository: Repository, tree: LockedTree, into: Path, settings: Settings, *, root: str) -> None:
     if repository.commit is None:
         raise SourceError(f"this lock names no commit of {repository.url}")
     if shutil.which("git") is None:
@@ -86,7 +75,7 @@ def _checkout(request: Request, repository: Repository, tree: LockedTree, into: 
         ["fetch", "--quiet", "--depth=1", repository.url, repository.commit],
         ["checkout", "--quiet", "FETCH_HEAD", "--", inside],
     ):
-        done = execute([*git, *arguments], narrate=request.narrate, cwd=clone, env=environment)
+        done = execute([*git, *arguments], narrate=settings.narrate, cwd=clone, env=environment)
         if done.returncode != 0:
             raise SourceError(
                 f"git {arguments[0]} of {repository.url} failed ({done.returncode}): {done.stderr.strip()}"
@@ -98,9 +87,3 @@ def _checkout(request: Request, repository: Repository, tree: LockedTree, into: 
 
 
 ROUTES = (Route(name="sdist", fill=from_sdist), Route(name="git", fill=from_git))
-
-
-def fill_checked(route: Route, request: Request, into: Path) -> None:
-    """Run a route and judge what it gave."""
-    route.fill(request, into)
-    check_checkout(into, request.lock)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ci.cache.archive import unpack_zip
 from ci.cache.folders import locked, make_read_only, making
-from ci.console import Narrator
 from ci.index.pip import download
+from ci.settings import Settings
 from ci.sources.treeid import compare, scan
 from ci.toolchain.pins import Pins, TorchHeaders, read_pins
 from flash_attn3_sm121.errors import FetchError
@@ -25,16 +25,15 @@ class HeaderTree:
     version: str  # torch's
 
 
-def torch_headers(cache: Path, narrate: Narrator, *, offline: bool = False, pins: Pins | None = None) -> HeaderTree:
+def torch_headers(settings: Settings, *, pins: Pins | None = None) -> HeaderTree:
     """The pinned headers, proven. Raises FetchError."""
     pin = (pins or read_pins()).torch_headers
-    folder = _tree(pin, cache, narrate, offline)
-    return HeaderTree(folder=folder, id=pin.id, version=pin.version)
+    return HeaderTree(folder=_tree(pin, settings), id=pin.id, version=pin.version)
 
 
-def _tree(pin: TorchHeaders, cache: Path, narrate: Narrator, offline: bool) -> Path:
+def _tree(pin: TorchHeaders, settings: Settings) -> Path:
     """torch's include folder, proven equal to the pinned git tree; only the needed parts of the wheel are fetched."""
-    key = f"torch-headers/{pin.id}"
+    key, cache, narrate = f"torch-headers/{pin.id}", settings.cache, settings.narrate
     entry = cache / key
     with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches torch's headers")):
         if entry.is_dir():
@@ -44,7 +43,7 @@ def _tree(pin: TorchHeaders, cache: Path, narrate: Narrator, offline: bool) -> P
                 return entry
             narrate.note(f"torch {pin.version} headers: damaged in the cache, fetched again: {wrong}")
         with making(cache, key) as work:
-            _unpack_headers(pin, work, narrate, offline)
+            _unpack_headers(pin, work, settings)
             wrong = compare(pin.files, scan(work))
             if wrong:
                 raise FetchError(f"the headers in {pin.wheel.filename} are not the pinned tree {pin.id}: {wrong}")
@@ -53,19 +52,19 @@ def _tree(pin: TorchHeaders, cache: Path, narrate: Narrator, offline: bool) -> P
     return entry
 
 
-def _unpack_headers(pin: TorchHeaders, work: Path, narrate: Narrator, offline: bool) -> None:
+def _unpack_headers(pin: TorchHeaders, work: Path, settings: Settings) -> None:
     heads = {f"{pin.prefix}/{folder}": folder for folder in pin.folders}
-    if not offline:
+    if not settings.offline:
         from ci.index.members import opened  # loads requests: only where something is really fetched
 
         try:
-            with opened(pin.wheel, narrate) as remote:
+            with opened(pin.wheel, settings) as remote:
                 unpack_zip(remote, pin.wheel.filename, heads, work)
             return
         except FetchError as error:
-            narrate.note(f"{error}\nfetching the whole wheel instead")
+            settings.narrate.note(f"{error}\nfetching the whole wheel instead")
             for folder in pin.folders:
                 shutil.rmtree(work / folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{work.name}.") as folder:
-        download([pin.wheel], Path(folder), narrate, offline=offline)
+        download([pin.wheel], Path(folder), settings)
         unpack_zip(Path(folder) / pin.wheel.filename, pin.wheel.filename, heads, work)

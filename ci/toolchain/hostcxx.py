@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ci.console import Narrator
 from ci.process import execute
+from ci.settings import Settings
 from flash_attn3_sm121.errors import ToolchainError
 
 MINIMUM = 9  # the first g++ whose C++17 library is complete enough for CUTLASS and torch's headers
@@ -43,7 +43,7 @@ def refusal(name: str, version: str, *, newest: int) -> str | None:
     return None
 
 
-def find_cxx(host: str, target: str, *, include: Path, asked: str | None, narrate: Narrator) -> tuple[str, str]:
+def find_cxx(host: str, target: str, settings: Settings, *, include: Path, asked: str | None = None) -> tuple[str, str]:
     """(command, version) of the first usable compiler. Raises ToolchainError with every refusal and the apt line."""
     newest = newest_allowed(include)
     refusals = []
@@ -53,8 +53,8 @@ def find_cxx(host: str, target: str, *, include: Path, asked: str | None, narrat
             if name == asked or not name[-1].isdigit():
                 refusals.append(f"{name} is not installed")
             continue
-        answer = execute([path, "-dumpfullversion", "-dumpversion"], narrate=narrate)
-        machine = execute([path, "-dumpmachine"], narrate=narrate).stdout.strip()
+        answer = execute([path, "-dumpfullversion", "-dumpversion"], narrate=settings.narrate)
+        machine = execute([path, "-dumpmachine"], narrate=settings.narrate).stdout.strip()
         version = answer.stdout.strip()
         if answer.returncode != 0:
             refusals.append(f"{path} failed ({answer.returncode}): {answer.stderr.strip()}")

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.console import Narrator
 from ci.process import execute, failure_text
+from ci.settings import Settings
 from flash_attn3_sm121.errors import ToolchainError
 
 # Toolkits keep a target's libraries here; the plain folders serve the host itself.
@@ -37,10 +37,10 @@ def nvcc_version(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def ask_nvcc(nvcc: Path, narrate: Narrator) -> str:
+def ask_nvcc(nvcc: Path, settings: Settings) -> str:
     """What `nvcc --version` says. Raises ToolchainError quoting the failure."""
     try:
-        done = execute([nvcc, "--version"], narrate=narrate)
+        done = execute([nvcc, "--version"], narrate=settings.narrate)
     except ToolchainError as error:
         raise ToolchainError(
             str(error), hint="it must be a program for this machine, on a file system that allows programs (not noexec)"
@@ -50,7 +50,7 @@ def ask_nvcc(nvcc: Path, narrate: Narrator) -> str:
     return done.stdout
 
 
-def read_toolkit(home: Path, *, host: str, target: str, narrate: Narrator) -> Installed:
+def read_toolkit(home: Path, settings: Settings, *, host: str, target: str) -> Installed:
     """The facts of a toolkit folder. Raises ToolchainError that lists everything it lacks."""
     tools = ("nvcc", "ptxas", "cuobjdump", "nvdisasm")
     missing = [f"bin/{tool}" for tool in tools if not (home / "bin" / tool).is_file()]
@@ -66,7 +66,7 @@ def read_toolkit(home: Path, *, host: str, target: str, narrate: Narrator) -> In
             f"{home} is not a complete CUDA toolkit, it lacks: {', '.join(missing)}",
             hint="leave --cuda-home out: the pinned compiler is then fetched",
         )
-    text = ask_nvcc(home / "bin" / "nvcc", narrate)
+    text = ask_nvcc(home / "bin" / "nvcc", settings)
     sizes = [(home / "bin" / tool).stat().st_size for tool in tools]
     identity = hashlib.sha256(f"{text}{sizes}{(runtime / RUNTIME).stat().st_size}".encode()).hexdigest()
     return Installed(version=nvcc_version(text), include=include, cudart_dir=runtime, identity=identity)

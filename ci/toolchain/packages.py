@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ci.cache.archive import unpack_zip
 from ci.cache.folders import file_sha256, locked, make_read_only, making
-from ci.console import Narrator
 from ci.index import Wanted
 from ci.index.pip import download
+from ci.settings import Settings
 from ci.toolchain.pins import Pins
 from flash_attn3_sm121.errors import FetchError
 
@@ -29,14 +29,12 @@ def identity(wheels: Sequence[Wanted]) -> str:
     return hashlib.sha256("\n".join(sorted(wheel.sha256 for wheel in wheels)).encode()).hexdigest()
 
 
-def unpacked(
-    wheels: Sequence[Wanted], pins: Pins, cache: Path, narrate: Narrator, *, label: str, offline: bool = False
-) -> Path:
+def unpacked(wheels: Sequence[Wanted], pins: Pins, settings: Settings, *, label: str) -> Path:
     """A toolkit's root that holds all these wheels; what was tampered with is noticed, reported and made anew.
 
     Wheels that were downloaded before a run was killed are used by the next one.
     """
-    key = f"toolchains/{identity(wheels)}"
+    key, cache, narrate = f"toolchains/{identity(wheels)}", settings.cache, settings.narrate
     entry = cache / key
     with locked(cache, key, waiting=lambda: narrate.note(f"waiting for another run that fetches {label}")):
         wrong = damage(entry) if entry.is_dir() else ["not there yet"]
@@ -46,7 +44,7 @@ def unpacked(
         if entry.is_dir():
             narrate.note(f"{label}: damaged in the cache, fetched again: {', '.join(wrong[:5])}")
         downloads = cache / "downloads" / identity(wheels)
-        download(wheels, downloads, narrate, offline=offline)
+        download(wheels, downloads, settings)
         with making(cache, key) as work:
             for number, wheel in enumerate(wheels, start=1):
                 narrate.note(f"unpacking {wheel.filename} ({number} of {len(wheels)})")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.console import Narrator
 from ci.plan.platforms import Platform
+from ci.settings import Settings
 from ci.toolchain.hostcxx import find_cxx
 from ci.toolchain.installed import RUNTIME, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
@@ -60,14 +60,12 @@ def check_targets(version: tuple[int, int], capabilities: Iterable[Capability]) 
 
 
 def resolve(
+    settings: Settings,
+    *,
     host: str | None = None,
     target: str | None = None,
-    *,
-    cuda_home: Path | None,
-    cache: Path,
-    narrate: Narrator,
+    cuda_home: Path | None = None,
     cxx: str | None = None,
-    offline: bool = False,
     pins: Pins | None = None,
 ) -> Toolchain:
     """The toolchain that runs here and makes libraries for `target`.
@@ -76,10 +74,7 @@ def resolve(
         host: the machine that compiles (default: this one).
         target: the machine that the libraries are for (default: `host`).
         cuda_home: an installed toolkit, instead of the pinned packages.
-        cache: the content cache.
-        narrate: is told what is fetched and asked.
         cxx: the host compiler to use (default: the first usable g++).
-        offline: fetch only from folders among pip's find-links.
         pins: the toolchain's lock (default: the repository's).
 
     Raises:
@@ -89,16 +84,16 @@ def resolve(
     host = machine(host)
     target = machine(target) if target else host
     if cuda_home is not None:
-        return _installed(cuda_home.absolute(), host, target, narrate, cxx)
+        return _installed(cuda_home.absolute(), host, target, settings, cxx)
     pins = pins or read_pins()
     wheels = [package.wheels[host] for package in pins.packages]
     label = f"CUDA {pins.cuda[0]}.{pins.cuda[1]} compiler for {host}"
-    root = unpacked(wheels, pins, cache, narrate, offline=offline, label=label)
+    root = unpacked(wheels, pins, settings, label=label)
     runtime = root
     if target != host:
         wheel = pins.package(pins.runtime).wheels[target]
-        runtime = unpacked([wheel], pins, cache, narrate, offline=offline, label=f"CUDA runtime for {target}")
-    found = nvcc_version(ask_nvcc(root / "bin" / "nvcc", narrate))
+        runtime = unpacked([wheel], pins, settings, label=f"CUDA runtime for {target}")
+    found = nvcc_version(ask_nvcc(root / "bin" / "nvcc", settings))
     if found != pins.cuda:
         raise ToolchainError(f"the pinned nvcc says it is {found}, the lock says {pins.cuda}")
     return _toolchain(
@@ -111,12 +106,12 @@ def resolve(
         origin="pinned packages",
         content=identity([*wheels, pins.package(pins.runtime).wheels[target]]),
         asked=cxx,
-        narrate=narrate,
+        settings=settings,
     )
 
 
-def _installed(home: Path, host: str, target: str, narrate: Narrator, cxx: str | None) -> Toolchain:
-    toolkit = read_toolkit(home, host=host, target=target, narrate=narrate)
+def _installed(home: Path, host: str, target: str, settings: Settings, cxx: str | None) -> Toolchain:
+    toolkit = read_toolkit(home, settings, host=host, target=target)
     return _toolchain(
         host=host,
         target=target,
@@ -127,7 +122,7 @@ def _installed(home: Path, host: str, target: str, narrate: Narrator, cxx: str |
         origin=str(home),
         content=toolkit.identity,
         asked=cxx,
-        narrate=narrate,
+        settings=settings,
     )
 
 
@@ -142,11 +137,11 @@ def _toolchain(
     origin: str,
     content: str,
     asked: str | None,
-    narrate: Narrator,
+    settings: Settings,
 ) -> Toolchain:
     if not (cudart_dir / RUNTIME).is_file():
         raise ToolchainError(f"no {RUNTIME} in {cudart_dir}")
-    command, cxx_version = find_cxx(host, target, include=include, asked=asked, narrate=narrate)
+    command, cxx_version = find_cxx(host, target, settings, include=include, asked=asked)
     words = [content, target, f"{version[0]}.{version[1]}", cxx_version]
     includes = tuple(folder for folder in (include, include / "cccl") if folder.is_dir())
     return Toolchain(

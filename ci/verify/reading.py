@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ci.cache.folders import locked, making
-from ci.console import Narrator
 from ci.process import execute, failure_text
+from ci.toolchain import Toolchain
 from ci.verify import elf, kernels, schemas
 from ci.verify.kernels import Kernel
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, VerifyError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -30,12 +31,17 @@ class Disassembler:
 
     cuobjdump: Path
     nvdisasm: Path
+    narrate: Narrator
 
-    def listing(self, option: str, library: Path, narrate: Narrator) -> str:
+    @classmethod
+    def of(cls, toolchain: Toolchain, narrate: Narrator) -> Disassembler:
+        return cls(cuobjdump=toolchain.cuobjdump, nvdisasm=toolchain.nvdisasm, narrate=narrate)
+
+    def listing(self, option: str, library: Path) -> str:
         """What cuobjdump says of a library: -lelf, -lptx, -sass or -res-usage."""
         argv = [str(self.cuobjdump), option, str(library)]
         env = {**os.environ, "PATH": f"{self.nvdisasm.parent}:{os.environ.get('PATH', '')}"}
-        done = execute(argv, narrate=narrate, env=env)
+        done = execute(argv, narrate=self.narrate, env=env)
         # Where a library holds none of what is listed, cuobjdump says so on stderr and ends with 255.
         if done.returncode != 0 and "No PTX file found" not in done.stderr and "No ELF file found" not in done.stderr:
             raise CompileError(failure_text(argv, done.returncode, done.stderr))
@@ -117,18 +123,18 @@ def build_paths(data: bytes) -> tuple[str, ...]:
     return tuple(sorted(paths))
 
 
-def read_library(path: Path, *, tool: Disassembler, narrate: Narrator) -> LibraryReading:
+def read_library(path: Path, tool: Disassembler) -> LibraryReading:
     """Everything about one library, from its bytes."""
     data = path.read_bytes()
-    return _reading(data, name=path.name, sha256=_sha256(data), code=read_machine_code(path, tool, narrate))
+    return _reading(data, name=path.name, sha256=_sha256(data), code=read_machine_code(path, tool))
 
 
-def read_machine_code(path: Path, tool: Disassembler, narrate: Narrator) -> MachineCode:
+def read_machine_code(path: Path, tool: Disassembler) -> MachineCode:
     """A library's images and kernels. Disassembling a large library takes a minute."""
-    listed = kernels.parse_listing(tool.listing("-lelf", path, narrate))
-    ptx = kernels.parse_listing(tool.listing("-lptx", path, narrate))
-    code = kernels.parse_sass(tool.listing("-sass", path, narrate))
-    usage = kernels.parse_usage(tool.listing("-res-usage", path, narrate))
+    listed = kernels.parse_listing(tool.listing("-lelf", path))
+    ptx = kernels.parse_listing(tool.listing("-lptx", path))
+    code = kernels.parse_sass(tool.listing("-sass", path))
+    usage = kernels.parse_usage(tool.listing("-res-usage", path))
     return MachineCode(
         images=tuple(sorted(set(listed))),
         ptx=tuple(sorted({name.replace("sm_", "compute_") for name in ptx})),
@@ -143,8 +149,7 @@ def remembered(
     cache: Path,
     tool: Disassembler,
     fingerprint: str,
-    narrate: Narrator,
-    read: Callable[[Path, Disassembler, Narrator], MachineCode] = read_machine_code,
+    read: Callable[[Path, Disassembler], MachineCode] = read_machine_code,
 ) -> LibraryReading:
     """A reading of a library, its machine code from the cache where that is known.
 
@@ -168,7 +173,7 @@ def remembered(
                 kernels=tuple(Kernel(**kernel) for kernel in known["kernels"]),
             )
         else:
-            machine_code = read(path, tool, narrate)
+            machine_code = read(path, tool)
             with making(cache, entry) as work:
                 (work / "machine-code.json").write_text(json.dumps(asdict(machine_code)), encoding="utf-8")
     return _reading(path.read_bytes(), name=path.name, sha256=sha256, code=machine_code)
@@ -215,14 +220,14 @@ def join(
     )
 
 
-def read_wheel(path: Path, *, tool: Disassembler, narrate: Narrator) -> WheelReading:
+def read_wheel(path: Path, tool: Disassembler) -> WheelReading:
     """Read a wheel from its bytes alone. Raises VerifyError as `read_wheel_bytes` does."""
 
     def disassembled(name: str, data: bytes) -> LibraryReading:
         with tempfile.TemporaryDirectory(prefix="fa3-verify-") as scratch:
             copy = Path(scratch) / name
             copy.write_bytes(data)
-            return read_library(copy, tool=tool, narrate=narrate)
+            return read_library(copy, tool)
 
     try:
         data = path.read_bytes()

@@ -56,7 +56,6 @@ def make_wheel(
     *,
     builder: Builder,
     work: WorkFolder,
-    tool: Disassembler,
     schemas: Mapping[str, str],
     output: Path,
 ) -> Finished:
@@ -71,7 +70,7 @@ def make_wheel(
         VerifyError: the wheel does not pass; nothing is left of it then.
     """
     identity = check_together(parts)
-    libraries = [_library(joined(group), builder, work, tool) for group in by_family(parts).values()]
+    libraries = [_library(joined(group), builder, work) for group in by_family(parts).values()]
     checks = [check for item in libraries for check in library_checks(item.reading, item.facts, schemas=schemas)]
     name, files = _contents(libraries, checks, builder=builder, schemas=schemas)
     data = wheel_bytes(name, files)
@@ -90,7 +89,7 @@ def make_wheel(
     )
 
 
-def _library(part: Part, builder: Builder, work: WorkFolder, tool: Disassembler) -> Library:
+def _library(part: Part, builder: Builder, work: WorkFolder) -> Library:
     """A family's library, linked where the part holds objects, read, with its facts."""
     assert part.plan is not None
     artifact, settings = part.artifact, builder.settings
@@ -102,10 +101,9 @@ def _library(part: Part, builder: Builder, work: WorkFolder, tool: Disassembler)
         )
     )
     sha256 = artifact.files.get(path.name) or file_sha256(path)
-    fingerprint = builder.inputs.toolchain.fingerprint
-    reading = remembered(
-        path, sha256=sha256, cache=settings.cache, tool=tool, fingerprint=fingerprint, narrate=settings.narrate
-    )
+    toolchain = builder.inputs.toolchain
+    tool = Disassembler.of(toolchain, settings.narrate)
+    reading = remembered(path, sha256=sha256, cache=settings.cache, tool=tool, fingerprint=toolchain.fingerprint)
     tag = Platform.parse(artifact.identity.platform).tag
     facts = family.facts_of(part.plan, identity=artifact.identity, sha256=sha256, platform_tag=tag)
     return Library(path=path, reading=reading, facts=facts, artifact=artifact)

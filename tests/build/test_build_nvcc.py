@@ -18,12 +18,12 @@ from ci.build.family import Builder, Inputs
 from ci.cache.folders import cache_root
 from ci.commands import common, options
 from ci.commands.common import Session
-from ci.console import Narrator
 from ci.plan.plan import PlannedUnit
 from ci.verify import kernels, reading
 from ci.verify.checks import Check
 from ci.verify.libraryrules import kernel_checks
 from flash_attn3_sm121.call.schemas import PUBLIC
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, VerifyError
 from tests.fakes.doctored import FACTS, SCHEMAS
 from tests.wheels import ROOT, BuiltWheel, build
@@ -143,9 +143,9 @@ def test_without_the_guard_edit_the_empty_kernels_are_named(session: Session, tm
     """Upstream's guard leaves every attention kernel's body out for 12.1; the verifier says so, kernel by kernel."""
     inputs = common.gather_inputs(session, without=frozenset({"guard"}))
     made = compiled(session, inputs, unit_of(session, "fwd"), cache_root())
-    tool, narrate = common.disassembler(inputs), Narrator(quiet=True)
-    code = kernels.parse_sass(tool.listing("-sass", made, narrate))
-    usage = kernels.parse_usage(tool.listing("-res-usage", made, narrate))
+    tool = reading.Disassembler.of(inputs.toolchain, Narrator(quiet=True))
+    code = kernels.parse_sass(tool.listing("-sass", made))
+    usage = kernels.parse_usage(tool.listing("-res-usage", made))
     found = reading.join(code, usage, origin=made.name)
     bad: dict[str, Check] = {check.rule: check for check in kernel_checks(found, FACTS, "library") if not check.ok}
     assert set(bad) == {"no empty kernel", "attention kernels use tensor cores"}

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from ci.cache.folders import cache_root, locked, making
-from ci.console import Narrator
 from ci.process import execute
-from flash_attn3_sm121.console import Styled, Table, format_bytes, format_seconds, show
+from flash_attn3_sm121.console import Narrator, Styled, Table, format_bytes, format_seconds, show
 
 
 class Terminal(io.StringIO):

@@ -9,9 +9,10 @@ import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ci.console import Narrator
+from ci.settings import Settings
 from ci.sources.lock import LockedTree, Repository, Sdist, SourceLock
 from ci.sources.treeid import scan, tree_id
+from flash_attn3_sm121.console import Narrator
 
 FILES = {
     "hopper/utils.h": b"#pragma once\nint utils();\n",
@@ -38,9 +39,15 @@ def narrator() -> Narrator:
     return Narrator(stream=io.StringIO())
 
 
-def said(narrate: Narrator) -> str:
-    assert isinstance(narrate.stream, io.StringIO)
-    return narrate.stream.getvalue()
+def settings_of(cache: Path, *, offline: bool = False) -> Settings:
+    """Settings with a cache of a test's own, whose narration `said` returns."""
+    return Settings(cache=cache, narrate=narrator(), offline=offline)
+
+
+def said(settings: Settings) -> str:
+    stream = settings.narrate.stream
+    assert isinstance(stream, io.StringIO)
+    return stream.getvalue()
 
 
 def make_world(folder: Path) -> World:

@@ -13,10 +13,10 @@ from urllib3.util import Retry
 
 from ci.cache.archive import unpack_zip
 from ci.index import Wanted, members, pages
-from ci.index.pip import download, settings
+from ci.index.pip import download, pip_settings
 from flash_attn3_sm121.errors import FetchError
 from tests.fakes.serving import PROJECT, Index, make_wheel, pip_looks_at, serving, sha
-from tests.fakes.worlds import narrator, said
+from tests.fakes.worlds import said, settings_of
 
 BODY = bytes(range(256)) * 5000
 NAME = "the_project-1.0.tar.gz"
@@ -29,14 +29,14 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     with serving(Index(files={"other.whl": b"", NAME: BODY})) as index:
         pip_looks_at(monkeypatch, index=index.url)
         places = {"index-url": index.url}
-        monkeypatch.setattr(pages, "settings", lambda: places)
-        monkeypatch.setattr(members, "settings", lambda: places)
+        monkeypatch.setattr(pages, "pip_settings", lambda: places)
+        monkeypatch.setattr(members, "pip_settings", lambda: places)
         monkeypatch.setattr(pages, "RETRIES", Retry(total=2, backoff_factor=0, status_forcelist=[500]))
         yield index
 
 
 def get(into: Path, *, offline: bool = False) -> bytes:
-    return pages.download_file(WANTED, into, narrator(), offline=offline).read_bytes()
+    return pages.download_file(WANTED, into, settings_of(into, offline=offline)).read_bytes()
 
 
 @pytest.mark.parametrize("page_json", [True, False], ids=["json", "html"])
@@ -83,7 +83,7 @@ def test_folders_come_first_and_a_bad_copy_there_is_passed_over(
         places["find-links"] = links.as_uri()
     else:
         places["extra-index-url"] = links.parent.as_uri()
-    monkeypatch.setattr(pages, "settings", lambda: places)
+    monkeypatch.setattr(pages, "pip_settings", lambda: places)
     (links / NAME).write_bytes(b"other")
     assert get(tmp_path) == BODY
     (links / NAME).write_bytes(BODY)
@@ -102,14 +102,14 @@ def test_a_full_disk_is_called_one(index: Index, tmp_path: Path) -> None:
 def test_credentials_are_sent_and_never_shown(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index.token = "Basic dTpzZWNyZXQ="
     scheme, _, rest = index.url.partition("://")
-    monkeypatch.setattr(pages, "settings", lambda: {"index-url": f"{scheme}://u:secret@{rest}"})
-    narrate = narrator()
-    assert pages.download_file(WANTED, tmp_path, narrate).read_bytes() == BODY
-    assert "fetching http" in said(narrate) and "secret" not in said(narrate)
+    monkeypatch.setattr(pages, "pip_settings", lambda: {"index-url": f"{scheme}://u:secret@{rest}"})
+    settings = settings_of(tmp_path)
+    assert pages.download_file(WANTED, tmp_path, settings).read_bytes() == BODY
+    assert "fetching http" in said(settings) and "secret" not in said(settings)
     index.token = "Basic another"
     with pytest.raises(FetchError, match="401") as caught:
-        pages.download_file(WANTED, tmp_path, narrate)
-    assert "secret" not in str(caught.value) + said(narrate)
+        pages.download_file(WANTED, tmp_path, settings)
+    assert "secret" not in str(caught.value) + said(settings)
 
 
 def test_credentials_stay_with_their_host() -> None:
@@ -133,11 +133,11 @@ def test_pip_downloads_wheels_of_another_platform_and_python(index: Index, tmp_p
     ]
     index.files = {wheel.filename: (tmp_path / "made" / wheel.filename).read_bytes() for wheel in wheels}
     for wheel in wheels:
-        download([wheel], tmp_path / "got", narrator())
+        download([wheel], tmp_path / "got", settings_of(tmp_path))
     assert sorted(path.name for path in (tmp_path / "got").iterdir()) == sorted(wheel.filename for wheel in wheels)
     index.files.clear()  # what is there already is not downloaded again
     with pytest.raises(FetchError, match=r"(?s)pip did not get .*No matching distribution.*PIP_FIND_LINKS"):
-        download([wheels[0]], tmp_path / "elsewhere", narrator())
+        download([wheels[0]], tmp_path / "elsewhere", settings_of(tmp_path))
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -146,13 +146,13 @@ def test_pip_refuses_another_wheel_than_the_pinned_one(index: Index, tmp_path: P
     index.files = {wheel.filename: (tmp_path / wheel.filename).read_bytes()}
     pinned = Wanted(project=PROJECT, filename=wheel.filename, sha256="0" * 64)
     with pytest.raises(FetchError, match=rf"(?s)Expected sha256 {'0' * 64}.*Got +{wheel.sha256}.*another index"):
-        download([pinned], tmp_path / "got", narrator())
+        download([pinned], tmp_path / "got", settings_of(tmp_path))
 
 
 def test_pip_offline_asks_folders_alone(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path / "a b", PROJECT, "py3-none-any", {"x": "x"})
     monkeypatch.setenv("PIP_FIND_LINKS", f"{(tmp_path / 'a b').as_uri()} {index.url}/{PROJECT}/")
-    download([wheel], tmp_path / "got", narrator(), offline=True)
+    download([wheel], tmp_path / "got", settings_of(tmp_path, offline=True))
     assert (tmp_path / "got" / wheel.filename).is_file() and not index.asked
 
 
@@ -165,12 +165,12 @@ def test_settings_are_pips_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_INDEX_URL", "file:///j")
     monkeypatch.setenv("PIP_FIND_LINKS", "/d /e")
-    found = settings()
+    found = pip_settings()
     assert (found["index-url"], found["extra-index-url"].split()) == ("file:///j", ["file:///a", "file:///b"])
     assert (found["find-links"], found["timeout"], found["cert"]) == ("/d /e", "8", "/c")
     (tmp_path / "pip.conf").write_text("not = in a section\n")
     with pytest.raises(FetchError, match="configuration cannot be read"):
-        settings()
+        pip_settings()
 
 
 def large_wheel() -> bytes:
@@ -186,16 +186,16 @@ def large_wheel() -> bytes:
 def test_only_the_needed_parts_of_a_wheel_are_fetched(index: Index, tmp_path: Path) -> None:
     index.files = {"t.whl": large_wheel()}
     wanted = Wanted(project=PROJECT, filename="t.whl", sha256=sha(index.files["t.whl"]))
-    with members.opened(wanted, narrator()) as remote:
+    with members.opened(wanted, settings_of(tmp_path)) as remote:
         assert unpack_zip(remote, "t.whl", {"torch/include/a": "a"}, tmp_path) == 50
     assert [(tmp_path / "a" / f"{number}.h").read_text() for number in (0, 49)] == ["header 0", "header 49"]
     assert index.sent < len(index.files["t.whl"]) / 2
     assert len([path for path, _ in index.asked if path.startswith("/files/")]) < 5
 
 
-def test_a_server_without_ranges_is_told_apart(index: Index) -> None:
+def test_a_server_without_ranges_is_told_apart(index: Index, tmp_path: Path) -> None:
     index.ranges = False
-    with pytest.raises(members.NoParts, match="range"), members.opened(WANTED, narrator()):
+    with pytest.raises(members.NoParts, match="range"), members.opened(WANTED, settings_of(tmp_path)):
         pass
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ci.cache.folders import cache_root
-from ci.console import Narrator
 from ci.prove.emulated import root as emulated
 from ci.prove.emulated.cli import problems
+from ci.settings import Settings
 from ci.toolchain import resolve
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError
 from tests.wheels import ROOT, BuiltWheel, build
 
@@ -36,7 +36,7 @@ def arm_wheel(tmp_path_factory: pytest.TempPathFactory) -> BuiltWheel:
 
 def _device_code(wheel: Path, folder: Path) -> dict[str, str]:
     """Every machine-code image of the wheel's library, by name without the counter, with its sha256."""
-    tools = resolve(cuda_home=None, cache=cache_root(), narrate=Narrator(quiet=True))
+    tools = resolve(Settings(narrate=Narrator(quiet=True)))
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         library = archive.extract("flash_attn3_sm121/lib/flash_attn3_sm8x.so", folder)

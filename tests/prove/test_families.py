@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.plan.plan import FamilyPlan, PlannedUnit
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, Call, calls, failing
@@ -25,6 +24,7 @@ from ci.prove.standin.library import Made
 from ci.verify import kernels
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.call.facts import DeviceFacts
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.dispatch.decide import NativeState, pick_build
 from flash_attn3_sm121.native import library as native
 from tests.wheels import ROOT, BuiltWheel, build

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.prove.gb10 import executable
 from ci.prove.gb10.executable import Executable, Run
 from ci.sources.fault_patches import FAULT_PATCHES
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError
 from tests.fakes import fault_kernels
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ci.console import Narrator
 from ci.prove import fresh
 from ci.prove.fresh import PACKAGES, TOOLS, carried, committed, document, ended, require, steps, two_commands
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError, UsageError
 from tests.fakes.worlds import commit_all
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.prove.gb10 import executable, mutants, report
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.pool import Counts, Pool, Results
+from flash_attn3_sm121.console import Narrator
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 QUIET = Narrator(quiet=True)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ci.__main__ import main
-from ci.console import Narrator
 from ci.prove.gpu import casework, outcomes, runner, suite
 from ci.prove.gpu.probes import compare
 from ci.prove.gpu.stage import Stage, Status
 from ci.prove.gpu.wheelfolder import open_wheel
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.selftest import reference
 from flash_attn3_sm121.selftest.reference import Mask

@@ -11,7 +11,6 @@ import pytest
 
 from ci.build.family import Inputs
 from ci.commands import common, options
-from ci.console import Narrator
 from ci.plan.plan import PlannedUnit
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, Device, calls, failing
@@ -19,6 +18,7 @@ from ci.prove.standin.library import Made
 from ci.verify import kernels
 from ci.verify.kernels import forward_bytes
 from flash_attn3_sm121.arch import CAPABILITIES, Image
+from flash_attn3_sm121.console import Narrator
 from tests.wheels import BuiltWheel
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]

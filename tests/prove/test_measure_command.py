@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from ci.build.family import Builder, Settings
+from ci.build.family import Builder
 from ci.cache.objects import ObjectReport
 from ci.commands import common
 from ci.commands import measure as command
-from ci.console import Narrator
 from ci.plan import archs
 from ci.plan.plan import plan_family
 from ci.plan.profiles import find, select
+from ci.settings import Settings
 from ci.toolchain import Toolchain
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, UsageError
 
 # Notes the file that it is to compile, and writes the object named after -o, as nvcc would.

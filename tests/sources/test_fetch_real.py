@@ -12,7 +12,7 @@ from ci.__main__ import main
 from ci.cache.folders import cache_root
 from ci.toolchain import Toolchain, resolve
 from flash_attn3_sm121.arch import CAPABILITIES
-from tests.fakes.worlds import narrator
+from tests.fakes.worlds import settings_of
 
 KERNEL = "__global__ void twice(float* x) { x[threadIdx.x] *= 2.0f; }\nint main() { twice<<<1, 1>>>(nullptr); }\n"
 
@@ -37,7 +37,7 @@ def test_from_an_empty_cache_and_again_without_a_network(
 
 @pytest.fixture(scope="module")
 def toolchain() -> Toolchain:
-    return resolve(cuda_home=None, cache=cache_root(), narrate=narrator())
+    return resolve(settings_of(cache_root()))
 
 
 @pytest.mark.network

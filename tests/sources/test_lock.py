@@ -12,7 +12,7 @@ from ci.__main__ import main
 from ci.sources import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock, write_lock
 from flash_attn3_sm121.errors import SourceError, UsageError
-from tests.fakes.worlds import commit_all, git, make_world, narrator
+from tests.fakes.worlds import commit_all, git, make_world, settings_of
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_another_pin_is_made_from_a_checkout_and_can_be_fetched(
     lock = read_lock(own)
     assert (lock.upstream.commit, lock.cutlass.commit, lock.sdist) == (commit, cutlass, None)
     assert lock.hopper.id == git(world.checkout, "rev-parse", "HEAD:hopper")
-    tree = fetch(lock, source=world.checkout, cache=world.cache, narrate=narrator(), offline=True)
+    tree = fetch(lock, settings_of(world.cache, offline=True), source=world.checkout)
     assert tree.route == "checkout"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -15,22 +14,24 @@ from pathlib import Path
 import pytest
 
 from ci.index import pages
+from ci.settings import Settings
 from ci.sources import fetch
-from ci.sources.routes import Request, Route
+from ci.sources.lock import SourceLock
+from ci.sources.routes import Route
 from flash_attn3_sm121.errors import SourceError
-from tests.fakes.worlds import PREFIX, SCRIPT, World, commit_all, make_world, narrator, said, with_sdist_of
+from tests.fakes.worlds import PREFIX, SCRIPT, World, commit_all, make_world, said, settings_of, with_sdist_of
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A small upstream whose source distribution lies in a folder that pip is told of."""
     made = make_world(tmp_path)
-    monkeypatch.setattr(pages, "settings", lambda: {"find-links": str(made.index)})
+    monkeypatch.setattr(pages, "pip_settings", lambda: {"find-links": str(made.index)})
     return made
 
 
 def get(world: World, source: Path | None = None) -> str:
-    tree = fetch(world.lock, source=source, cache=world.cache, narrate=narrator(), offline=True)
+    tree = fetch(world.lock, settings_of(world.cache, offline=True), source=source)
     assert (tree.hopper / "utils.h").read_bytes() == (world.checkout / "hopper/utils.h").read_bytes()
     assert (tree.cutlass_include / "cute" / "tensor.hpp").is_file()
     assert (tree.hopper / "generate.sh").stat().st_mode & 0o100
@@ -61,11 +62,11 @@ def test_git_at_the_pinned_commits(world: World) -> None:
         upstream=replace(world.lock.upstream, url=str(world.checkout), commit=commit),
         cutlass=replace(world.lock.cutlass, url=str(world.checkout / "csrc/cutlass"), commit=cutlass),
     )
-    narrate = narrator()
-    tree = fetch(lock, source=None, cache=world.cache, narrate=narrate)
+    settings = settings_of(world.cache)
+    tree = fetch(lock, settings)
     assert tree.route == "git"
     assert not (tree.hopper / "later.h").exists()
-    assert f"fetch --quiet --depth=1 {world.checkout} {commit}" in said(narrate)
+    assert f"fetch --quiet --depth=1 {world.checkout} {commit}" in said(settings)
 
 
 def edit(path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_checkout_that_differs_stops_everything_and_names_the_file(
     get(world)  # even with good sources in the cache
     damage(world.checkout)
     with pytest.raises(SourceError, match=message) as caught:
-        fetch(world.lock, source=world.checkout, cache=world.cache, narrate=narrator(), offline=True)
+        fetch(world.lock, settings_of(world.cache, offline=True), source=world.checkout)
     assert "python -m ci lock --source" in str(caught.value)
 
 
@@ -156,17 +157,17 @@ def test_archives_with_tricks_are_refused(world: World, member: tarfile.TarInfo)
         get(with_sdist_of(world, member))
 
 
-def slow_route(request: Request, into: Path) -> None:
+def slow_route(lock: SourceLock, into: Path, settings: Settings) -> None:
     """Fills half of it, says so, and would go on for a minute."""
     (into / "hopper").mkdir()
     (into / "hopper" / "utils.h").write_text("half")
-    (request.cache / "started").write_text("")
+    (settings.cache / "started").write_text("")
     time.sleep(60)
 
 
 def fetch_slowly(world: World) -> None:
     route = Route(name="slow", fill=slow_route)
-    fetch(world.lock, source=None, cache=world.cache, narrate=narrator(), offline=True, routes=[route])
+    fetch(world.lock, settings_of(world.cache, offline=True), routes=[route])
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside other tests' threads
@@ -201,7 +202,6 @@ def test_runs_at_the_same_time_fetch_once(world: World) -> None:
 
 
 def test_narration_goes_to_the_stream_given(world: World) -> None:
-    narrate = narrator()
-    fetch(world.lock, source=None, cache=world.cache, narrate=narrate, offline=True)
-    assert "from sdist, git trees verified" in said(narrate)
-    assert isinstance(narrate.stream, io.StringIO)
+    settings = settings_of(world.cache, offline=True)
+    fetch(world.lock, settings)
+    assert "from sdist, git trees verified" in said(settings)

@@ -19,7 +19,7 @@ from ci.toolchain.pins import FILE, Package, Pins, TorchHeaders, read_pins
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.errors import FetchError, ToolchainError
 from tests.fakes.serving import Index, make_wheel, pip_looks_at, serving
-from tests.fakes.worlds import narrator, said
+from tests.fakes.worlds import said, settings_of
 
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
 ROOT = {
@@ -57,13 +57,13 @@ def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pins:
 @needs_cxx
 def test_a_toolchain_is_made_once_and_healed_when_tampered_with(tmp_path: Path, pins: Pins) -> None:
     def get() -> str:
-        narrate = narrator()
-        found = resolve(cuda_home=None, cache=tmp_path / "cache", narrate=narrate, offline=True, pins=pins)
+        settings = settings_of(tmp_path / "cache", offline=True)
+        found = resolve(settings, pins=pins)
         assert found.version == (13, 0)
         assert os.access(found.nvcc, os.X_OK)
         assert (found.cudart_dir / "libcudart_static.a").is_file()
         assert not (found.root / "x.py").exists()
-        return said(narrate)
+        return said(settings)
 
     assert "unpacking" in get()
     warm = get()
@@ -84,7 +84,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, pins: Pins) -> Non
     with (tmp_path / "index" / pins.packages[0].wheels[machine()].filename).open("ab") as file:
         file.write(b"?")
     with pytest.raises(FetchError, match="Expected sha256"):
-        resolve(cuda_home=None, cache=tmp_path / "c", narrate=narrator(), offline=True, pins=pins)
+        resolve(settings_of(tmp_path / "c", offline=True), pins=pins)
     assert not (tmp_path / "c" / "toolchains").exists()
 
 
@@ -138,7 +138,7 @@ def test_no_compiler_gives_the_apt_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     for target, package in (("x86_64", "g++"), ("aarch64", "g++-aarch64-linux-gnu")):
         with pytest.raises(ToolchainError, match="is not installed") as caught:
-            find_cxx("x86_64", target, include=tmp_path, asked=None, narrate=narrator())
+            find_cxx("x86_64", target, settings_of(tmp_path / "c"), include=tmp_path)
         assert f"sudo apt-get install {package}" in str(caught.value)
 
 
@@ -149,16 +149,16 @@ def test_an_installed_toolkit(tmp_path: Path) -> None:
         (home / path).parent.mkdir(parents=True, exist_ok=True)
         (home / path).write_text(text)
     (home / "bin/nvcc").chmod(0o755)
-    found = resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+    found = resolve(settings_of(tmp_path / "c"), cuda_home=home)
     assert (found.version, found.origin) == ((13, 0), str(home))
     (home / "bin/nvcc").write_text(NVCC.replace("13.0", "12.8"))
-    other = resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+    other = resolve(settings_of(tmp_path / "c"), cuda_home=home)
     assert other.version == (12, 8)
     assert other.fingerprint != found.fingerprint
     (home / "bin/nvdisasm").unlink()
     (home / "lib/libcudart_static.a").unlink()
     with pytest.raises(ToolchainError, match=r"lacks: bin/nvdisasm, libcudart_static\.a"):
-        resolve(cuda_home=home, cache=tmp_path / "c", narrate=narrator())
+        resolve(settings_of(tmp_path / "c"), cuda_home=home)
 
 
 def test_an_nvcc_without_a_version_is_an_error() -> None:
@@ -177,14 +177,13 @@ def test_headers_are_proven_and_healed(tmp_path: Path, monkeypatch: pytest.Monke
     pins = replace(read_pins(), torch_headers=pin)
     with serving(Index(files={wheel.filename: (tmp_path / wheel.filename).read_bytes()}, ranges=ranges)) as index:
         pip_looks_at(monkeypatch, index=index.url)
-        narrate = narrator()
-        found = torch_headers(tmp_path / "c", narrate, pins=pins)
-        assert ("fetching the whole wheel instead" in said(narrate)) is not ranges
+        settings = settings_of(tmp_path / "c")
+        found = torch_headers(settings, pins=pins)
+        assert ("fetching the whole wheel instead" in said(settings)) is not ranges
         assert [path.name for path in found.folder.rglob("*.h")] == ["x.h"]
         (found.folder / "a" / "more.h").write_text("")
-        narrate = narrator()
-        torch_headers(tmp_path / "c", narrate, pins=pins)
-        assert "damaged in the cache, fetched again: extra: a/more.h" in said(narrate)
+        torch_headers(settings, pins=pins)
+        assert "damaged in the cache, fetched again: extra: a/more.h" in said(settings)
         wrong = replace(pins, torch_headers=replace(pin, folders=("b",)))
         with pytest.raises(FetchError, match=r"are not the pinned tree .*missing: a/x\.h; extra: b/y\.h"):
-            torch_headers(tmp_path / "d", narrator(), pins=wrong)
+            torch_headers(settings_of(tmp_path / "d"), pins=wrong)

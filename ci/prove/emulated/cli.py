@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ci.cache.folders import cache_root
-from ci.console import Narrator
 from ci.process import output_of
 from ci.prove.emulated import probe
 from ci.prove.emulated.root import EmulatedRoot, prepare
+from ci.settings import Settings
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 TOLERANCE = 2e-5  # fp32 on both sides, other summation order
@@ -65,18 +65,18 @@ def problems(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    narrate = Narrator()
+    settings = Settings()
     if args.native:
         if args.wheel is not None:
             raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
         # The script's own folder is on its path, not this checkout: it sees the installed package.
         report = json.loads(output_of([str(args.python), str(Path(probe.__file__))]))
         return print_report(report, machine=platform.machine(), as_json=args.json)
-    root = prepare(cache_root(), narrate=narrate)
+    root = prepare(settings)
     if args.wheel is None:
         print(root.folder)
         return 0
-    return print_report(emulate(root, args.wheel, narrate=narrate), machine="aarch64", as_json=args.json)
+    return print_report(emulate(root, args.wheel, narrate=settings.narrate), machine="aarch64", as_json=args.json)
 
 
 def print_report(report: dict[str, Any], *, machine: str, as_json: bool) -> int:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.folders import locked, making
-from ci.console import Narrator
 from ci.process import output_of
+from ci.settings import Settings
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError
 
 SUITE = "bookworm"
@@ -82,10 +83,10 @@ def require_tools() -> None:
         raise ToolchainError("debootstrap wants root", hint="run this as root, or under fakeroot")
 
 
-def prepare(cache: Path, *, narrate: Narrator) -> EmulatedRoot:
+def prepare(settings: Settings) -> EmulatedRoot:
     """The cached root, made on first use (about two minutes, 700 MB). Whole or absent, like every cache entry."""
     require_tools()
-    entry = f"emulated/{key()}"
+    cache, narrate, entry = settings.cache, settings.narrate, f"emulated/{key()}"
     final = cache / entry
     if final.is_dir():
         return EmulatedRoot(folder=final)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.console import Narrator
 from ci.prove.gb10.cases import SMS, Case
 from ci.prove.gb10.executable import Executable
 from ci.verify import kernels
+from flash_attn3_sm121.console import Narrator
 
 FUNCTION = "ci.prove.gb10.check_mutants:run"
 CASES = 8  # a mutant is tried in so many cases of each number of SMs

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.console import Narrator
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.executable import Executable
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError
 
 CHUNK = 12  # a process needs seconds to start, and is lost whole when it is stopped

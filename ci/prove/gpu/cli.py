@@ -9,7 +9,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.console import Narrator
 from ci.machine import commit_of
+from ci.process import execute
 from ci.prove.gpu import report, suite
 from ci.prove.gpu.report import Run
 from ci.prove.gpu.runner import run_all
 from ci.prove.gpu.stage import Stage, StageResult
 from ci.prove.gpu.wheelfolder import OpenedWheel, open_wheel
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """It builds nothing and needs no network: torch, this checkout and the wheel are enough. Each stage is a
@@ -50,8 +50,7 @@ def sanitizer() -> tuple[str | None, bool]:
     path = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
     if path is None:
         return None, False
-    said = subprocess.run([path, "--help"], capture_output=True, text=True, check=False, timeout=60)
-    return path, "--kernel-regex" in said.stdout
+    return path, "--kernel-regex" in execute([path, "--help"], timeout=60).stdout
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -61,12 +60,12 @@ def machine(device: str) -> dict[str, Any]:
     if device.startswith("cuda") and smi is not None:
         index = device.partition(":")[2] or "0"
         argv = [smi, f"--id={index}", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-        said = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        said = execute(argv, timeout=60)
         words = [word.strip() for word in said.stdout.strip().split(",")]
         if said.returncode == 0 and len(words) == 3:
             facts = dict(zip(("name", "driver", "capability"), words, strict=True))
     script = "import torch; print(torch.__version__, torch.version.cuda)"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    said = execute([sys.executable, "-c", script], timeout=300)
     torch = said.stdout.split() if said.returncode == 0 else ["does not import", ""]
     facts |= {"torch": torch[0], "CUDA": torch[1] if torch[1] != "None" else ""}
     return {**facts, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ci.console import Narrator
 from ci.prove.gpu import casework, child, outcomes
 from ci.prove.gpu.stage import Stage, StageResult, Status
+from flash_attn3_sm121.console import Narrator
 
 
 def _command(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float) -> StageResult:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.console import Narrator
+from ci.process import execute
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -48,9 +49,8 @@ class OpenedWheel:
 def _pip(wheel: Path, folder: Path, narrate: Narrator) -> bool:
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     argv += ["--disable-pip-version-check", "--root-user-action=ignore", "--target", str(folder), str(wheel)]
-    narrate.command(argv)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        done = execute(argv, narrate=narrate, timeout=120)
     except subprocess.TimeoutExpired:
         narrate.note("pip did not end; the wheel is unzipped instead")
         return False
