@@ -13,10 +13,10 @@ from setuptools import find_packages, setup
 # A build front end does not put the project's folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ci.commands import frontend, setuptools_commands
+from ci.commands import frontend
 
 setup(
     version=frontend.version(os.environ),
     packages=find_packages(include=["flash_attn3_sm121", "flash_attn3_sm121.*"]),
-    cmdclass={"bdist_wheel": setuptools_commands.BdistWheel, "sdist": setuptools_commands.Sdist},
+    cmdclass={"bdist_wheel": frontend.BdistWheel, "sdist": frontend.Sdist},
 )

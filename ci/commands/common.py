@@ -9,13 +9,13 @@ from ci.build.family import Builder, Inputs
 from ci.commands import options
 from ci.commands.options import Request
 from ci.machine import Machine, this_machine
-from ci.plan import cuda
 from ci.plan.plan import BuildPlan
 from ci.settings import Settings
 from ci.sources.fetch import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
+from ci.toolchain.installed import planned_version
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
 from ci.wheel.finish import Finished, make_wheel
@@ -35,7 +35,7 @@ class Session:
 def begin(request: Request, narrate: Narrator) -> Session:
     """Plan first: what makes no sense is refused before anything is fetched."""
     machine = this_machine()
-    plan = options.plan_of(request, machine=machine, cuda=cuda.planned(request.cuda_home))
+    plan = options.plan_of(request, machine=machine, cuda=planned_version(request.cuda_home))
     settings = Settings(
         narrate=narrate,
         cores=machine.cores,

@@ -1,17 +1,27 @@
-"""What a build front end (pip, build, uv) asks for, from the environment alone: the version, and the wheel."""
+"""What a build front end (pip, build, uv) asks for, from the environment alone: the version, the wheel, the sdist.
+
+setup.py is thin: it hands setuptools the two commands below.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.sdist import sdist
+
+from ci import ROOT
 from ci.cache.folders import put_file
 from ci.commands import options
 from ci.machine import this_machine
-from ci.plan import cuda
+from ci.process import execute
 from ci.sources.lock import read_lock
+from ci.toolchain.installed import planned_version
 from ci.wheel import wheel
 from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.errors import FlashAttn3Error
 
 SKIP = "FLASH_ATTN3_SKIP_CUDA"
 
@@ -25,7 +35,7 @@ def version(environ: Mapping[str, str]) -> str:
     """The version that a wheel built with this environment gets. Fetches nothing."""
     if skips_cuda(environ):
         return wheel.pure_name().version
-    plan = options.plan_of(options.from_environment(environ), machine=this_machine(), cuda=cuda.pinned())
+    plan = options.plan_of(options.from_environment(environ), machine=this_machine(), cuda=planned_version())
     targets = [target.name for target in plan.targets]
     return wheel.native_version(read_lock().short, targets, profile=plan.profile, proxy=False)
 
@@ -42,3 +52,25 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
     session = common.begin(options.from_environment(environ), Narrator())
     builder = common.builder(session, common.gather_inputs(session))
     return common.build_wheel(builder, session.plan, output=folder).path
+
+
+class BdistWheel(bdist_wheel):  # type: ignore[misc]  # setuptools is untyped
+    """setuptools' command by name; the harness makes the wheel, whole and checked."""
+
+    def run(self) -> None:
+        try:
+            path = build_wheel(os.environ, Path(self.dist_dir))
+        except FlashAttn3Error as error:
+            # pip shows the traceback's last line and nothing else of worth: make that line the message.
+            raise SystemExit(f"flash_attn3_sm121: error: {error}") from error
+        self.distribution.dist_files.append(("bdist_wheel", "any", str(path)))
+
+
+class Sdist(sdist):  # type: ignore[misc]
+    """Everything that git tracks, so that a wheel can be built from the archive."""
+
+    def add_defaults(self) -> None:
+        super().add_defaults()
+        done = execute(["git", "ls-files", "-z"], cwd=ROOT)
+        if done.returncode == 0:
+            self.filelist.extend(name for name in done.stdout.split("\0") if name and Path(name).is_file())

@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 
-from ci.plan import cuda, profiles
+from ci.plan import profiles
 from ci.plan.matrix import Matrix, all_targets, document, make_matrix
 from ci.plan.platforms import Platform
+from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import Block, Table, show
 
 EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         profile=args.profile,
         archs=args.archs or all_targets(),
         platforms=tuple(args.platform or Platform),
-        cuda=cuda.planned(None),
+        cuda=planned_version(),
     )
     parts = document(made)
     if args.json:

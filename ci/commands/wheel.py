@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from ci.commands import common, options
-from ci.plan import plan, text
+from ci.commands.plan import to_text
+from ci.plan import plan
 from ci.process import execute, failure_text
 from ci.wheel.finish import Finished
 from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(
             plan.to_json(session.plan)
             if args.json
-            else text.to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
+            else to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
         )
         return 0
     builder = common.builder(session, common.gather_inputs(session))

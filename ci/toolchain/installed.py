@@ -1,14 +1,16 @@
-"""An installed CUDA toolkit (`--cuda-home`): where its tools lie and which version it is."""
+"""Which CUDA version a plan is for, and an installed toolkit (`--cuda-home`): where its tools lie."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci.process import execute, failure_text
 from ci.settings import Settings
+from ci.toolchain.pins import read_pins
 from flash_attn3_sm121.errors import ToolchainError
 
 # Toolkits keep a target's libraries here; the plain folders serve the host itself.
@@ -27,6 +29,27 @@ class Installed:
     include: Path
     cudart_dir: Path
     identity: str
+
+
+def parse_version(text: str, *, origin: str) -> tuple[int, int]:
+    """(13, 0) of "13.0" or "13.0.88"."""
+    parts = text.split(".")
+    if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
+        raise ToolchainError(f"{origin}: expected a CUDA version such as 13.0, found {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def planned_version(cuda_home: Path | None = None) -> tuple[int, int]:
+    """The version of the pinned packages, or of a toolkit's folder, from its version.json. Runs and fetches nothing."""
+    if cuda_home is None:
+        return read_pins().cuda
+    path = cuda_home / "version.json"
+    if not path.is_file():
+        raise ToolchainError(
+            f"no CUDA toolkit in {cuda_home}: {path} is missing", hint="give the folder that holds bin/nvcc"
+        )
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return parse_version(str(data.get("cuda_nvcc", data.get("cuda", {})).get("version", "")), origin=str(path))
 
 
 def nvcc_version(text: str) -> tuple[int, int]:

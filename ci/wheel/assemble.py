@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from ci.build.artifact import Artifact, Identity, Part
 from ci.plan import archs, profiles
-from ci.plan.cuda import parse as parse_cuda
 from ci.plan.plan import FamilyPlan, Shard, plan_family
+from ci.toolchain.installed import parse_version
 from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.errors import AssembleError
 
@@ -70,7 +70,7 @@ def _check_shards(name: str, group: Sequence[Part]) -> None:
 
 def plan_of(artifact: Artifact) -> FamilyPlan:
     """The plan that an artifact was made from. Raises AssembleError where this checkout would plan other flags."""
-    cuda = parse_cuda(artifact.identity.cuda, origin=f"artifact of {artifact.family}")
+    cuda = parse_version(artifact.identity.cuda, origin=f"artifact of {artifact.family}")
     chosen = profiles.select(profiles.find(artifact.identity.profile), Family(artifact.family))
     targets = archs.parse(" ".join(artifact.targets), cuda=cuda)
     planned = plan_family(chosen, targets, proxy=artifact.identity.proxy)

@@ -21,8 +21,8 @@ from ci.verify.checks import Check, passed
 from ci.verify.libraryrules import library_checks
 from ci.verify.reading import Disassembler, LibraryReading, read_wheel_bytes, remembered
 from ci.verify.wheelrules import wheel_checks
-from ci.wheel import provenance
 from ci.wheel.assemble import by_family, check_together, joined
+from ci.wheel.metadata import provenance
 from ci.wheel.wheel import WheelName, license_files, wheel_bytes, wheel_files
 from flash_attn3_sm121.errors import VerifyError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -117,7 +117,7 @@ def _contents(
     verdict = report.document(
         [item.reading for item in libraries], checks, proxy=any(item.facts.proxy for item in libraries)
     )
-    story = provenance.document(
+    story = provenance(
         [item.artifact for item in libraries],
         lock=inputs.lock_document,
         edits=inputs.edited.edits,
@@ -126,7 +126,7 @@ def _contents(
     )
     inside: dict[str, bytes] = {
         "verify.json": report.to_json(verdict).encode(),
-        "provenance.json": provenance.to_json(story).encode(),
+        "provenance.json": report.to_json(story).encode(),
     }
     for item in libraries:
         # What was executed of 12.1's kernels in software, if that was done with these very objects.

@@ -1,14 +1,15 @@
-"""The wheel's METADATA, WHEEL and entry points, from pyproject.toml. Pure but for reading that file."""
+"""What a wheel says about itself: METADATA, WHEEL and entry points from pyproject.toml, and its provenance."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ci.build.artifact import Artifact
 from flash_attn3_sm121.errors import UsageError
 
 # The same module, in the standard library since 3.11; requirements-build.txt brings it to 3.10.
@@ -91,3 +92,43 @@ def entry_points(project: Project) -> str:
         if items:
             blocks.append(f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in sorted(items.items())))
     return "\n".join(blocks)
+
+
+def provenance(
+    artifacts: Sequence[Artifact],
+    *,
+    lock: Mapping[str, Any],
+    edits: Sequence[Mapping[str, str]],
+    libraries: Mapping[str, str],
+    schemas: Mapping[str, str],
+) -> dict[str, Any]:
+    """The content of provenance.json: what the wheel was made from, for people who want to make it again.
+
+    No time, path or machine name is in it. `libraries` maps file names to sha256; `schemas` are upstream's, as its own
+    source declares them.
+    """
+    identity = artifacts[0].identity
+    return {
+        "schema": 1,
+        "identity": asdict(identity),
+        "lock": dict(lock),
+        "edits": [dict(edit) for edit in edits],
+        "op_schemas": dict(schemas),
+        "libraries": dict(libraries),
+        "families": {
+            artifact.family: {
+                "targets": list(artifact.targets),
+                "units": [
+                    {
+                        "name": report.unit,
+                        "key": report.key,
+                        "object_sha256": report.sha256,
+                        "ptx_sha256": dict(report.ptx),
+                        "flags": list(artifact.flags[report.unit]),
+                    }
+                    for report in artifact.reports
+                ],
+            }
+            for artifact in artifacts
+        },
+    }

@@ -11,10 +11,10 @@ import pytest
 
 from ci.build.ninja import planned_text
 from ci.commands.options import Request, from_environment, plan_of
+from ci.commands.plan import to_text
 from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import plan
-from ci.plan import text as plantext
 from ci.plan.ninja import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
@@ -45,14 +45,14 @@ def planned(profile: str, archs: str, **kwargs: object) -> BuildPlan:
 )
 def test_golden_text(golden: Callable[[str, str], None], name: str, profile: str, archs: str) -> None:
     """Which files with which flags; their cost is an estimate that is measured anew now and then, so it is left out."""
-    text = plantext.to_text(planned(profile, archs), jobs=None, cores=4, memory_gb=24.0)
+    text = to_text(planned(profile, archs), jobs=None, cores=4, memory_gb=24.0)
     units, _, _ = text.rpartition("\ntotal: ")
     golden(name, re.sub(r"(?m)^(  \S+\.c\w+ +\d+) .*$", r"\1", units).replace("  CPU s   GB", ""))
 
 
 def test_the_last_line_adds_up_what_the_units_cost() -> None:
     built = planned("nanochat", "12.1")
-    text = plantext.to_text(built, jobs=2, cores=4, memory_gb=24.0)
+    text = to_text(built, jobs=2, cores=4, memory_gb=24.0)
     cpu_s = sum(item.cost.cpu_s for family in built.families for item in family.units)
     assert f"about {cpu_s:.0f} CPU s" in text and "with 2 at once here" in text
 
