@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from ci import ROOT
 from ci.cache import executed
 from ci.commands import common, options
 from ci.prove.gb10 import mutants, report
-from ci.prove.gb10.build import FOLDER
 from ci.prove.gb10.cases import Case, cases
-from ci.prove.gb10.executable import Executable, make
+from ci.prove.gb10.executable import make
 from ci.prove.gb10.pool import Pool
 from flash_attn3_sm121.arch import Family
 from flash_attn3_sm121.console import Narrator
@@ -27,7 +25,8 @@ alignment, what was written, races, copies that nobody waited for), every result
 It proves nothing about what ptxas makes of the PTX, about timing, or about the approximations of ex2, rcp and lg2.
 Kernels with WGMMA or TMA (Hopper's) are outside it.
 
-What was done is kept in build/prove: an interrupted run goes on where it was.
+What was done is kept in build/prove: an interrupted run goes on where it was, and one after a change executes the head
+dims and directions whose kernels changed.
 """
 
 
@@ -52,15 +51,6 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
     return kept
 
 
-def _identity(executable: Executable) -> str:
-    """What results depend on: the library, its PTX, and the executor with its cases."""
-    total = hashlib.sha256()
-    own = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
-    for path in (*filter(None, (executable.library,)), *executable.ptx, *own):
-        total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()[:16]
-
-
 def run(args: argparse.Namespace) -> int:
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
@@ -71,11 +61,9 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.folder / session.plan.profile
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
-    results_folder = folder / _identity(executable)
-    results_folder.mkdir(exist_ok=True)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
     jobs = session.settings.jobs or session.settings.cores
-    pool = Pool(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
+    pool = Pool(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {
         "profile": session.plan.profile,
@@ -89,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     made = report.document(results, counts, all_kernels=executable.kernels, about=about)
     if args.mutants:
         texts = mutants.texts_of(executable.ptx)
-        trial = mutants.Trial(executable=executable, folder=results_folder, jobs=jobs, narrate=narrate)
+        trial = mutants.Trial(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
         made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
     if not args.only:
         executed.put(session.settings.cache, executable.keys, report.summary(made))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ci import ROOT
 from ci.build.family import Builder
+from ci.cache.folders import file_sha256
 from ci.plan.plan import FamilyPlan
-from ci.prove.gb10.build import Executor, executor
+from ci.prove.gb10.build import FOLDER, Executor, executor
 from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
 from flash_attn3_sm121.errors import CompileError
 
 TARGET = ".target sm_121"
+# How the PTX files of attention kernels are named: a unit is of one direction and head dim.
+_ATTENTION = re.compile(r"(fwd|bwd)_hd(\d+)_")
+# What a case's result depends on beside the C++; which cases there are, and what is said of results, is no part of it.
+_CHECKS = ("child.py", "check.py", "check_fwd.py", "check_bwd.py", "reference.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +52,18 @@ class Executable:
     ptx: tuple[Path, ...]
     executor: Executor
     keys: tuple[str, ...] = ()  # of the objects
+    host: str = ""  # the host code's object, by its hash
     kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
+
+    def needed(self, op: str, dim: int) -> tuple[Path, ...]:
+        """The PTX files that a call of that op and head dim can need: helpers', and those of the kernels' head dim."""
+        return _needed(self.ptx, op, dim)
+
+    def identity(self, op: str, dim: int) -> str:
+        """A hash of what such a call's result depends on: executor, checks, host code, the PTX it can need."""
+        own = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
+        files = (library.SOURCE, *own, *(FOLDER / name for name in _CHECKS), *self.needed(op, dim))
+        return hashlib.sha256("\n".join((self.host, *map(_named_hash, files))).encode()).hexdigest()
 
     def run(
         self,
@@ -52,6 +71,7 @@ class Executable:
         arguments: Mapping[str, Any],
         *,
         sms: int = 48,
+        ptx: Sequence[Path] | None = None,
         settings: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Run:
@@ -59,6 +79,7 @@ class Executable:
 
         Args:
             sms: how many SMs the GB10 has that is posed as; the host code asks once a process.
+            ptx: the files that are read; all, where it is left out.
             settings: see `child.Gpu`.
 
         Raises:
@@ -67,7 +88,7 @@ class Executable:
         document = {
             "library": str(self.library or ""),
             "namespace": self.namespace,
-            "ptx": [str(path) for path in self.ptx],
+            "ptx": [str(path) for path in (self.ptx if ptx is None else ptx)],
             "executor": str(self.executor.folder),
             "device": {**DEVICES["GB10"].properties, "sms": sms},
             "settings": dict(settings or {}),
@@ -90,6 +111,20 @@ class Executable:
             raise CompileError(f"$ {' '.join(argv)} ({function})\nexit code {done.returncode}\n{done.stderr[-6000:]}")
         found = json.loads(done.stdout)
         return Run(result=found["result"], findings=tuple(found["findings"]), launches=tuple(found["launches"]))
+
+
+@functools.cache
+def _needed(files: tuple[Path, ...], op: str, dim: int) -> tuple[Path, ...]:
+    direction = "bwd" if op == "bwd" else "fwd"
+    named = {path: _ATTENTION.match(path.name) for path in files}
+    dims = {int(name[2]) for name in named.values() if name and name[1] == direction}
+    mine = (direction, str(min((known for known in dims if known >= dim), default=0)))
+    return tuple(path for path, name in named.items() if name is None or name.groups() == mine)
+
+
+@functools.cache
+def _named_hash(path: Path) -> str:
+    return f"{path.name} {file_sha256(path)}"
 
 
 def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
@@ -116,5 +151,6 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
         ptx=tuple(files),
         executor=executor(builder.settings.cache),
         keys=tuple(report.key for report in made.reports),
+        host=" ".join(report.sha256 for report in made.reports if not report.usage),
         kernels=tuple(use.kernel for report in made.reports for use in report.usage if use.image == "sm_121"),
     )

@@ -21,18 +21,17 @@ Results = list[dict[str, Any]]
 Counts = dict[str, list[int]]  # kernel -> how often each of its instructions ran
 
 
-def chunks(cases: Sequence[Case]) -> list[list[Case]]:
-    """Cases of one number of SMs together: the host code asks for a device once a process."""
-    made: list[list[Case]] = []
-    for sms in sorted({case.sms for case in cases}):
-        mine = [case for case in cases if case.sms == sms]
-        made += [mine[at : at + CHUNK] for at in range(0, len(mine), CHUNK)]
-    return made
+def chunks(cases: Sequence[Case], executable: Executable) -> list[list[Case]]:
+    """Cases that can share a process: it poses as one number of SMs, and reads the PTX of one op and head dim."""
+    groups: dict[tuple[int, tuple[Path, ...]], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.sms, executable.needed(case.op, case.dim)), []).append(case)
+    return [mine[at : at + CHUNK] for mine in groups.values() for at in range(0, len(mine), CHUNK)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Runs chunks. `folder` holds their results under names that tell what they are of."""
+    """Runs chunks. `folder` holds their results under names that hash what they depend on."""
 
     executable: Executable
     folder: Path
@@ -41,7 +40,7 @@ class Pool:
 
     def run(self, cases: Sequence[Case]) -> tuple[Results, Counts]:
         """Every case's result in order, and how often instructions ran."""
-        parts = [(self._file(chunk), chunk) for chunk in chunks(cases)]
+        parts = [(self._file(chunk), chunk) for chunk in chunks(cases, self.executable)]
         missing = [part for part in parts if not part[0].is_file()]
         done = len(cases) - sum(len(chunk) for _, chunk in missing)
         if done:
@@ -77,6 +76,7 @@ class Pool:
 
     def _file(self, chunk: Sequence[Case]) -> Path:
         text = json.dumps([case.document for case in chunk], sort_keys=True)
+        text += self.executable.identity(chunk[0].op, chunk[0].dim)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _chunk(self, path: Path, chunk: Sequence[Case]) -> None:
@@ -88,7 +88,8 @@ class Pool:
         while left:
             arguments = {"cases": [case.document for case in left], "log": str(log)}
             try:
-                counts = self.executable.run(FUNCTION, arguments, sms=chunk[0].sms).result
+                needed = self.executable.needed(chunk[0].op, chunk[0].dim)
+                counts = self.executable.run(FUNCTION, arguments, sms=chunk[0].sms, ptx=needed).result
                 break
             except CompileError as error:
                 results, open_case = _read(log)
