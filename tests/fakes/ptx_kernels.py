@@ -58,6 +58,23 @@ KERNELS = {
     "arrive_does_not_wait": "shr.u32 %r5, %r0, 5;\nsetp.eq.s32 %p1, %r5, 0;\nmov.b32 %r7, 1;\nmov.b32 %r8, 64;\n"
     "@%p1 bra $first;\nld.shared.u32 %r6, [%r9];\nbar.sync %r7, %r8;\nbra.uni $end;\n$first:\n"
     "bar.arrive %r7, %r8;\nst.shared.u32 [%r9], %r5;\n$end:",
+    "lanes_race": "st.shared.u32 [%r3], %r0;\nxor.b32 %r5, %r3, 4;\nld.shared.u32 %r6, [%r5];",
+    "lanes_in_step": "st.shared.u32 [%r3], %r0;\nxor.b32 %r5, %r3, 4;\nbar.warp.sync -1;\nld.shared.u32 %r6, [%r5];\n"
+    "bar.warp.sync -1;\nst.shared.u32 [%r3], %r6;",
+    "lanes_overwrite": "st.shared.u32 [%r3], %r0;\nbar.warp.sync -1;\nxor.b32 %r5, %r3, 4;\nld.shared.u32 %r6, [%r5];\n"
+    "st.shared.u32 [%r3], %r6;",
+    "lanes_write_twice": "st.shared.u32 [%r3], %r0;\nxor.b32 %r5, %r3, 4;\nst.shared.u32 [%r5], %r0;",
+    # Warp 0 first touches the word plainly, warp 1 adds to it; or the other way round.
+    "plain_then_added": "shr.u32 %r5, %r0, 5;\nsetp.eq.s32 %p1, %r5, 0;\n@%p1 st.shared.u32 [%r9], %r5;\n"
+    "@!%p1 atom.shared.add.u32 %r6, [%r9], 1;",
+    "read_then_added": "mov.b32 %r4, 0;\nst.shared.u32 [%r9], %r4;\nbar.sync 0;\nshr.u32 %r5, %r0, 5;\n"
+    "setp.eq.s32 %p1, %r5, 0;\n@%p1 ld.shared.u32 %r6, [%r9];\n@!%p1 atom.shared.add.u32 %r6, [%r9], 1;",
+    "lanes_add_then_read": "setp.eq.s32 %p1, %r0, 0;\nmov.b32 %r4, 0;\n@%p1 st.shared.u32 [%r9], %r4;\nbar.sync 0;\n"
+    "atom.shared.add.u32 %r6, [%r9], 1;\nld.shared.u32 %r6, [%r9];",
+    "warps_add": "setp.eq.s32 %p1, %r0, 0;\nmov.b32 %r4, 0;\n@%p1 st.shared.u32 [%r9], %r4;\nbar.sync 0;\n"
+    "atom.shared.add.u32 %r6, [%r9], 1;\nbar.sync 0;\nld.shared.u32 %r6, [%r9];\nadd.s64 %rd4, %rd2, %rd3;\n"
+    "st.global.u32 [%rd4], %r6;",
+    "narrow": "cvt.u16.u32 %rs1, %r0;\nst.shared.u16 [%r3], %rs1;",
     "nobody_comes": "mov.b32 %r7, 2;\nmov.b32 %r8, 96;\nbar.sync %r7, %r8;",
     "blocks_race": "add.s32 %r4, %r1, %r0;\nadd.s64 %rd4, %rd2, %rd3;\nst.global.u32 [%rd4], %r4;",
     "blocks_alike": "add.s64 %rd4, %rd2, %rd3;\nst.global.u32 [%rd4], %r0;",

@@ -24,6 +24,8 @@ RIGHT: dict[str, dict[str, Any]] = {
     "arrive_orders_one_way": {"block": 64},
     "waited": {"lazy": True},
     "one_group_open": {"lazy": True},
+    "lanes_in_step": {},
+    "warps_add": {"block": 64},
     # No race: equal values, and atomics.
     "two_lanes_alike": {},
     "blocks_alike": {"grid": 4},
@@ -39,6 +41,12 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "arrive_does_not_wait": ({"block": 64}, "race", "shared"),
     "blocks_race": ({"grid": 2}, "race", "global"),
     "not_waited": ({}, "unwaited", "shared"),
+    "lanes_race": ({}, "race", "shared"),
+    "lanes_overwrite": ({}, "race", "shared"),
+    "lanes_write_twice": ({}, "race", "shared"),
+    "lanes_add_then_read": ({}, "race", "shared"),
+    "plain_then_added": ({"block": 64}, "race", "shared"),
+    "read_then_added": ({"block": 64}, "race", "shared"),
 }
 OTHER: dict[str, dict[str, Any]] = {
     "never_written": {"poison": 0x3C},
@@ -46,6 +54,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "not_waited late": {"poison": 0x11, "lazy": True},
     "nobody_comes": {"block": 64},
     "strange": {},
+    "narrow": {},
 }
 LAUNCHES: dict[str, dict[str, Any]] = {
     **{name: {"name": name, **how} for name, how in RIGHT.items()},
@@ -84,6 +93,7 @@ def test_what_is_right_is_computed(ran: dict[str, dict[str, Any]]) -> None:
     assert ran["barrier_orders"]["result"] == [0] * 64
     assert ran["waited"]["result"] == ran["one_group_open"]["result"] == [0] * 32
     assert ran["blocks_add"]["result"][0] == 128
+    assert ran["warps_add"]["result"] == [64] * 64
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -96,7 +106,8 @@ def test_what_is_wrong_is_found(ran: dict[str, dict[str, Any]], name: str, seed:
     assert who["text"] + ";" in TEXT.splitlines()[who["line"] - 1], "it names the line"
     if kind == "race":
         other = found["other"]
-        assert other["line"] and (other["block"], other["warp"]) != (who["block"], who["warp"])
+        party = (other["block"], other["warp"]) != (who["block"], who["warp"])
+        assert other["line"] and party != name.startswith("lanes_"), "another warp, or another lane of this one"
 
 
 def test_unwritten_memory_is_a_note_and_holds_the_poison(ran: dict[str, dict[str, Any]]) -> None:
@@ -118,6 +129,10 @@ def test_warps_that_wait_for_nobody_stop(ran: dict[str, dict[str, Any]]) -> None
 def test_an_unknown_instruction_stops_with_its_line(ran: dict[str, dict[str, Any]]) -> None:
     line = next(number for number, text in enumerate(TEXT.splitlines(), 1) if text.startswith("fma.rn.f64"))
     assert f"does not know, PTX line {line}: fma.rn.f64 %rd5" in ran["strange"]["stopped"]
+
+
+def test_a_store_that_the_race_checks_cannot_see_stops(ran: dict[str, dict[str, Any]]) -> None:
+    assert "a store of fewer than 4 bytes" in ran["narrow"]["stopped"]
 
 
 def test_half_a_file_is_refused(bare: Executable, tmp_path: Path) -> None:

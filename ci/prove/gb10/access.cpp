@@ -131,13 +131,13 @@ void Machine::wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, u
         if (word.write.launch == launch_ && !ordered(warp, word.write) && !(atomic && (word.write.warp & ATOMIC))) {
             if (same) {
                 same_[at].push_back(word.write);
-            } else if (bytes >= 4) {
+            } else {
                 race("global", "a write over another warp's, with another value,", warp, lane, at * 4,
                      {word.write.block, word.write.warp & ~uint32_t{ATOMIC}, word.write.pc});
             }
         }
         for (auto const& read : {word.read, word.earlier}) {
-            if (!same && bytes >= 4 && !ordered(warp, read) && !(atomic && (read.warp & ATOMIC))) {
+            if (!same && !ordered(warp, read) && !(atomic && (read.warp & ATOMIC))) {
                 race("global", "a write of what another warp reads", warp, lane, at * 4,
                      {read.block, read.warp & ~uint32_t{ATOMIC}, read.pc});
             }
@@ -170,7 +170,7 @@ void Machine::saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint
     uint32_t const count = static_cast<uint32_t>(block_->warps.size()), me = warp.number;
     uint32_t const stamp = warp.clock[me] << 16 | warp.pc;
     for (uint32_t at = address / 4; at * 4 < address + bytes; ++at) {
-        auto const& word = block_->words[at];
+        auto& word = block_->words[at];
         if (word.state == SharedWord::Unwritten) {
             found("unwritten", true, "shared", warp, 1u << lane,
                   [&] { return "a read of " + hex(at * 4) + ", which nobody wrote"; });
@@ -181,28 +181,45 @@ void Machine::saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint
         } else if (word.warp != me && word.clock > warp.clock[word.warp]) {
             race("shared", "a read of what another warp writes", warp, lane, at * 4,
                  {block_->index, word.warp, word.pc});
+        } else if (word.warp == me && word.clock == warp.clock[me] && word.lane != lane) {
+            race("shared", "a read of what another lane writes", warp, lane, at * 4, {block_->index, me, word.pc});
         }
+        bool const first = word.reader != me || word.read_clock != warp.clock[me];
+        word.readers = (first ? 0 : word.readers) | 1u << lane;
+        word.read_clock = static_cast<uint16_t>(warp.clock[me]);
+        word.reader = static_cast<uint8_t>(me);
         block_->reads[size_t{at} * count + me] = stamp;
     }
 }
 
 void Machine::wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value,
-                           bool copy) {
+                           How how) {
     uint32_t const count = static_cast<uint32_t>(block_->warps.size()), me = warp.number;
     bool const same = value != nullptr && std::memcmp(block_->shared.data() + address, value, bytes) == 0;
-    bool const whole = bytes >= 4;  // two warps may write two halves of a word
     for (uint32_t at = address / 4; at * 4 < address + bytes; ++at) {
         auto& word = block_->words[at];
         if (word.state == SharedWord::InFlight) {
             found("race", false, "shared", warp, 1u << lane,
                   [&] { return "a write to " + hex(at * 4) + " while a copy to it is under way"; },
                   {block_->index, word.warp, word.pc});
-        } else if (word.state == SharedWord::Written && !same && whole && word.warp != me &&
-                   word.clock > warp.clock[word.warp]) {
-            race("shared", "a write over another warp's, with another value,", warp, lane, at * 4,
-                 {block_->index, word.warp, word.pc});
+        } else if (how == How::Atomic && word.state == SharedWord::Unwritten) {
+            found("unwritten", true, "shared", warp, 1u << lane,
+                  [&] { return "an atomic on " + hex(at * 4) + ", which nobody wrote"; });
+        } else if (word.state == SharedWord::Written && !same && !(how == How::Atomic && word.atomic)) {
+            if (word.warp != me ? word.clock > warp.clock[word.warp]
+                                : word.clock == warp.clock[me] && word.lane != lane && word.pc != warp.pc) {
+                race("shared",
+                     word.warp != me ? "a write over another warp's, with another value,"
+                                     : "a write over another lane's, with another value,",
+                     warp, lane, at * 4, {block_->index, word.warp, word.pc});
+            }
         }
-        if (!same && whole) {
+        if (!same) {
+            bool const others = (word.readers & ~(1u << lane)) != 0;
+            if (others && word.reader == me && word.read_clock == warp.clock[me]) {
+                race("shared", "a write of what another lane reads", warp, lane, at * 4,
+                     {block_->index, me, block_->reads[size_t{at} * count + me] & 0xffff});
+            }
             auto const* reads = block_->reads.data() + size_t{at} * count;
             bool late = false;
             for (uint32_t v = 0; v < count; ++v) {
@@ -215,10 +232,13 @@ void Machine::wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, ui
                 }
             }
         }
+        bool const more = how == How::Atomic && word.atomic && word.warp == me && word.clock == warp.clock[me];
+        word.lane = static_cast<uint8_t>(more && word.lane != lane ? SharedWord::Several : lane);
         word.clock = static_cast<uint16_t>(warp.clock[me]);
         word.pc = static_cast<uint16_t>(warp.pc);
         word.warp = static_cast<uint8_t>(me);
-        word.state = copy ? SharedWord::InFlight : SharedWord::Written;
+        word.atomic = how == How::Atomic;
+        word.state = how == How::Copy ? SharedWord::InFlight : SharedWord::Written;
     }
 }
 
@@ -245,7 +265,7 @@ void Machine::issue(Warp& warp, uint32_t lane, uintptr_t from, uint32_t to, uint
             saw_global(warp, lane, from, filled, false);
         }
     }
-    wrote_shared(warp, lane, to, bytes, nullptr, true);
+    wrote_shared(warp, lane, to, bytes, nullptr, How::Copy);
     Copy const copy{lane, warp.groups[lane], to, bytes, filled, warp.pc, from};
     if (!settings.lazy) {
         land(copy);

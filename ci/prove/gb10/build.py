@@ -34,13 +34,18 @@ def _sources() -> list[Path]:
     return sorted(FOLDER.glob("*.cpp")) + sorted(FOLDER.glob("*.h"))
 
 
-def _key(cxx: str, includes: list[str]) -> str:
-    """Everything that the machine code depends on; -march=native makes the CPU a part of it."""
+def _key(cxx: str, pybind: str) -> str:
+    """Everything that the machine code depends on, but no path; -march=native makes the CPU a part of it.
+
+    Args:
+        pybind: pybind11's version.
+    """
     version = subprocess.run(
         [cxx, "-march=native", "-Q", "--help=target", "--version"], capture_output=True, check=True
     )
     total = hashlib.sha256(version.stdout)
-    total.update(json.dumps([FLAGS, includes, sys.version]).encode())
+    python = [sys.version, sysconfig.get_config_var("SOABI")]
+    total.update(json.dumps([FLAGS, pybind, *python]).encode())
     for path in _sources():
         total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
@@ -59,7 +64,7 @@ def executor(cache: Path, *, cxx: str = "g++") -> Executor:
             "the executor needs pybind11", hint="make venv installs it (requirements-dev.txt)"
         ) from error
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    entry = f"gb10/{_key(cxx, includes)}"
+    entry = f"gb10/{_key(cxx, pybind11.__version__)}"
     with locked(cache, entry):
         if not (cache / entry / MODULE).is_file():
             with making(cache, entry) as folder:

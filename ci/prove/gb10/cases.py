@@ -25,27 +25,28 @@ class Case:
     op: str  # fwd, bwd, combine or metadata
     dtype: str
     dim: int
-    mask: str = "full"  # full, causal, local
+    mask: str = "full"  # full, causal, local, chunk, causal chunk
     mode: str = "dense"  # how K and V are given: dense, packed, used, cache, append, paged, paged whole, paged append
     splits: int = 1
     softcap: float = 0.0
     heads: tuple[int, int] = (2, 1)
-    batch: int = 2
+    batch: int = 2  # 3 where lengths differ: the second sequence has no keys or no rows
     rows: int = 64
     keys: int = 64
     page: int = 64
     rotary: str = ""  # "", halves or pairs
+    cache: str = ""  # "", leftpad (keys begin further on) or picked (the batch's places in the cache are given)
     sms: int = 48
     seed: int = 0
     lazy: bool = False
-    steep: bool = False  # scores so far apart that only the right maximum keeps the exponentials finite
-    sweep: bool = False  # many short calls instead of one: every other number of keys, and as many numbers of rows
+    sweep: bool = False  # many short calls instead of one: keys around every bound of a tile, and many numbers of rows
 
     @property
     def name(self) -> str:
         words = [self.op, f"hd{self.dim}", self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
-        words += [f"page={self.page}"] * ("paged" in self.mode) + ["steep"] * self.steep + ["sweep"] * self.sweep
+        words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
+        words += ["sweep"] * self.sweep
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -95,13 +96,18 @@ def _caps(chosen: Selection) -> tuple[float, ...]:
     return (0.0, *((20.0,) if chosen.has("softcap") else ()))
 
 
+def _batch(mode: str) -> int:
+    return 2 if mode in ("dense", "paged whole") else 3
+
+
 def _types(chosen: Selection) -> tuple[str, ...]:
     return tuple(dtype for dtype in chosen.dtypes if dtype in ("bf16", "fp16"))
 
 
 def _sweep(turns: _Turns, **of: Any) -> Case:
+    """Two sequences on one SM, so that a block has several tiles."""
     pose = turns.next()
-    return Case(**of, heads=(1, 1), batch=1, page=16, sweep=True, sms=pose["sms"], seed=pose["seed"], lazy=pose["lazy"])
+    return Case(**of, heads=(1, 1), page=16, sweep=True, sms=1, seed=pose["seed"], lazy=pose["lazy"])
 
 
 def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
@@ -116,12 +122,17 @@ def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
                 more["page"] = (64, 16, 256)[turns.count % 3]
             # Every second time a head dim that the kernel is larger than: its last columns are nobody's.
             smaller = dim - 16 if turn % 2 else dim
-            more["steep"] = turn % 3 == 0
+            shown = mask
+            if mask == "local" and chosen.has("chunk") and turn % 3 == 1:  # chunks are windows to the kernel
+                shown = ("chunk", "causal chunk")[turns.count // 8 % 2]
+            if mode in ("cache", "append", "paged", "paged append"):
+                more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             yield Case(
-                op="fwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap,
+                op="fwd", dtype=dtype, dim=smaller, mask=shown, mode=mode, softcap=cap, batch=_batch(mode),
                 splits=0 if splits > 1 and turn % 3 == 2 else splits, **more,
             )  # fmt: skip
-        yield _sweep(turns, op="fwd", dtype=dtype, dim=dim, mask=mask, mode=mode, splits=splits, softcap=cap)
+        # So wide a cap leaves scores hundreds apart.
+        yield _sweep(turns, op="fwd", dtype=dtype, dim=dim, mask=mask, mode=mode, splits=splits, softcap=20 * cap)
 
 
 def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
@@ -132,7 +143,9 @@ def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
         for turn in range(times):
             more = turns.next() | {"heads": heads}
             smaller = dim - 16 if turn % 2 else dim
-            yield Case(op="bwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap, **more)
+            yield Case(
+                op="bwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap, batch=_batch(mode), **more
+            )
         if heads[0] == heads[1]:
             yield _sweep(turns, op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap)
 

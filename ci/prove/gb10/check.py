@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.child import Gpu
-from ci.prove.gb10.reference import WINDOW, Scores
+from ci.prove.gb10.reference import CHUNK, WINDOW, Scores
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-STEEP = 40.0  # times a random Q: scores hundreds apart
+STEEP = 40.0  # times a key: a row whose score of that key is hundreds above the others
 PAD = 8  # columns of NaN behind each head, where a tensor's rows allow it
 OTHER_POISON = 0x3C  # small finite numbers, where the first poison is NaN
 
@@ -74,13 +74,35 @@ class Maker:
         whole[..., : shape[-1]] = torch.randn(shape, generator=self.random).to(dtype)
         return whole[..., : shape[-1]]
 
-    def query(self, *shape: int) -> Tensor:
-        """The same for Q."""
-        return self.normal(*shape).mul_(STEEP if self.case.steep else 1.0)
+    def spike(self, q: Tensor, k: Tensor) -> None:
+        """Turn half of a sequence's rows to a key that they see: only the right maximum keeps its exponential finite.
 
-    def lengths(self, most: int) -> list[int]:
-        """A length for each of the batch: the whole, and shorter ones."""
-        return [most, *(max(1, most * (3 + i % 4) // 7 - i % 2) for i in range(self.case.batch - 1))]
+        Args:
+            q: (rows, heads, d), changed in place.
+            k: (keys, groups, d).
+        """
+        kept = scores(self.case).keep(len(q), len(k))
+        if kept.any():
+            heads = q.shape[1]
+            chance = torch.rand(heads, *kept.shape, generator=self.random).masked_fill(~kept, -1.0)
+            for head, key in enumerate(chance.argmax(-1)):
+                every = slice(head % 2, None, 2)
+                q[every, head] = STEEP * k[key[every], head * k.shape[1] // heads]
+
+    def lengths(self, most: int, *, none: bool = False) -> list[int]:
+        """A length for each of the batch: the whole, and shorter ones; the second is 0 with `none`."""
+        found = [most, *(max(1, most * (3 + i % 4) // 7 - i % 2) for i in range(self.case.batch - 1))]
+        return [0 if none and b == 1 else length for b, length in enumerate(found)]
+
+    def pairs(self) -> tuple[list[int], list[int]]:
+        """Rows and keys of each of the batch; the second has no rows, or no keys."""
+        odd = self.case.seed % 2 == 1
+        return self.lengths(self.case.rows, none=odd), self.lengths(self.case.keys, none=not odd)
+
+
+def untouched(x: Tensor) -> Tensor:
+    """What a tensor of x's shape holds that was made in the executing process and that nobody wrote."""
+    return torch.full_like(x.contiguous().view(torch.int8), -1).view(x.dtype)
 
 
 def ints(values: Sequence[int]) -> Tensor:
@@ -94,8 +116,10 @@ def starts(lengths: Sequence[int]) -> Tensor:
 def common(case: Case) -> dict[str, Any]:
     """The arguments that say what stands between Q, K and the softmax."""
     made: dict[str, Any] = {"softcap": case.softcap}
-    if case.mask == "causal":
+    if "causal" in case.mask:
         made["is_causal"] = True
+    if "chunk" in case.mask:
+        made["attention_chunk"] = CHUNK
     elif case.mask == "local":
         made |= {"window_size_left": WINDOW[0], "window_size_right": WINDOW[1]}
     return made
@@ -124,7 +148,8 @@ def parts(case: Case) -> list[Case]:
     """The calls of a case: itself, or those of a sweep."""
     if not case.sweep:
         return [case]
-    lengths = range(1 + case.seed % 2, 130, 2)
+    # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound.
+    lengths = [first + more for first in range(0, 130, 8) for more in (1, 2)]
     return [replace(case, sweep=False, keys=keys, rows=1 + keys * 7 % 129) for keys in lengths]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ci.prove.gb10.cases import Case
-from ci.prove.gb10.check import Judge, Maker, common, ints, scores, starts
+from ci.prove.gb10.check import Judge, Maker, common, ints, scores, starts, untouched
 from ci.prove.gb10.child import Gpu
 
 
@@ -19,8 +19,7 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     packed = case.mode == "packed"
     if case.mode == "used":
         return _used(gpu, case, judge, maker)
-    rows = maker.lengths(case.rows) if packed else [case.rows] * case.batch
-    keys = maker.lengths(case.keys) if packed else [case.keys] * case.batch
+    rows, keys = maker.pairs() if packed else ([case.rows] * case.batch, [case.keys] * case.batch)
     at_q, at_k = starts(rows), starts(keys)
     q, dout = (maker.normal(sum(rows), heads, case.dim) for _ in range(2))
     k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
@@ -31,7 +30,7 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
         leaves = [x[part].double().requires_grad_() for x, part in ((q, mine), (k, theirs), (v, theirs))]
         result, own = scores(case).attention(*leaves)
         out[mine], lse[:, mine] = result.detach().to(out.dtype), own.detach().float()
-        given = torch.autograd.grad(result, leaves, dout[mine].double())
+        given = gradients(result, leaves, dout[mine])
         for whole, part, value in zip(right, (mine, theirs, theirs), given, strict=True):
             whole[part] = value
     tensors: dict[str, Any] = {"dout": dout, "q": q, "k": k, "v": v, "out": out}
@@ -47,10 +46,16 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     return [dq, dk, dv]
 
 
+def gradients(result: Tensor, leaves: list[Tensor], dout: Tensor) -> list[Tensor]:
+    """Of a sequence; zeros where there are no keys, on which no output depends."""
+    return list(torch.autograd.grad(result, leaves, dout.double(), allow_unused=True, materialize_grads=True))
+
+
 def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     """Batches of which only a part is used; what is behind that part holds NaN, and its gradients are undefined."""
     heads, groups = case.heads
-    rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)[::-1]
+    rows, keys = maker.pairs()
+    keys.reverse()
     q, dout, out = (maker.normal(case.batch, case.rows, heads, case.dim) for _ in range(3))
     k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
     lse = torch.full((case.batch, heads, case.rows), torch.nan)
@@ -62,10 +67,11 @@ def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
             x[b, rows[b] :] = torch.nan
         k[b, keys[b] :], v[b, keys[b] :] = torch.nan, torch.nan
         out[b, : rows[b]], lse[b, :, : rows[b]] = result.detach().to(out.dtype), own.detach().float()
-        right.append(list(torch.autograd.grad(result, leaves, dout[b, : rows[b]].double())))
+        right.append(gradients(result, leaves, dout[b, : rows[b]]))
     given = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse}
     found = gpu.call("bwd", **given, seqused_q=ints(rows), seqused_k=ints(keys), **common(case))[:3]
     for b in range(case.batch):
         for name, x, value in zip(("dq", "dk", "dv"), found, right[b], strict=True):
             judge.near(name, x[b, : len(value)], value, kind="grad")
+            judge.same("behind", x[b, len(value) :], untouched(x[b, len(value) :]))
     return [x[b, :n] for b in range(case.batch) for x, n in zip(found, (rows[b], keys[b], keys[b]), strict=True)]

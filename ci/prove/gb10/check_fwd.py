@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ci.prove.gb10.cases import Case
-from ci.prove.gb10.check import TYPES, Judge, Maker, common, ints, scores, starts
+from ci.prove.gb10.check import TYPES, Judge, Maker, common, ints, scores, starts, untouched
 from ci.prove.gb10.child import Gpu
 from ci.prove.gb10.reference import WINDOW, turned
 
@@ -27,32 +27,36 @@ def forward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
 def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     """Batches of one length, or of which only a part is used; what is behind that part is NaN."""
     heads, groups = case.heads
-    q = maker.query(case.batch, case.rows, heads, case.dim)
+    q = maker.normal(case.batch, case.rows, heads, case.dim)
     k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
     rows, keys = [case.rows] * case.batch, [case.keys] * case.batch
     given: dict[str, Any] = {}
     if case.mode == "used":
-        rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)[::-1]
+        rows, keys = maker.pairs()
+        keys.reverse()
         given = {"seqused_q": ints(rows), "seqused_k": ints(keys)}
-        for b in range(case.batch):
-            q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan
+    for b in range(case.batch):
+        q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan
+        maker.spike(q[b, : rows[b]], k[b, : keys[b]])
     out, lse, *_ = gpu.call("fwd", q=q, k=k, v=v, num_splits=case.splits, **given, **common(case))
     for b in range(case.batch):
         mine, theirs = slice(rows[b]), slice(keys[b])
         right, right_lse = scores(case).attention(q[b, mine].double(), k[b, theirs].double(), v[b, theirs].double())
         judge.near("out", out[b, mine], right, kind="out")
         judge.near("lse", lse[b, :, mine], right_lse, kind="lse")
-    if case.mode == "used":  # what is behind is undefined
-        return [out[b, : rows[b]] for b in range(case.batch)]
+        for x in (out[b, rows[b] :], lse[b, :, rows[b] :]):
+            judge.same("behind", x, untouched(x))
     return [out, lse]
 
 
 def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
-    rows, keys = maker.lengths(case.rows), maker.lengths(case.keys)
-    q = maker.query(sum(rows), heads, case.dim)
+    rows, keys = maker.pairs()
+    q = maker.normal(sum(rows), heads, case.dim)
     k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
     at_q, at_k = starts(rows), starts(keys)
+    for b in range(case.batch):
+        maker.spike(q[at_q[b] : at_q[b + 1]], k[at_k[b] : at_k[b + 1]])
     out, lse, *_ = gpu.call(
         "fwd", q=q, k=k, v=v, cu_seqlens_q=at_q, cu_seqlens_k=at_k, max_seqlen_q=max(rows), max_seqlen_k=max(keys),
         num_splits=case.splits, **common(case),
@@ -66,30 +70,36 @@ def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
 
 
 class Cache:
-    """K and V of a batch in rows or pages, with NaN where no key is; `rows(b)` gives a sequence's places."""
+    """K and V of a batch in rows or pages, with NaN where no key is.
 
-    def __init__(self, case: Case, maker: Maker, lengths: list[int], capacity: int) -> None:
+    Args:
+        begins, ends: which places of a sequence's row hold keys.
+    """
+
+    def __init__(self, case: Case, maker: Maker, begins: list[int], ends: list[int], capacity: int) -> None:
         self.table: Tensor | None = None
-        shape = (case.batch, capacity)
+        picked = case.cache == "picked"
+        self.row = [case.batch - b if picked else b for b in range(case.batch)]  # one row is nobody's
+        shape = (case.batch + picked, capacity)
         if "paged" in case.mode:
             pages = -(-capacity // case.page)
-            count = case.batch * pages + 1  # one page is nobody's
-            order = torch.randperm(count, generator=maker.random)[: case.batch * pages]
-            self.table = order.view(case.batch, pages).int()
+            count = shape[0] * pages + 1  # one page is nobody's
+            order = torch.randperm(count, generator=maker.random)[: shape[0] * pages]
+            self.table = order.view(shape[0], pages).int()
             shape = (count, case.page)
         self.k, self.v = (maker.normal(*shape, case.heads[1], case.dim) for _ in range(2))
-        self.page, self.capacity = case.page, capacity
+        self.page = case.page
         used = torch.zeros(shape, dtype=torch.bool)
-        for b, length in enumerate(lengths):
-            used[self.places(b, 0, length)] = True
+        for b, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            used[self.places(b, begin, end)] = True
         self.k[~used], self.v[~used] = math.nan, math.nan
 
     def places(self, b: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Indices of a sequence's keys in `k` and `v`."""
         at = torch.arange(begin, end)
         if self.table is None:
-            return torch.full_like(at, b), at
-        return self.table[b].long()[at // self.page], at % self.page
+            return torch.full_like(at, self.row[b]), at
+        return self.table[self.row[b]].long()[at // self.page], at % self.page
 
 
 def _rotary(case: Case, maker: Maker, most: int) -> tuple[Tensor, Tensor]:
@@ -103,43 +113,47 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
     appends, whole = "append" in case.mode, case.mode == "paged whole"
     new = case.rows if appends else 0
-    held = [case.keys] * case.batch if whole else maker.lengths(case.keys)
-    capacity = case.keys if whole else case.keys + new + 9
+    capacity = case.keys + new + 9
+    held = maker.lengths(case.keys, none=True)
     if whole:
-        capacity = held[0] = -(-case.keys // case.page) * case.page
+        capacity = -(-case.keys // case.page) * case.page
         held = [capacity] * case.batch
-    cache = Cache(case, maker, held, capacity)
-    q = maker.query(case.batch, case.rows, heads, case.dim)
+    pads = [min(count, 3 + 14 * b) if case.cache == "leftpad" else 0 for b, count in enumerate(held)]
+    cache = Cache(case, maker, pads, held, capacity)
+    q = maker.normal(case.batch, case.rows, heads, case.dim)
     given: dict[str, Any] = {} if whole else {"seqused_k": ints(held)}
     given |= {} if cache.table is None else {"page_table": cache.table}
-    right_k, right_v, turned_q = cache.k.clone(), cache.v.clone(), q
+    given |= {"leftpad_k": ints(pads)} if case.cache == "leftpad" else {}
+    given |= {"kv_batch_idx": ints(cache.row)} if case.cache == "picked" else {}
+    right_k, right_v = cache.k.clone(), cache.v.clone()
     if appends:
         k_new, v_new = (maker.normal(case.batch, new, groups, case.dim) for _ in range(2))
         given |= {"k_new": k_new, "v_new": v_new}
-        turned_k = k_new
-        if case.rotary:
-            cos, sin = _rotary(case, maker, capacity + max(case.rows, case.page))
-            pairs = case.rotary == "pairs"
-            given |= {"rotary_cos": cos, "rotary_sin": sin, "is_rotary_interleaved": pairs}
-            turned_k, turned_q = k_new.clone(), q.clone()
-            for b, count in enumerate(held):
-                rows = torch.arange(count, count + new)
-                turned_k[b] = turned(k_new[b], cos, sin, rows, pairs=pairs)
-                fixed = case.mask == "full" or _no_window(case, capacity)
-                turned_q[b] = turned(q[b], cos, sin, torch.full_like(rows, count) if fixed else rows, pairs=pairs)
-        for b, count in enumerate(held):
-            places = cache.places(b, count, count + new)
-            right_k[places], right_v[places] = turned_k[b], v_new[b]
+    if case.rotary:
+        cos, sin = _rotary(case, maker, capacity + max(case.rows, case.page))
+        pairs = case.rotary == "pairs"
+        given |= {"rotary_cos": cos, "rotary_sin": sin, "is_rotary_interleaved": pairs}
+    for b, count in enumerate(held):
+        if appends:
+            rows, places = torch.arange(count, count + new), cache.places(b, count, count + new)
+            right_k[places] = turned(k_new[b], cos, sin, rows, pairs=pairs) if case.rotary else k_new[b]
+            right_v[places] = v_new[b]
+        maker.spike(q[b], right_k[cache.places(b, pads[b], count + new)])
+    turned_q = q.clone()
+    for b, count in enumerate(held if case.rotary else []):
+        fixed = case.mask == "full" or _no_window(case, capacity)
+        rows = torch.full((case.rows,), count) + (0 if fixed else torch.arange(case.rows))
+        turned_q[b] = turned(q[b], cos, sin, rows, pairs=pairs)
     before = cache.k.clone(), cache.v.clone()
     out, lse, *_ = gpu.call("fwd", q=q, k=cache.k, v=cache.v, num_splits=case.splits, **given, **common(case))
     for b, count in enumerate(held):
-        places = cache.places(b, 0, count + new)
+        places = cache.places(b, pads[b], count + new)
         keys, values = right_k[places].double(), right_v[places].double()
         right, right_lse = scores(case).attention(turned_q[b].double(), keys, values)
         judge.near("out", out[b], right, kind="out")
         judge.near("lse", lse[b], right_lse, kind="lse")
     for name, found, right, old in (("k cache", cache.k, right_k, before[0]), ("v cache", cache.v, right_v, before[1])):
-        if appends and case.mask == "local":
+        if appends and case.mask not in ("full", "causal"):
             # New keys that no row's window reaches are not written, by upstream's own rule.
             skipped = (found.view(torch.int16) == old.view(torch.int16)).all(-1).all(-1)
             right = torch.where(skipped[..., None, None], old, right)
@@ -158,6 +172,7 @@ def combine(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     shape = (case.splits, case.batch, case.rows, case.heads[0])
     parts = torch.randn(*shape, case.dim, generator=generator)
     lse = torch.randn(shape, generator=generator)
+    lse[:, :, ::2] *= 60  # so far apart that only the right maximum keeps the exponentials finite
     empty = torch.rand(shape, generator=generator) < 0.2
     empty[:, 0, 0, 0] = True  # a row that no split has
     lse[empty], parts[empty] = -math.inf, math.nan
@@ -183,7 +198,7 @@ def metadata(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
         seqused_k=ints(held), is_causal=case.mask == "causal", num_splits=case.splits,
     )  # fmt: skip
     if case.batch <= 40:
-        q = maker.query(case.batch, case.rows, heads, case.dim)
+        q = maker.normal(case.batch, case.rows, heads, case.dim)
         k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
         out, lse, *_ = gpu.call(
             "fwd", q=q, k=k, v=v, seqused_k=ints(held), num_splits=case.splits, scheduler_metadata=made, **common(case)

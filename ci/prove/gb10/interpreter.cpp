@@ -144,6 +144,8 @@ Pause Interpreter::run(uint64_t share) {
                 continue;
             }
             case Op::WarpSync:
+                machine_.tick(warp_);  // orders the lanes of a warp
+                break;
             case Op::Fence:
             case Op::Nop:
                 break;

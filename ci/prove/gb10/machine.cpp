@@ -160,6 +160,13 @@ void Machine::begin(Block& block, uint32_t index, Dim3 grid, Dim3 size) {
     }
 }
 
+// What a warp did before is told from what it does next.
+void Machine::tick(Warp& warp) {
+    if (++warp.clock[warp.number] >= 0xfff0) {
+        throw Stop("a block with more than 65,000 barriers: the race check counts no further");
+    }
+}
+
 // A warp at a barrier. True: it may go on. Warps count as 32 threads, as the hardware counts them.
 bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) {
     if (number >= 16 || threads % LANES != 0) {
@@ -178,9 +185,6 @@ bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) 
                    " threads, a warp comes for " + std::to_string(expected);
         });
     }
-    if (warp.clock[warp.number] >= 0xfff0) {
-        throw Stop("a block with more than 65,000 barriers: the race check counts no further");
-    }
     barrier.expected = expected;
     barrier.counted = threads != 0;
     barrier.arrived += LANES;
@@ -188,7 +192,7 @@ bool Machine::arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits) 
     for (size_t v = 0; v < warps.size(); ++v) {
         barrier.clock[v] = std::max(barrier.clock[v], warp.clock[v]);
     }
-    ++warp.clock[warp.number];
+    tick(warp);
     if (waits) {
         barrier.waiting.push_back(warp.number);
     }

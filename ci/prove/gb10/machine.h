@@ -54,12 +54,16 @@ struct Barrier {
     std::vector<uint32_t> clock, waiting;
 };
 
-// A four-byte word of shared memory.
+// A four-byte word of shared memory: its last writer, and the lanes of the warp that read it last.
 struct SharedWord {
     enum : uint8_t { Unwritten, Written, InFlight };
+    enum : uint8_t { Several = LANES };  // as `lane`: atomics of more than one
     uint16_t clock, pc;
-    uint8_t warp, state;
-    uint16_t spare;
+    uint8_t warp, state, lane;
+    bool atomic;
+    uint32_t readers;
+    uint16_t read_clock;
+    uint8_t reader;
 };
 
 struct Block {
@@ -89,6 +93,7 @@ struct Other {
     uint32_t block = 0, warp = 0, pc = ~0u;
 };
 
+enum class How : uint8_t { Plain, Copy, Atomic };  // a word of shared memory is written
 enum class Pause : uint8_t { Slice, Blocked, Done, Yield };
 
 class Machine {
@@ -120,7 +125,7 @@ class Machine {
     void wrote_global(Warp const& warp, uint32_t lane, uintptr_t address, uint32_t bytes, void const* value,
                       bool atomic);
     void saw_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes);
-    void wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value, bool copy);
+    void wrote_shared(Warp const& warp, uint32_t lane, uint32_t address, uint32_t bytes, void const* value, How how);
     void issue(Warp& warp, uint32_t lane, uintptr_t from, uint32_t to, uint32_t bytes, uint32_t filled);
     void land(Copy const& copy);
     void wait(Warp& warp, uint32_t mask, uint32_t left);
@@ -141,7 +146,7 @@ class Machine {
     void report(char const* kind, bool note, char const* space, Warp const& warp, uint32_t lanes, std::string what,
                 Other other);
 
-    // barrier.cpp
+    void tick(Warp& warp);
     bool arrive(Warp& warp, uint32_t number, uint32_t threads, bool waits);
 
     Kernel* kernel_ = nullptr;

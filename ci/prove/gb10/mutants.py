@@ -16,8 +16,8 @@ from ci.verify import kernels
 from flash_attn3_sm121.console import Narrator
 
 FUNCTION = "ci.prove.gb10.check_mutants:run"
-CASES = 8  # a mutant is tried in so many cases of each number of SMs
-_NUMBER = re.compile(r"(-?\d+);$")
+CASES = 20  # a mutant is tried in so many cases of each number of SMs
+_NUMBER = re.compile(r"(?<=, )(-?\d+);$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,12 @@ def choose(
     for kernel in sorted(counts):
         if kernels.kind(kernel) not in ("forward", "backward", "combine") or kernel not in texts:
             continue
-        for line, text in executed_lines(texts[kernel], counts[kernel]):
+        lines = executed_lines(texts[kernel], counts[kernel])
+        for (line, text), (_, following) in zip(lines, (*lines[1:], (0, "")), strict=True):
             for kind, start, change in CHANGES:
                 after = change(text) if text.startswith(start) else None
+                if kind == "wait later" and following.startswith("cp.async.wait_group 0"):
+                    continue  # that one waits for all, whatever is changed here
                 if after is not None and after != text:
                     picked.setdefault(kind, []).append(
                         Mutant(kind=kind, kernel=kernel, line=line, before=text, after=after)

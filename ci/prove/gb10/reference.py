@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Windows of a case whose mask is "local": keys to the left and to the right of a row's own place.
 WINDOW = (37, 5)
+CHUNK = 45  # of a mask with chunks: a row sees the keys of its own place's chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class Scores:
         elif self.mask == "local":
             # As upstream: a window at least as wide as the keys or rows is none.
             kept = (key >= place - WINDOW[0]) & (key <= place + WINDOW[1])
+        elif "chunk" in self.mask:
+            kept = key // CHUNK == place // CHUNK
+            kept &= (key <= place) | ("causal" not in self.mask)
         return kept
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +44,7 @@ class Scores:
         import torch
 
         if k.shape[0] == 0:
-            return torch.zeros_like(q), torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+            return q * 0.0, torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
         if self.softcap:

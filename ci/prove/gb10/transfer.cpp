@@ -91,6 +91,9 @@ void Interpreter::store(Step const& step, uint32_t mask) {
     if (bytes > 16) {
         unknown("a store of more than 16 bytes");
     }
+    if (bytes < 4) {
+        unknown("a store of fewer than 4 bytes, which no kernel had: races are looked for word by word");
+    }
     bool const in_shared = step.space == Space::Shared;
     lanes(mask, [&](uint32_t i) {
         address[i] = value(step, 0, i) + static_cast<uint64_t>(step.offset);
@@ -105,7 +108,7 @@ void Interpreter::store(Step const& step, uint32_t mask) {
         uint8_t* into = nullptr;
         if (in_shared) {
             if (machine_.shared(warp_, i, address[i], bytes)) {
-                machine_.wrote_shared(warp_, i, static_cast<uint32_t>(address[i]), bytes, values + i * 16, false);
+                machine_.wrote_shared(warp_, i, static_cast<uint32_t>(address[i]), bytes, values + i * 16, How::Plain);
                 into = block_.shared.data() + address[i];
             }
         } else if ((into = machine_.global(warp_, i, address[i], bytes, true)) != nullptr) {
@@ -153,11 +156,7 @@ void Interpreter::atomic(Step const& step, uint32_t mask) {
                 made = combined<uint64_t>(what, old, with, second, is_signed);
             }
             if (in_shared) {
-                // Lanes and warps add in any order: only what is not atomic could race, and that sees the last writer.
-                block_.words[at / 4].state = SharedWord::Written;
-                block_.words[at / 4].warp = static_cast<uint8_t>(warp_.number);
-                block_.words[at / 4].pc = static_cast<uint16_t>(warp_.pc);
-                block_.words[at / 4].clock = static_cast<uint16_t>(warp_.clock[warp_.number]);
+                machine_.wrote_shared(warp_, i, static_cast<uint32_t>(at), size, &made, How::Atomic);
             } else {
                 machine_.saw_global(warp_, i, at, size, true);
                 machine_.wrote_global(warp_, i, at, size, &made, true);
