@@ -19,8 +19,6 @@ _FEATURES = (
     "HDIM128",
     "HDIM192",
     "HDIM256",
-    "HDIMDIFF64",
-    "HDIMDIFF192",
     "SM8x",
 )
 
@@ -28,6 +26,8 @@ CONFIG: dict[str, dict[str, bool]] = {
     "build_flags": {
         **{f"FLASHATTENTION_DISABLE_{name}": False for name in _FEATURES},
         "FLASHATTENTION_ENABLE_VCOLMAJOR": False,
+        "FLASH_ATTENTION_DISABLE_HDIMDIFF64": False,  # upstream spells these two like that
+        "FLASH_ATTENTION_DISABLE_HDIMDIFF192": False,
     }
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.api import fast, ops
+from flash_attn3_sm121.api import custom_ops, fast, ops
 from flash_attn3_sm121.api.attend import (
     Window,
     attend,
@@ -39,6 +39,8 @@ __all__ = [
     "flash_attn_with_kvcache",
     "get_scheduler_metadata",
 ]
+
+custom_ops.register()
 
 
 def flash_attn_func(
@@ -228,6 +230,27 @@ def flash_attn_varlen_func(
     return (out, lse) if return_attn_probs else out
 
 
+def split_qkv(qkv: Tensor, num_heads_q: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) out of the one tensor that `flash_attn_qkvpacked_func` takes."""
+    if not isinstance(qkv, Tensor):
+        raise no_tensor(qkv=qkv)
+    if qkv.dim() == 5:
+        if qkv.shape[2] != 3:
+            raise CallError(f"qkv must have shape (batch_size, seqlen, 3, nheads, headdim), found {tuple(qkv.shape)}")
+        q, k, v = qkv.unbind(dim=2)
+        return q, k, v
+    if qkv.dim() != 4 or num_heads_q is None:
+        raise CallError(
+            f"qkv must have shape (b, s, 3, h, d), or (b, s, hq + 2 * hk, d) with num_heads_q; found "
+            f"{tuple(qkv.shape)} and num_heads_q={num_heads_q}"
+        )
+    heads_kv, odd = divmod(qkv.shape[2] - num_heads_q, 2)
+    if odd or heads_kv < 1:
+        raise CallError(f"qkv holds {qkv.shape[2]} heads, which is not num_heads_q ({num_heads_q}) + 2 * heads_kv")
+    q, k, v = torch.split(qkv, [num_heads_q, heads_kv, heads_kv], dim=2)
+    return q, k, v
+
+
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
     softmax_scale: float | None = None,
@@ -252,22 +275,7 @@ def flash_attn_qkvpacked_func(
 
     The other arguments, the result and what is raised are those of `flash_attn_func`.
     """
-    if not isinstance(qkv, Tensor):
-        raise no_tensor(qkv=qkv)
-    if qkv.dim() == 5:
-        if qkv.shape[2] != 3:
-            raise CallError(f"qkv must have shape (batch_size, seqlen, 3, nheads, headdim), found {tuple(qkv.shape)}")
-        q, k, v = qkv.unbind(dim=2)
-    else:
-        if qkv.dim() != 4 or num_heads_q is None:
-            raise CallError(
-                f"qkv must have shape (b, s, 3, h, d), or (b, s, hq + 2 * hk, d) with num_heads_q; found "
-                f"{tuple(qkv.shape)} and num_heads_q={num_heads_q}"
-            )
-        heads_kv, odd = divmod(qkv.shape[2] - num_heads_q, 2)
-        if odd or heads_kv < 1:
-            raise CallError(f"qkv holds {qkv.shape[2]} heads, which is not num_heads_q ({num_heads_q}) + 2 * heads_kv")
-        q, k, v = torch.split(qkv, [num_heads_q, heads_kv, heads_kv], dim=2)
+    q, k, v = split_qkv(qkv, num_heads_q)
     return flash_attn_func(
         q,
         k,

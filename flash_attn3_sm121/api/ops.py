@@ -103,15 +103,19 @@ def functional_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
-FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k")
+FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k", "k_new")
 KEPT = tuple(name for name in schemas.FORWARD_FIELDS if name in schemas.BACKWARD_FIELDS and name not in SAVED)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    given = dict(zip(schemas.FORWARD_FIELDS, inputs, strict=True))
+    keep_for_backward(ctx, dict(zip(schemas.FORWARD_FIELDS, inputs, strict=True)), output)
+
+
+def keep_for_backward(ctx: Any, given: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+    """Save in `ctx` what `backward_arguments` needs of a forward call with these arguments and results."""
     ctx.save_for_backward(*(given[name] for name in SAVED), *output)
     ctx.kept = {name: given[name] for name in KEPT}
-    ctx.forward_only = [name for name in FORWARD_ONLY if given[name] is not None]
+    ctx.forward_only = [name for name in FORWARD_ONLY if given.get(name) is not None]
     ctx.scope = backend.scoped()
     ctx.set_materialize_grads(False)  # an unused LSE then has no gradient at all, instead of zeros to compute with
 
@@ -206,8 +210,8 @@ def written_gradients(
 
 def _public_bwd(*values: Any) -> tuple[Tensor, ...]:
     args, given = _bwd_args(values)
-    gradients, softmax_d = written_gradients(args, given)
-    return (*gradients, softmax_d, *_empty_workspaces(args.q))
+    _, softmax_d = written_gradients(args, given)
+    return (softmax_d, *_empty_workspaces(args.q))
 
 
 def _empty_workspaces(q: Tensor) -> list[Tensor]:
@@ -216,12 +220,14 @@ def _empty_workspaces(q: Tensor) -> list[Tensor]:
 
 
 def _public_bwd_fake(*values: Any) -> tuple[Tensor, ...]:
-    args, given = _bwd_args(values)
+    args, _ = _bwd_args(values)
+    return (empty_row_sums(args), *_empty_workspaces(args.q))
+
+
+def empty_row_sums(args: BackwardArgs) -> Tensor:
+    """softmax_d of a backward call, without the numbers: for fake tensors."""
     check_backward(args)
-    wanted = (args.q, args.k, args.v)
-    gradients = [new if new is not None else torch.empty_like(x) for new, x in zip(given, wanted, strict=True)]
-    softmax_d = args.q.new_empty(lse_shape(args.q, args.cu_seqlens_q), dtype=torch.float32)
-    return (*gradients, softmax_d, *_empty_workspaces(args.q))
+    return args.q.new_empty(lse_shape(args.q, args.cu_seqlens_q), dtype=torch.float32)
 
 
 def _public_combine(
@@ -254,7 +260,7 @@ def _public_metadata_fake(*values: Any) -> Tensor:
 # -- registration
 
 
-def _exists(qualified: str) -> bool:
+def exists(qualified: str) -> bool:
     return bool(torch._C._jit_get_schemas_for_operator(qualified))
 
 
@@ -291,7 +297,7 @@ def register() -> types.ModuleType:
         )
         torch.library.register_autograd(f"{schemas.OWN_NAMESPACE}::backward", no_double_backward, lib=own)
         libraries = [own]
-        foreign = _exists(f"{schemas.PUBLIC_NAMESPACE}::fwd")
+        foreign = exists(f"{schemas.PUBLIC_NAMESPACE}::fwd")
         if not foreign:
             public = torch.library.Library(schemas.PUBLIC_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
             _define(

@@ -10,7 +10,7 @@ BackwardArgs; `caller` makes a function of a few arguments that calls an op with
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 PUBLIC_NAMESPACE = "flash_attn_3"
@@ -103,16 +103,45 @@ _METADATA = (
     "int sm_margin=0",
 )
 
-# The pin's bwd returns the three aliased gradients and these workspaces; later releases return the workspaces alone.
+# Upstream's 3.0.0 returns these from bwd, and so does our op. The pin, which is older, returns the three gradients too.
 BWD_WORKSPACES = ("softmax_d", "softmax_lse_log2", "dq_accum", "dk_accum", "dv_accum")
+_BWD_RETURNS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+_BWD_RETURNS_BEFORE_3_0 = (
+    "(Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 PUBLIC: dict[str, str] = {
     "fwd": f"({', '.join(_FWD)}) -> (Tensor(out!), Tensor, Tensor, Tensor)",
-    "bwd": f"({', '.join(_BWD)}) -> (Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bwd": f"({', '.join(_BWD)}) -> {_BWD_RETURNS}",
     "fwd_combine": (
         "(Tensor out_partial, Tensor lse_partial, Tensor(out!)? out=None, ScalarType? out_dtype=None)"
         " -> (Tensor(out!), Tensor)"
     ),
     "get_scheduler_metadata": f"({', '.join(_METADATA)}) -> Tensor",
+}
+
+# How the arguments of the custom op `_flash_attn_forward` differ from those of `fwd`. Its Python function has no marks.
+_IN_PYTHON = {
+    "Tensor(k_new!)? k_new=None": "Tensor? k_new=None",
+    "Tensor(v_new!)? v_new=None": "Tensor? v_new=None",
+    "Tensor? q_v=None": "Tensor? qv=None",
+    "Tensor(out!)? out=None": "Tensor? out_=None",
+    "bool is_causal=False": "bool causal=False",
+    "bool is_rotary_interleaved=False": "bool rotary_interleaved=True",
+    "int num_splits=0": "int num_splits=1",
+}
+
+
+def _symbolic(arguments: Iterable[str]) -> str:
+    return re.sub(r"\bint\b", "SymInt", ", ".join(arguments))
+
+
+# Upstream's two custom ops, since 3.0.0, as torch.library.custom_op declares them there.
+_BACKWARD_IN_PYTHON = (*_BWD[:6], *_BWD[9:15], *_BWD[6:9], *_BWD[15:])
+CUSTOM: dict[str, str] = {
+    "_flash_attn_forward": (
+        f"({_symbolic(_IN_PYTHON.get(argument, argument) for argument in _FWD)}) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "_flash_attn_backward": f"({_symbolic(_BACKWARD_IN_PYTHON).replace('seqused', 'sequed')}) -> Tensor",
 }
 
 # `forward` is differentiable in q, k, v and s_aux. SymInt where a compiled program may see a changing number.
@@ -192,10 +221,10 @@ _BACKWARD = (
 )
 
 OWN: dict[str, str] = {
-    "forward": f"({', '.join((*_INPUTS, *_LENGTHS, *_FORWARD_TAIL))}) -> (Tensor, Tensor)",
-    "append": f"({', '.join(_APPEND)}) -> (Tensor, Tensor)",
-    "backward": f"({', '.join(_BACKWARD)}) -> (Tensor, Tensor, Tensor, Tensor)",
-    "combine": "(Tensor out_partial, Tensor lse_partial, ScalarType? out_dtype) -> (Tensor, Tensor)",
+    "forward": f"({', '.join((*_INPUTS, *_LENGTHS, *_FORWARD_TAIL))}) -> (Tensor out, Tensor softmax_lse)",
+    "append": f"({', '.join(_APPEND)}) -> (Tensor out, Tensor softmax_lse)",
+    "backward": f"({', '.join(_BACKWARD)}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds_aux)",
+    "combine": "(Tensor out_partial, Tensor lse_partial, ScalarType? out_dtype) -> (Tensor out, Tensor softmax_lse)",
 }
 
 
@@ -209,7 +238,7 @@ def differences(declared: Mapping[str, str], expected: Mapping[str, str] = PUBLI
 
     Args:
         declared: name -> schema, with or without the name in front.
-        expected: the same; by default what the interface calls.
+        expected: the same; by default what the interface calls, which takes either form of what `bwd` returns.
 
     Returns:
         A line a difference, which names the op and the argument; empty where there is none.
@@ -226,7 +255,8 @@ def differences(declared: Mapping[str, str], expected: Mapping[str, str] = PUBLI
             if left != right:
                 lines.append(f"{op}: argument {index + 1} is {left!r} instead of {right!r}")
                 break  # those after it are shifted, most likely
-        if their_returns != our_returns:
+        older = expected is PUBLIC and op == "bwd" and their_returns == one_spelling(_BWD_RETURNS_BEFORE_3_0)
+        if their_returns != our_returns and not older:
             lines.append(f"{op}: returns {their_returns} instead of {our_returns}")
     return lines
 
@@ -300,6 +330,7 @@ def _tensors(schema: str) -> tuple[str, ...]:
 
 FWD_FIELDS = _fields(PUBLIC["fwd"])
 BWD_FIELDS = _fields(PUBLIC["bwd"])
+CUSTOM_BACKWARD_FIELDS = tuple(name.replace("sequed", "seqused") for name in _fields(CUSTOM["_flash_attn_backward"]))
 FORWARD_FIELDS = _fields(OWN["forward"])
 APPEND_FIELDS = _fields(OWN["append"])
 BACKWARD_FIELDS = _fields(OWN["backward"])
