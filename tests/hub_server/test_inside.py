@@ -202,7 +202,7 @@ def test_an_answer_that_is_kept_never_outlives_its_generation(tmp_path: Path) ->
         app.files.body = publishing_meanwhile  # type: ignore[method-assign]
         assert await ask() == (200, b"one\n"), "asked before it was published"
         assert app._ready == {} and await ask() == (200, b"two\n")
-        held = hub.layout.object(next(iter(app._ready.values())).entry.sha256)
+        held = Path(next(iter(app._ready.values())).file)
         held.chmod(0o644)
         held.write_bytes(b"evl\n")
         assert (await ask())[0] == 409

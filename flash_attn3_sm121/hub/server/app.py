@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -24,7 +24,7 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.server.conditional import UnsatisfiableError, accepts_gzip, named, select
 from flash_attn3_sm121.hub.server.config import CHALLENGE, ServeConfig, allowed
-from flash_attn3_sm121.hub.server.files import LARGEST_TEXT, Files, GoneError, zip_body
+from flash_attn3_sm121.hub.server.files import LARGEST_TEXT, Files, GoneError, Identity, identity, unchanged, zip_body
 from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
 from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
 from flash_attn3_sm121.hub.site.simple import JSON_TYPE
@@ -35,7 +35,7 @@ RETRY_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
 ZIP_FROM = 512
 MOST_READY, LARGEST_READY = 512, 16 << 10
-ASKS_MORE = ("range", "if-none-match", "if-match", "if-range")
+ASKS_MORE = frozenset({"range", "if-none-match", "if-match", "if-range"})
 ZIPPED = ("application/json", JSON_TYPE, "text/")
 MESSAGES = {
     401: "this hub needs its token",
@@ -47,10 +47,12 @@ MESSAGES = {
     416: "the range lies outside the file",
 }
 log = logging.getLogger("flash_attn3_sm121.hub.server")
+Key = tuple[str, str | None, str | None]  # path, Accept, Accept-Encoding
 
 
 class Headers(Protocol):
     def get(self, name: str, default: str | None = None) -> str | None: ...
+    def keys(self) -> Iterable[str]: ...
 
 
 class Scope(Protocol):
@@ -73,9 +75,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A whole answer that was given before: small, and asked for without conditions, ranges or a token."""
+    """A whole answer that was given before: small, and asked for without conditions, ranges or a token.
 
-    entry: FileEntry
+    It counts while `file`, the object that it was read from, is the one that was hashed.
+    """
+
+    file: str
+    identity: Identity
     headers: list[tuple[str, str]]
     body: bytes
 
@@ -95,6 +101,7 @@ class App:
     config: ServeConfig
     hub: Hub
     files: Files
+    _current: str
     trouble: str = ""  # why the newest generation cannot be read, while an older one is being served
     _directory: Directory | None = None
     _manifest: bytes = b""
@@ -103,21 +110,20 @@ class App:
     _retry_at: float = 0.0
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said: set[str] = field(default_factory=set)
-    _ready: dict[tuple[str, str | None, str | None], Ready] = field(default_factory=dict)
+    _ready: dict[Key, Ready] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ServeConfig) -> App:
         hub = Hub.open(Path(config.root))
-        return cls(config=config, hub=hub, files=Files(layout=hub.layout))
+        return cls(config=config, hub=hub, files=Files(layout=hub.layout), _current=str(hub.layout.current))
 
     # The current generation
 
     def _look(self) -> tuple[int, ...]:
         try:
-            info = os.stat(self.hub.layout.current)  # noqa: PTH116 (on every request: a plain system call)
+            return identity(os.stat(self._current))  # noqa: PTH116 (on every request: a plain system call)
         except OSError:
             return ()
-        return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
 
     async def directory(self) -> Directory:
         stamp = self._look()
@@ -250,15 +256,15 @@ class App:
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         """granian's entry: one request."""
-        headers_in = scope.headers
-        plain = scope.method == "GET" and not any(headers_in.get(name) for name in ASKS_MORE)
-        key = (scope.path, headers_in.get("accept"), headers_in.get("accept-encoding"))
+        asked = scope.headers
+        key = (scope.path, asked.get("accept"), asked.get("accept-encoding"))
+        plain = scope.method == "GET" and ASKS_MORE.isdisjoint(asked.keys())
         ready = self._ready.get(key) if plain else None
-        if ready is not None and self._stamp == self._look() and self.files.unchanged(ready.entry):
+        if ready is not None and self._stamp == self._look() and unchanged(ready.file, ready.identity):
             protocol.response_bytes(200, ready.headers, ready.body)
             return
         directory = self._directory
-        answer = await self.answer(scope.method, scope.path, headers_in)
+        answer = await self.answer(scope.method, scope.path, asked)
         body = answer.body
         length = len(body) if isinstance(body, bytes) else body[2] - body[1]
         headers = [*HEADERS.items(), *answer.headers.items()]
@@ -270,17 +276,20 @@ class App:
             small = answer.status == 200 and length <= LARGEST_READY
             same = self._directory is directory  # nobody published in the meantime
             if plain and small and same and answer.entry is not None and self.config.token is None:
-                self._remember(key, Ready(entry=answer.entry, headers=headers, body=body))
+                self._remember(key, answer.entry, headers, body)
             protocol.response_bytes(answer.status, headers, body)
         elif answer.status == 206:
             protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
         else:
             protocol.response_file(answer.status, headers, str(body[0]))
 
-    def _remember(self, key: tuple[str, str | None, str | None], ready: Ready) -> None:
+    def _remember(self, key: Key, entry: FileEntry, headers: list[tuple[str, str]], body: bytes) -> None:
         if len(self._ready) >= MOST_READY:
             self._ready.clear()
-        self._ready[key] = ready
+        held = self.files.known(entry)
+        if held is not None:
+            file, identity = held
+            self._ready[key] = Ready(file=file, identity=identity, headers=headers, body=body)
 
 
 def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:

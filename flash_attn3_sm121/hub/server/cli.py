@@ -142,7 +142,7 @@ def _announce(config: ServeConfig, port: int, *, browser: bool) -> None:
 def serve(args: argparse.Namespace) -> int:
     config = to_config(args)
     Hub.open(Path(config.root))
-    from granian.constants import HTTPModes, Interfaces, SSLProtocols
+    from granian.constants import HTTPModes, Interfaces, RuntimeModes, SSLProtocols
     from granian.http import HTTP1Settings
     from granian.server import Server
 
@@ -162,10 +162,11 @@ def serve(args: argparse.Namespace) -> int:
         interface=Interfaces.RSGI,
         http=HTTPModes.http1,
         websockets=False,
+        runtime_mode=RuntimeModes.st,
         workers=config.workers,
         backlog=BACKLOG,
         backpressure=most,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000, max_buffer_size=64 << 10),
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000),
         log_dictconfig={"handlers": {"console": stream, "access": stream}},
         log_access=config.access_log,
         log_access_format=ACCESS_FORMAT,

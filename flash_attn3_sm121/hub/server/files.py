@@ -31,6 +31,19 @@ class GoneError(IntegrityError):
     """The index names an object that is not in the folder, or is no plain file."""
 
 
+def identity(info: os.stat_result) -> Identity:
+    """What differs when another file lies under a name, or the same one was written to."""
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def unchanged(file: str, known: Identity) -> bool:
+    """Whether a plain file is still the one that it was; links are not followed."""
+    try:
+        return identity(os.lstat(file)) == known
+    except OSError:
+        return False
+
+
 def zip_body(body: bytes) -> bytes:
     return gzip.compress(body, 6, mtime=0)
 
@@ -48,28 +61,26 @@ class Files:
     async def path(self, entry: FileEntry) -> Path:
         """The object's path; raises IntegrityError where its content is not what its name says."""
         path = self.layout.object(entry.sha256)
-        identity = self._look(path, entry)
-        if self._good.get(entry.sha256) == identity:
+        found = self._look(path, entry)
+        if self._good.get(entry.sha256) == found:
             return path
         lock = self._hashing.setdefault(entry.sha256, asyncio.Lock())
         async with lock:  # hash once, however many clients wait for it
-            if self._good.get(entry.sha256) != identity:
+            if self._good.get(entry.sha256) != found:
                 self._forget(entry.sha256)
-                found = await asyncio.get_running_loop().run_in_executor(None, hash_file, path)
-                if found != (entry.sha256, entry.size) or self._look(path, entry) != identity:
+                hashed = await asyncio.get_running_loop().run_in_executor(None, hash_file, path)
+                if hashed != (entry.sha256, entry.size) or self._look(path, entry) != found:
                     raise IntegrityError(f"object {entry.sha256} was tampered with; it is not served")
-                self._good[entry.sha256] = identity
+                self._good[entry.sha256] = found
                 if len(self._good) > MOST_REMEMBERED:
                     self._good.popitem(last=False)
         self._hashing.pop(entry.sha256, None)
         return path
 
-    def unchanged(self, entry: FileEntry) -> bool:
-        """Whether an object is still the file that was hashed; one that is not is looked at by `path`."""
-        try:
-            return self._good.get(entry.sha256) == self._look(self.layout.object(entry.sha256), entry)
-        except IntegrityError:
-            return False
+    def known(self, entry: FileEntry) -> tuple[str, Identity] | None:
+        """The object's path and the identity that it was hashed under; None where that is forgotten."""
+        found = self._good.get(entry.sha256)
+        return None if found is None else (str(self.layout.object(entry.sha256)), found)
 
     async def body(self, entry: FileEntry, *, zipped: bool) -> bytes | None:
         """The content of a small object, compressed on request; None for one that is to be sent from the disk."""
@@ -99,7 +110,7 @@ class Files:
             raise GoneError(f"object {entry.sha256} is no plain file; it is not served")
         if info.st_size != entry.size:
             raise IntegrityError(f"object {entry.sha256}: expected {entry.size} bytes, found {info.st_size}")
-        return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        return identity(info)
 
     def _forget(self, sha256: str) -> None:
         self._good.pop(sha256, None)
