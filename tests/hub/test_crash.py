@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.maintain import check, collect
-from flash_attn3_sm121.hub.publish import judge, publish
+from flash_attn3_sm121.hub.publish import ALIASES, judge, publish
 from flash_attn3_sm121.hub.site.tree import Trees
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import copy_hub, write_wheel
@@ -82,17 +83,27 @@ def newer_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Hub:
-    """Few files: what is killed here are the steps of a publish, not the copying of many."""
-    hub = Hub.create(tmp_path / "hub", durable=False)
-    publish(hub, judge([write_wheel(tmp_path / "small", small=True)]))
+def memory() -> Iterator[Path]:
+    """A folder in memory where the system has that: a kill is the same there, and 200 copies of a hub cost little."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def hub(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Few files, as the crasher makes few: what is killed here are the steps of a publish."""
+    for name in list(ALIASES)[1:]:
+        monkeypatch.delitem(ALIASES, name)
+    hub = Hub.create(memory / "hub", durable=False)
+    publish(hub, judge([write_wheel(memory / "small", small=True)]))
     return hub
 
 
 def test_killed_200_times_the_hub_is_whole_each_time(
-    hub: Hub, newer_wheel: Path, tmp_path: Path, crasher: Crasher
+    hub: Hub, newer_wheel: Path, memory: Path, crasher: Crasher
 ) -> None:
-    template, root = hub.layout.root, tmp_path / "victim"
+    template, root = hub.layout.root, memory / "victim"
     old = content(hub.index())
     whole = crasher.publish(fresh(template, root), newer_wheel)
     assert not whole["killed"] and whole["events"] > 50
@@ -122,8 +133,8 @@ def test_killed_200_times_the_hub_is_whole_each_time(
     assert check(final).orphans == 0 and check(final).ok and not list(final.layout.tmp.iterdir())
 
 
-def test_killed_while_the_hub_is_made(tmp_path: Path, newer_wheel: Path, crasher: Crasher) -> None:
-    root = tmp_path / "first"
+def test_killed_while_the_hub_is_made(memory: Path, newer_wheel: Path, crasher: Crasher) -> None:
+    root = memory / "first"
     events = crasher.publish(root, newer_wheel)["events"]
     for number in range(0, min(events, 16)):
         shutil.rmtree(root)
