@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.store import Hub
-from tests.hub_server.harness import PROJECT, Server, environ, running
+from tests.hub.wheelmaker import write_wheel
+from tests.hub_server.harness import PROJECT, Server, behind_nginx, environ, needs_nginx, running
 
 TOKEN = "correct-horse-battery"
 Install = Callable[[Path, list[str]], "subprocess.CompletedProcess[str]"]
@@ -108,3 +110,20 @@ def test_the_line_on_the_page(server: Server, hub: Hub, home: Path, install: Ins
     done = install(home, ["--no-deps", "--index-url", f"{server.url}/simple/", "-r", "requirements.txt"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert installed(home) == version
+
+
+@needs_nginx
+@pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
+def test_two_publishes_behind_nginx_without_a_reload(own_hub: Hub, home: Path, install: Install) -> None:
+    with behind_nginx(own_hub.layout.root, home.parent) as server:
+        for number in ("", "3.0.1"):
+            if number:
+                publish(own_hub, judge([write_wheel(home.parent / "new", platform=None, version=number)]))
+            entry = max(own_hub.index().wheels.values(), key=lambda wheel: (wheel.platform == "any", wheel.added))
+            line = f"flash_attn3_sm121==={entry.version} --hash=sha256:{entry.sha256}"
+            assert line in html.unescape(server.ask("/").text), "the page's own line"
+            (home.parent / "requirements.txt").write_text(line + "\n", encoding="utf-8")
+            done = install(home, ["--require-hashes", "--index-url", f"{server.url}/simple/", "-r", "requirements.txt"])
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert installed(home) == entry.version
+    assert installed(home) == "3.0.1"

@@ -55,7 +55,9 @@ class WheelCard:
 
     @property
     def requirement(self) -> str:
-        return f"{self.entry.name}=={self.entry.version} --hash=sha256:{self.entry.sha256}"
+        # `==3.0.0` means 3.0.0+local too, which uv then takes, and misses the hash; `===` means the very text.
+        equals = "==" if "+" in self.entry.version else "==="
+        return f"{self.entry.name}{equals}{self.entry.version} --hash=sha256:{self.entry.sha256}"
 
 
 def human(size: int) -> str:
