@@ -106,9 +106,7 @@ _METADATA = (
 # Upstream's 3.0.0 returns these from bwd, and so does our op. The pin, which is older, returns the three gradients too.
 BWD_WORKSPACES = ("softmax_d", "softmax_lse_log2", "dq_accum", "dk_accum", "dv_accum")
 _BWD_RETURNS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
-_BWD_RETURNS_BEFORE_3_0 = (
-    "(Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+_BWD_RETURNS_BEFORE_3_0 = "(Tensor(dq!), Tensor(dk!), Tensor(dv!), Tensor, Tensor, Tensor, Tensor, Tensor)"
 PUBLIC: dict[str, str] = {
     "fwd": f"({', '.join(_FWD)}) -> (Tensor(out!), Tensor, Tensor, Tensor)",
     "bwd": f"({', '.join(_BWD)}) -> {_BWD_RETURNS}",
