@@ -120,6 +120,29 @@ def backward(
     return into.dq, into.dk, into.dv[..., :dim_v]
 
 
+def _index(numbers: list[int]) -> slice | list[int]:
+    whole = numbers[-1] - numbers[0] + 1 == len(numbers)
+    return slice(numbers[0], numbers[-1] + 1) if whole else numbers
+
+
+def clear_zeros(out: Tensor, v: Tensor, geometry: Geometry, dq: Tensor, dk: Tensor) -> None:
+    """Write exact zeros over the rounding noise in dq and dk where a row sees one key.
+
+    The slope of such a row's score is p * (dout v - dout out), and its out is v. A caller that computes attention in
+    parts passes the out of all keys, which is not v: nothing is cleared then. Nothing here waits for the device.
+    """
+    rows, keys = geometry.alone()
+    if not rows:
+        return
+    at = _index(rows)
+    seen = v[:, [geometry.low(row) for row in rows]].unsqueeze(3)
+    mine = out[:, at]
+    same = (mine.unflatten(2, (v.shape[2], -1)) == seen).all()
+    dq[:, at] = torch.where(same, 0.0, dq[:, at])
+    if keys:
+        dk[:, _index(keys)] = torch.where(same, 0.0, dk[:, _index(keys)])
+
+
 def _covers(piece: Piece, geometry: Geometry) -> bool:
     """Whether one plain piece is the whole problem."""
     return (piece.row, piece.rows, piece.key, piece.keys) == (0, geometry.rows, 0, geometry.keys)

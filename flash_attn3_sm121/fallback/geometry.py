@@ -145,6 +145,29 @@ class Geometry:
         last = row_end - 1
         return self.low(row) == self.low(last) and self.high(row) == self.high(last)
 
+    def sees_one(self, row: int) -> bool:
+        return self.high(row) - self.low(row) == 1
+
+    def alone(self) -> tuple[list[int], list[int]]:
+        """The rows that see exactly one key, and those of their keys that only such rows see.
+
+        Within a chunk (or without chunks) the number of visible keys grows, stays and shrinks from row to row: if not
+        all rows see a single key, then only the first or the last can.
+        """
+        rows: list[int] = []
+        start, chunk = self.dead, self.band.chunk
+        while start < self.rows:
+            end = min((start + self.shift) // chunk * chunk + chunk - self.shift, self.rows) if chunk else self.rows
+            ends = [row for row in dict.fromkeys((start, end - 1)) if self.sees_one(row)]
+            everyone = len(ends) == min(end - start, 2) and self.sees_one((start + end) // 2)
+            rows += range(start, end) if everyone else ends
+            start = end
+        keys = {self.low(row) for row in rows}
+        beside = {near for row in rows for near in (row - 1, row + 1) if self.dead <= near < self.rows}
+        for row in beside.difference(rows):
+            keys.difference_update(range(self.low(row), self.high(row)))
+        return rows, sorted(keys)
+
 
 def _block(geometry: Geometry, row: int) -> Piece:
     """The next block of rows from `row`; a block stays within a chunk, or holds whole chunks."""

@@ -257,6 +257,8 @@ def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
         rows = pieces.Rows(dout=dout, q=q, out=out, lse=lse)
         delta = delta if args.dlse is not None else None
         parts = attend.backward(rows, k, v, delta, inner, scoring, ordered=args.deterministic)
+        if delta is None:
+            attend.clear_zeros(out, v, inner, parts[0], parts[1])
         sums.put(group, (low, high), parts)
     dq, dk, dv = sums.result()
     return dq, dk, dv, None if ds_aux is None or args.s_aux is None else ds_aux.to(args.s_aux.dtype)

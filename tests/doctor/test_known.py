@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.doctor import clients, known
+from flash_attn3_sm121.doctor import clients, known, probes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -38,6 +38,6 @@ def test_an_installed_client_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(clients.probes, "ask", lambda *_: {"available": True, "repos": [], "hub": None})
+    monkeypatch.setattr(probes, "ask", lambda *_: {"available": True, "repos": [], "hub": None})
     found = {client.name: client for client in clients.look_at_clients(torch_works=True)}
     assert found["diffusers 0.42.1"].ours and not any(name.startswith("yunchang") for name in found)

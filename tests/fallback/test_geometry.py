@@ -119,3 +119,13 @@ def test_a_window_costs_what_it_shows() -> None:
         problem = Geometry.bottom_right(rows=length, keys=length, band=Band(left=1023, right=0))
         scores = sum(piece.rows * piece.keys * piece.repeat for group in plan(problem) for piece in group)
         assert scores <= 1.3 * 1024 * length
+
+
+@given(problems())
+def test_rows_that_see_one_key_alone(problem: Geometry) -> None:
+    seen = [{j for j, visible in enumerate(row) if visible} for row in matrix(problem)]
+    single = [i for i, keys in enumerate(seen) if len(keys) == 1]
+    shared = set().union(*(keys for keys in seen if len(keys) > 1))
+    rows, keys = problem.alone()
+    assert rows == single
+    assert keys == sorted(set().union(*(seen[i] for i in single)) - shared)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -145,3 +147,62 @@ def test_mixed_types_come_back_in_their_own() -> None:
     out, lse = fallback.forward(args)
     dq, dk, dv, _ = fallback.backward(backward_args(args, out, lse, torch.ones_like(out)))
     assert (dq.dtype, dk.dtype, dv.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
+
+
+ONE_KEY = {
+    "one key": (5, 1, {}),
+    "causal": (6, 6, {"causal": True, "window_right": 0}),
+    "itself": (6, 6, {"window_left": 0, "window_right": 0}),
+    "chunks": (7, 7, {"attention_chunk": 3, "causal": True, "window_right": 0}),
+    "softcap": (5, 1, {"softcap": 3.0}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ONE_KEY)
+def test_a_row_that_sees_one_key_has_gradients_of_zero(name: str, dtype: torch.dtype) -> None:
+    rows, keys, options = ONE_KEY[name]
+    generator = torch.Generator().manual_seed(7)
+    q, dout = (torch.randn(2, rows, 4, 16, generator=generator).to(dtype) for _ in range(2))
+    k, v = (torch.randn(2, keys, 2, 16, generator=generator).to(dtype) for _ in range(2))
+    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=0.25, **options)
+    out, lse = fallback.forward(args)
+    dq, dk, dv, _ = fallback.backward(backward_args(args, out, lse, dout))
+    band = {"left": args.window_left, "right": 0 if args.causal else args.window_right, "chunk": args.attention_chunk}
+    seen = [[j for j in range(keys) if reference.sees(i, j, rows, keys, **band)] for i in range(rows)]
+    single = [i for i, found in enumerate(seen) if len(found) == 1]
+    shared = {j for found in seen if len(found) > 1 for j in found}
+    assert single and not dq[:, single].any()
+    assert not dk[:, [j for j in range(keys) if j not in shared]].any()
+    assert dv.any() and all(bool(dq[:, i].any()) for i in range(rows) if i not in single)
+
+
+def test_a_part_of_the_keys_keeps_its_gradients() -> None:
+    """A ring passes out and LSE of all keys: a row that sees one key of this part has a gradient from it."""
+    generator = torch.Generator().manual_seed(8)
+    q, k, v, dout = (torch.randn(1, 4, 2, 16, generator=generator, dtype=torch.float64) for _ in range(4))
+    whole = ForwardArgs(q=q, k=k, v=v, softmax_scale=0.25)
+    out, lse = fallback.forward(whole)
+    want = fallback.backward(backward_args(whole, out, lse, dout))
+    found = [
+        fallback.backward(
+            backward_args(dataclasses.replace(whole, k=k[:, j : j + 1], v=v[:, j : j + 1]), out, lse, dout)
+        )
+        for j in range(4)
+    ]
+    torch.testing.assert_close(sum(part[0] for part in found), want[0])
+    torch.testing.assert_close(torch.cat([part[1] for part in found], dim=1), want[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_gradients_of_grouped_heads_are_rounded_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(9)
+    q, dout = (torch.randn(1, 96, 8, 32, generator=generator).to(dtype) for _ in range(2))
+    k, v = (torch.randn(1, 96, 1, 32, generator=generator).to(dtype) for _ in range(2))
+    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=0.2, causal=True, window_right=0)
+    out, lse = fallback.forward(args)
+    found = fallback.backward(backward_args(args, out, lse, dout))
+    wide = dataclasses.replace(args, q=q.float(), k=k.float(), v=v.float())
+    want = fallback.backward(backward_args(wide, out.float(), lse, dout.float()))
+    for name, mine, right in zip(("dk", "dv"), found[1:3], want[1:3], strict=True):
+        assert torch.equal(mine, right.to(dtype)), name
