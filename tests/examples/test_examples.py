@@ -31,6 +31,11 @@ def test_ragged_decode_agrees_row_by_row() -> None:
     assert run(sys.executable, "ragged_decode.py").count("paged differs") == 4
 
 
+def test_two_processes_give_what_one_gives() -> None:
+    gaps = [float(gap) for gap in run(sys.executable, "two_sparks.py").splitlines()[-1].rsplit(" by ", 1)[1].split()]
+    assert len(gaps) == 4 and max(gaps) < 0.07  # bf16, sums of 2048 rows times 4 heads
+
+
 def test_get_kernel_client_under_run() -> None:
     wrapped = (sys.executable, "-m", "flash_attn3_sm121", "run", "--", sys.executable)
     out = run(*wrapped, "get_kernel_client.py")
