@@ -47,6 +47,11 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 3 else tensor.flatten(0, 1)
 
 
+def _bytes(tensor: Tensor) -> Tensor:
+    """fp8 as bytes: torch writes none by index, and torch 2.9 reads none so on a CPU."""
+    return tensor.view(torch.uint8) if tensor.dtype in FP8 else tensor
+
+
 def places(args: ForwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of every new token: (sequence, position in the cache, index in k_new), all flat; and whether there is any.
 
@@ -92,9 +97,7 @@ def _or_nothing(
 
 
 def _choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    if new.dtype in FP8:
-        return torch.where(condition, new.view(torch.uint8), old.view(torch.uint8)).view(new.dtype)
-    return torch.where(condition, new, old)
+    return torch.where(condition, _bytes(new), _bytes(old)).view(new.dtype)
 
 
 def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
@@ -114,7 +117,7 @@ def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
     if index.numel() == 0 or args.k.numel() == 0:
         return None
     rows, slots = pages_of(args, info, owner, position)
-    keys, values = _flat(keys)[index], _flat(values)[index]
+    keys, values = (_bytes(_flat(new))[index].view(new.dtype) for new in (keys, values))
     rows, slots, keys, values = _or_nothing(args, any_token, rows, slots, keys, values)
     return NewTokens(rows=rows, slots=slots, keys=keys, values=values)
 
@@ -122,6 +125,4 @@ def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
 def write(args: ForwardArgs, new: NewTokens) -> None:
     """Write the prepared tokens; everything must have been checked."""
     for cache, values in ((args.k, new.keys), (args.v, new.values)):
-        if cache.dtype in FP8:  # torch writes no fp8 by index; the bytes are the same
-            cache, values = cache.view(torch.uint8), values.view(torch.uint8)
-        cache.index_put_((new.rows, new.slots), values)
+        _bytes(cache).index_put_((new.rows, new.slots), _bytes(values))

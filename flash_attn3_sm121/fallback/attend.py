@@ -137,7 +137,8 @@ def clear_zeros(out: Tensor, v: Tensor, geometry: Geometry, dq: Tensor, dk: Tens
     at = _index(rows)
     seen = v[:, [geometry.low(row) for row in rows]].unsqueeze(3)
     mine = out[:, at]
-    same = (mine.unflatten(2, (v.shape[2], -1)) == seen).all()
+    grouped = mine.view(*mine.shape[:2], v.shape[2], -1, mine.shape[-1])
+    same = (grouped == seen).all()
     dq[:, at] = torch.where(same, 0.0, dq[:, at])
     if keys:
         dk[:, _index(keys)] = torch.where(same, 0.0, dk[:, _index(keys)])

@@ -4,8 +4,8 @@ The operator costs what `scaled_dot_product_attention` costs, takes grouped head
 and LSE, so that a band can be computed in pieces. It is private: before its first use it is tried on a small problem
 (`selfcheck.py`), and where it is missing or behaves differently the blocked path takes over.
 
-Its backward adds the shares of grouped query heads to dk and dv in their own type, a rounding for each: grouped bf16 and
-fp16 heads go there in fp32, which takes no longer.
+Its backward adds the shares of grouped query heads to dk and dv in their own type, a rounding for each: grouped bf16
+and fp16 heads go there in fp32, which takes no longer.
 
 What it does not do: `is_causal` is aligned top-left; a row that sees nothing gets LSE 0; dv must equal d (v is padded
 here); the additive mask must have the type of q.
