@@ -171,9 +171,8 @@ def _memory(device: torch.device) -> float:
 def _measure(
     args: argparse.Namespace, device: torch.device, works: Sequence[Workload], everyone: Sequence[Contender]
 ) -> Report:
-    from flash_attn3_sm121.bench.ceiling import measure_ceiling
     from flash_attn3_sm121.bench.machine import commit, machine, today
-    from flash_attn3_sm121.bench.measure import Budget
+    from flash_attn3_sm121.bench.measure import Budget, measure_ceiling
     from flash_attn3_sm121.bench.result import Report
     from flash_attn3_sm121.bench.session import Rules, measure_all
 

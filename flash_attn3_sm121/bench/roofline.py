@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flash_attn3_sm121.bench.ceiling import Ceiling
 from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
+from flash_attn3_sm121.bench.measure import Ceiling
 from flash_attn3_sm121.bench.session import time_text
 from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
 from flash_attn3_sm121.console import Block, Table

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from flash_attn3_sm121.bench.case import Case, build
-from flash_attn3_sm121.bench.ceiling import Ceiling
 from flash_attn3_sm121.bench.check import Results, Verdict, check_results, reference
 from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
-from flash_attn3_sm121.bench.measure import Budget, clock_of, interleave, stats
+from flash_attn3_sm121.bench.measure import Budget, Ceiling, clock_of, interleave, stats
 from flash_attn3_sm121.bench.memory import peak_bytes
 from flash_attn3_sm121.bench.result import Entry, WorkloadResult
 from flash_attn3_sm121.bench.workloads import Workload

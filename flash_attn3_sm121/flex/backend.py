@@ -14,8 +14,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.blocks import MaskCache, block_mask
 from flash_attn3_sm121.flex.compiled import KernelCache, ShapeClass, shape_class
-from flash_attn3_sm121.flex.lse import blockwise_lse
-from flash_attn3_sm121.flex.ranges import MaskRule, Ranges, dense_ranges, packed_ranges
+from flash_attn3_sm121.flex.ranges import MaskRule, Ranges, blockwise_lse, dense_ranges, packed_ranges
 from flash_attn3_sm121.flex.refuse import FP8, UNSERVED
 
 MASKS = MaskCache()

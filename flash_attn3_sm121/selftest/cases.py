@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.selftest import lengths, reference
-from flash_attn3_sm121.selftest.case import Case, random
-from flash_attn3_sm121.selftest.reference import Mask
+from flash_attn3_sm121.selftest.reference import Case, Mask, random
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.console import Narrator, format_seconds, show
 from flash_attn3_sm121.errors import UsageError, VerifyError
-from flash_attn3_sm121.selftest.case import Case
 from flash_attn3_sm121.selftest.cases import cases
+from flash_attn3_sm121.selftest.reference import Case
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,15 @@ import json
 import pytest
 import torch
 
-from flash_attn3_sm121.bench.ceiling import Ceiling, measure_ceiling
-from flash_attn3_sm121.bench.measure import Budget, inner_count, interleave, paired_ratio, stats
+from flash_attn3_sm121.bench.measure import (
+    Budget,
+    Ceiling,
+    inner_count,
+    interleave,
+    measure_ceiling,
+    paired_ratio,
+    stats,
+)
 from flash_attn3_sm121.bench.memory import peak_bytes, peak_from_trace
 
 CPU = torch.device("cpu")

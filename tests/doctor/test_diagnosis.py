@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from flash_attn3_sm121.console import plain, show
+from flash_attn3_sm121.doctor.cli import report
 from flash_attn3_sm121.doctor.diagnose import diagnose
 from flash_attn3_sm121.doctor.facts import Call, Client, Distribution, Gpu, Library, Machine, Torch
-from flash_attn3_sm121.doctor.render import report
 
 SITE = "/venv/lib/python3.12/site-packages"
 OURS = Distribution(name="flash_attn3_sm121", version="3.0.0.post1+g3effce8.121.nanochat", location=SITE, ours=True)

@@ -11,8 +11,7 @@ import torch
 
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.backend import forward
-from flash_attn3_sm121.flex.lse import blockwise_lse
-from flash_attn3_sm121.flex.ranges import MaskRule, dense_ranges
+from flash_attn3_sm121.flex.ranges import MaskRule, blockwise_lse, dense_ranges
 from tests.flex.reference import RULES, Rule, args_of, attend_batch, attend_packed
 
 SHAPES = {  # rows, keys, heads, kv heads, dv
@@ -159,8 +158,8 @@ def test_what_it_cannot_serve_is_refused_not_ignored(field: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_the_separate_lse_pass_crosses_tiles(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flash_attn3_sm121.flex.lse.ROWS", 16)
-    monkeypatch.setattr("flash_attn3_sm121.flex.lse.KEYS", 24)
+    monkeypatch.setattr("flash_attn3_sm121.flex.ranges.LSE_ROWS", 16)
+    monkeypatch.setattr("flash_attn3_sm121.flex.ranges.LSE_KEYS", 24)
     q, k = torch.randn(2, 50, 6, 16), torch.randn(2, 90, 2, 16)
     used_q, used_k = [50, 33], [90, 41]
     ranges = dense_ranges(

@@ -10,9 +10,9 @@ import torch
 from ci.prove.gpu.probes import backward, cache, forward
 from ci.prove.gpu.probes.compare import Finding, GpuCase, Rule
 from ci.prove.gpu.probes.forward import CAUSAL, LOCAL, Dense
-from flash_attn3_sm121.selftest.case import Case
 from flash_attn3_sm121.selftest.cases import cases
 from flash_attn3_sm121.selftest.cli import ALLOWED, check
+from flash_attn3_sm121.selftest.reference import Case
 
 
 def _of_selftest(case: Case) -> GpuCase:
