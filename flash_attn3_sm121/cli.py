@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from flash_attn3_sm121.commandline import Program
+from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -19,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("flash_attn3_sm121.bench.command", "every attention this machine has, checked and timed side by side"),
     "selftest": ("flash_attn3_sm121.selftest.cli", "every feature on this device against plain fp64 arithmetic"),
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that fixes it"),
-    "completion": ("flash_attn3_sm121.completion", "print a script with which bash or zsh completes this command line"),
+    "completion": ("flash_attn3_sm121.cli", "print a script with which bash or zsh completes this command line"),
 }
 PROGRAM = Program(
     name="flash-attn3",
@@ -31,3 +33,18 @@ PROGRAM = Program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     return PROGRAM.main(list(sys.argv[1:] if argv is None else argv))
+
+
+def configure_completion(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = 'Use it as: eval "$(flash-attn3 completion bash)"'
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+def do_completion(args: argparse.Namespace) -> int:
+    """Print a script, made by shtab, that completes commands, actions and options."""
+    try:
+        import shtab
+    except ModuleNotFoundError as error:
+        raise FlashAttn3Error("`flash-attn3 completion` needs shtab", hint="pip install shtab") from error
+    print(shtab.complete(PROGRAM.parser(), shell=args.shell))
+    return 0

@@ -1,6 +1,6 @@
 """What `flash-attn3` and `python -m ci` share: subcommands that are imported when they are asked for, and exit codes.
 
-A subcommand is a module with `configure(parser)` and `run(args) -> int`.
+The module of a subcommand `x-y` has `configure_x_y(parser)`, which adds its options, and `do_x_y(args) -> int`.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class Program:
             sub = commands.add_parser(name, help=about, description=about, formatter_class=Paragraphs)
             if wanted in (name, None):
                 loaded = importlib.import_module(module)
-                loaded.configure(sub)
-                sub.set_defaults(run=loaded.run)
+                function = name.replace("-", "_")
+                getattr(loaded, f"configure_{function}")(sub)
+                sub.set_defaults(run=getattr(loaded, f"do_{function}"))
         return parser
 
 

@@ -18,7 +18,7 @@ from ci.toolchain import resolve, torch_headers
 from flash_attn3_sm121.console import format_seconds
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_fetch(parser: argparse.ArgumentParser) -> None:
     source = os.environ.get("FA3_SOURCE")
     parser.add_argument(
         "--source",
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the result for programs")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_fetch(args: argparse.Namespace) -> int:
     settings, started = Settings(offline=args.offline), time.monotonic()
     tree = fetch(read_lock(args.lock), settings, source=args.source)
     edited = edited_tree(tree, settings) if args.edits else None

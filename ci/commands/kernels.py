@@ -19,7 +19,7 @@ from flash_attn3_sm121.errors import VerifyError
 DEVICE = "GB10"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_kernels(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--summary", action="store_true", help="a line a head dim and dtype, not one a kernel")
     parser.add_argument(
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", type=Path, help="write the page there instead of to stdout")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_kernels(args: argparse.Namespace) -> int:
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
     family = next((item for item in session.plan.families if item.family is Family.SM8X), None)

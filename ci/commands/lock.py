@@ -15,7 +15,7 @@ from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import SourceError, UsageError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_lock(parser: argparse.ArgumentParser) -> None:
     source = os.environ.get("FA3_SOURCE")
     parser.add_argument(
         "--source",
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", type=Path, metavar="LOCK", help="check a lock against its manifests, write nothing")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_lock(args: argparse.Namespace) -> int:
     if args.check is not None:
         lock = read_lock(args.check)
         sys.stdout.write(f"{args.check}: good: hopper {lock.hopper.id}, cutlass include {lock.cutlass_include.id}\n")

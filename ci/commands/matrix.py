@@ -15,7 +15,7 @@ from flash_attn3_sm121.console import Block, Table, show
 EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_matrix(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--profile", default=profiles.DEFAULT, help=f"one of {', '.join(profiles.PROFILES)}")
     parser.add_argument("--archs", default="", metavar="LIST", help="default: every architecture of the table")
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--github", action="store_true", help="for $GITHUB_OUTPUT")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_matrix(args: argparse.Namespace) -> int:
     made = make_matrix(
         profile=args.profile,
         archs=args.archs or all_targets(),

@@ -32,7 +32,7 @@ from flash_attn3_sm121.errors import UsageError
 BUILT, ANEW = "the build that made them", "compiled for this measurement"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_measure(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--sample", type=int, metavar="N", help="measure N groups, spread over all of them")
     parser.add_argument("--all", action="store_true", help="measure every group (hours)")
@@ -59,7 +59,7 @@ def chosen(groups: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, 
     return measure.sample(groups, args.sample)
 
 
-def run(args: argparse.Namespace) -> int:
+def do_measure(args: argparse.Namespace) -> int:
     args.profile = args.profile or "full"
     session = common.begin(options.from_arguments(args), Narrator())
     if len(session.plan.families) != 1:

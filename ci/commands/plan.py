@@ -17,7 +17,7 @@ from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import Table, format_seconds, show
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_plan(parser: argparse.ArgumentParser) -> None:
     options.add_plan_arguments(parser)
     parser.add_argument(
         "--cuda-home", type=Path, help="plan for an installed CUDA toolkit instead of the pinned packages"
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--ninja", action="store_true", help="the build.ninja that ninja would run, every command in it")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_plan(args: argparse.Namespace) -> int:
     request = options.from_arguments(args)
     machine = this_machine()
     built = options.plan_of(request, machine=machine, cuda=planned_version(args.cuda_home))

@@ -30,7 +30,7 @@ dims and directions whose kernels changed.
 """
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_prove(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     options.add_build_arguments(parser)
     parser.add_argument("--times", type=int, default=3, help="calls for each combination of parameters (default 3)")
@@ -51,7 +51,7 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
     return kept
 
 
-def run(args: argparse.Namespace) -> int:
+def do_prove(args: argparse.Namespace) -> int:
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
     family = next((found for found in session.plan.families if found.family is Family.SM8X), None)

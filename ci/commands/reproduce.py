@@ -20,12 +20,12 @@ from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import VerifyError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_reproduce(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--against", type=Path, metavar="WHEEL", help="compare one build with this wheel")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_reproduce(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args), Narrator())
     inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-reproduce-") as scratch:

@@ -17,14 +17,14 @@ from flash_attn3_sm121.console import show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
     parser.add_argument("--json", action="store_true", help="for programs: the verdict that a wheel carries, made anew")
     parser.add_argument("--quiet", action="store_true", help="no table of kernels")
     parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_verify(args: argparse.Namespace) -> int:
     if not args.wheels:
         raise UsageError("no wheel to verify", hint="make wheel builds one; then: python -m ci verify wheels/*.whl")
     settings = Settings()

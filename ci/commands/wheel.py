@@ -17,7 +17,7 @@ from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
 from flash_attn3_sm121.errors import CompileError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_wheel(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel (default: wheels)")
     parser.add_argument("--plan", action="store_true", help="stop after the plan")
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the summary for programs, on stdout")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_wheel(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)

@@ -57,13 +57,13 @@ mount -t tmpfs -o mode=1777 tmpfs {root}/dev/shm
 CLOSING = re.compile(r"=+ (\d+ .* in [0-9.]+s.*?) =+$")  # pytest's last line
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_fresh(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--only", choices=("wheel", "test"), help="only `make wheel` and its use, or only `make test`")
     parser.add_argument("--ignore-changes", action="store_true", help="run HEAD although there is uncommitted work")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_fresh(args: argparse.Namespace) -> int:
     narrate, date = Narrator(), datetime.now(timezone.utc)
     require(user=os.geteuid())
     commit = committed(ignore_changes=args.ignore_changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from ci.toolchain.hostcxx import find_cxx
 from ci.toolchain.installed import RUNTIME, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import Pins, read_pins
-from flash_attn3_sm121.arch import Capability
 from flash_attn3_sm121.errors import ToolchainError, UsageError
 
 
@@ -46,17 +44,6 @@ def machine(name: str | None = None) -> str:
     except UsageError as error:
         known = " and ".join(Platform)
         raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {known} (Linux)") from error
-
-
-def check_targets(version: tuple[int, int], capabilities: Iterable[Capability]) -> None:
-    """Raise ToolchainError naming each GPU generation that this CUDA version is too old for."""
-    old = [row for row in capabilities if version < row.min_cuda]
-    if old:
-        wants = ", ".join(f"{row.name} ({row.devices}) needs {row.min_cuda[0]}.{row.min_cuda[1]}" for row in old)
-        raise ToolchainError(
-            f"CUDA {version[0]}.{version[1]} is too old: {wants}",
-            hint="leave --cuda-home out: the pinned compiler is then fetched",
-        )
 
 
 def resolve(

@@ -13,7 +13,7 @@ from flash_attn3_sm121.console import show
 from flash_attn3_sm121.errors import UsageError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
     parser.add_argument("--capability", metavar="12.1", help="pretend a GPU of this capability")
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp16", "fp32", "e4m3"))
@@ -40,7 +40,7 @@ def _capability(text: str | None) -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def run(args: argparse.Namespace) -> int:
+def do_explain(args: argparse.Namespace) -> int:
     with use_backend(args.backend):
         found = explain(
             device=args.device,

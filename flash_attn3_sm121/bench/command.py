@@ -25,7 +25,7 @@ QUICK_SECONDS, FULL_SECONDS = 3.0, 15.0
 MEMORY_SHARE = 0.25  # of the device's memory, for contenders that write out every score
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: under two minutes on a CPU")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--workload", action="append", metavar="GLOB", help="only these (repeatable; see --list)")
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--roofline", metavar="DEVICE", help="what a device could reach at best, on paper (gb10, ...)")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_bench(args: argparse.Namespace) -> int:
     if args.compare:
         from flash_attn3_sm121.bench.compare import comparison
         from flash_attn3_sm121.bench.result import Report

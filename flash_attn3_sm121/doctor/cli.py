@@ -18,12 +18,12 @@ Exit code 0: nothing is wrong. 1: there is at least one fault; each names the co
 MARKS = {"ok": Styled("ok", "green"), "note": Styled("note", "yellow"), "fault": Styled("FAULT", "bold red")}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_doctor(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="facts and findings as JSON on stdout")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_doctor(args: argparse.Namespace) -> int:
     Narrator().note("looking at the driver, torch, libraries and clients ...")
     facts = machine()
     findings = diagnose(facts)

@@ -31,7 +31,7 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
 EXTRA = frozenset({"cryptography", "granian", "huggingface_hub", "jinja2", "markdown_it", "packaging"})
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_hub(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The hub folder is --hub, else $FLASH_ATTN3_HUB, else flash-attn3-sm121/hub in the user's data folder."
     )
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(hub_action=getattr(loaded, function))
 
 
-def run(args: argparse.Namespace) -> int:
+def do_hub(args: argparse.Namespace) -> int:
     try:
         return int(args.hub_action(args))
     except ModuleNotFoundError as error:

@@ -110,7 +110,7 @@ def read(folder: Path) -> OverrideConfig | None:
     return config
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_override(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     on = actions.add_parser("enable", help="override get_kernel for every Python of this virtual environment")
     add_override_options(on)
@@ -120,7 +120,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="for programs")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_override(args: argparse.Namespace) -> int:
     folder = site_packages()
     if args.action == "enable":
         if not is_virtual_environment() and not args.system:

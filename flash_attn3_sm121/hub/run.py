@@ -102,14 +102,14 @@ def carried(argv: Sequence[str], config: str, hook: Path = HOOK_FOLDER) -> tuple
     return words, warnings
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.usage = "flash-attn3 run [options] -- COMMAND [ARGUMENT ...]"
     add_override_options(parser)
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_run(args: argparse.Namespace) -> int:
     argv: Sequence[str] = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise UsageError("no command to run", hint='flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"')

@@ -40,7 +40,7 @@ class Result:
         return self.error <= self.allowed  # a NaN is not
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_selftest(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the GPU if torch sees one)")
     parser.add_argument(
@@ -94,7 +94,7 @@ def _device(text: str | None) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_selftest(args: argparse.Namespace) -> int:
     chosen = [case for case in cases() if args.match in case.name]
     if args.list:
         print("\n".join(case.name for case in chosen))

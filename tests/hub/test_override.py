@@ -299,12 +299,12 @@ def test_a_system_python_is_not_changed_unasked(monkeypatch: pytest.MonkeyPatch,
     import argparse
 
     parser = argparse.ArgumentParser()
-    override_cli.configure(parser)
+    override_cli.configure_override(parser)
     monkeypatch.setattr(override_cli, "site_packages", lambda: tmp_path)
     monkeypatch.setattr(override_cli, "is_virtual_environment", lambda: False)
     with pytest.raises(OverrideError, match="--system"):
-        override_cli.run(parser.parse_args(["enable"]))
-    assert override_cli.run(parser.parse_args(["enable", "--system"])) == 0
+        override_cli.do_override(parser.parse_args(["enable"]))
+    assert override_cli.do_override(parser.parse_args(["enable", "--system"])) == 0
     assert override_cli.read(tmp_path) == OverrideConfig()
 
 

@@ -79,9 +79,10 @@ def compiler(tmp_path: Path, *, broken: str = "nothing") -> None:
 
 def run(tmp_path: Path, *words: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    command.configure(parser)
+    command.configure_measure(parser)
     output = tmp_path / "build.json"
-    assert command.run(parser.parse_args([*words, "--archs", "12.1", "--jobs", "1", "--output", str(output)])) == 0
+    args = parser.parse_args([*words, "--archs", "12.1", "--jobs", "1", "--output", str(output)])
+    assert command.do_measure(args) == 0
     document: dict[str, Any] = json.loads(output.read_text())
     return document
 

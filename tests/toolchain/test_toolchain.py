@@ -12,11 +12,10 @@ import pytest
 
 from ci.index import Wanted
 from ci.sources.treeid import scan, tree_id
-from ci.toolchain import check_targets, machine, resolve, torch_headers
+from ci.toolchain import machine, resolve, torch_headers
 from ci.toolchain.hostcxx import candidates, find_cxx, refusal
 from ci.toolchain.installed import nvcc_version
 from ci.toolchain.pins import FILE, Package, Pins, TorchHeaders, read_pins
-from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.errors import FetchError, ToolchainError
 from tests.fakes.serving import Index, make_wheel, pip_looks_at, serving
 from tests.fakes.worlds import said, settings_of
@@ -99,23 +98,6 @@ def test_the_pins_are_for_both_machines_and_a_changed_one_is_refused(tmp_path: P
     copy.write_text(json.dumps(data))
     with pytest.raises(ToolchainError, match=r"nvidia-nvvm\.wheels: expected \('aarch64', 'x86_64'\)"):
         read_pins(copy)
-
-
-@pytest.mark.parametrize(
-    ("version", "name", "fits"),
-    [
-        pytest.param((12, 8), "12.1", False, id="12.8 is too old for 12.1"),
-        pytest.param((12, 9), "12.1", True, id="12.9 makes 12.1"),
-        pytest.param((12, 9), "11.0", False, id="12.9 is too old for 11.0"),
-        pytest.param((13, 0), "11.0", True, id="13.0 makes 11.0"),
-    ],
-)
-def test_the_minimum_version_per_target(version: tuple[int, int], name: str, fits: bool) -> None:
-    if fits:
-        check_targets(version, [CAPABILITIES[name]])
-    else:
-        with pytest.raises(ToolchainError, match=rf"CUDA {version[0]}\.{version[1]} is too old: {name}"):
-            check_targets(version, [CAPABILITIES["8.0"], CAPABILITIES[name]])
 
 
 def test_machines_have_several_names() -> None:

@@ -20,7 +20,7 @@ from flash_attn3_sm121.errors import UsageError, VerifyError
 TOLERANCE = 2e-5  # fp32 on both sides, other summation order
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_emulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "wheel", type=Path, nargs="?", help="an aarch64 wheel of ours; without it the root is only prepared"
     )
@@ -64,7 +64,7 @@ def problems(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
     return wrong
 
 
-def run(args: argparse.Namespace) -> int:
+def do_emulate(args: argparse.Namespace) -> int:
     settings = Settings()
     if args.native:
         if args.wheel is not None:

@@ -31,7 +31,7 @@ process of its own; one that crashes, hangs or runs out of time is recorded and 
 Exit code 0: all right. 15: something is wrong, see gpu-test.html. FLASH_ATTN3_* variables are not passed on."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_gpu_test(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--wheel", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for gpu-test.json and gpu-test.html")
@@ -104,7 +104,7 @@ def write(run: Run, out: Path, work: Path) -> None:
                 shutil.copyfile(work / name, out / name)
 
 
-def run(args: argparse.Namespace) -> int:
+def do_gpu_test(args: argparse.Namespace) -> int:
     if args.minutes <= 0 or args.sample < 1:
         raise UsageError("--minutes must be above 0 and --sample at least 1")
     narrate = Narrator()

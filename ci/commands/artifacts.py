@@ -1,12 +1,15 @@
-"""`python -m ci assemble`: artifacts to a checked wheel. Slim from one family, fat from several; shards are joined."""
+"""`python -m ci build`: families, or a shard of them, to artifacts. `python -m ci assemble`: artifacts to a wheel.
+
+A wheel is slim from one family, fat from several; shards are joined. Any machine can assemble.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ci.build.artifact import read
-from ci.commands import common, wheel
+from ci.build import artifact
+from ci.commands import common, options, wheel
 from ci.commands.options import Request
 from ci.wheel.assemble import check_together
 from ci.wheel.finish import make_wheel
@@ -14,7 +17,21 @@ from flash_attn3_sm121.console import Narrator, format_bytes
 from flash_attn3_sm121.errors import AssembleError
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_build(parser: argparse.ArgumentParser) -> None:
+    options.add_build_arguments(parser)
+    parser.add_argument("--output", type=Path, default=Path("build/artifacts"), help="folder for the artifacts")
+
+
+def do_build(args: argparse.Namespace) -> int:
+    session = common.begin(options.from_arguments(args), Narrator())
+    builder = common.builder(session, common.gather_inputs(session))
+    with builder.folder() as work:
+        for part in builder.build(session.plan, work=work):
+            print(artifact.write(args.output, part))
+    return 0
+
+
+def configure_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifacts", nargs="+", type=Path, help="folders that `python -m ci build` wrote")
     parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel")
     parser.add_argument("--source", type=Path, help="a flash-attention checkout to take the sources from")
@@ -23,9 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
 
 
-def run(args: argparse.Namespace) -> int:
+def do_assemble(args: argparse.Namespace) -> int:
     narrate = Narrator()
-    parts = [read(folder) for folder in args.artifacts]
+    parts = [artifact.read(folder) for folder in args.artifacts]
     identity = check_together(parts)
     targets = " ".join(dict.fromkeys(target for part in parts for target in part.artifact.targets))
     base = Request(
