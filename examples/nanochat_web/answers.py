@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from .obituary import Obituary
+from .ending import Ending
 from .pool import Pool, Ticket
 from .process import Job
 from .serving import line
@@ -67,8 +67,8 @@ class Answer:
         try:
             await self._wait()
             worker = self.ticket.worker
-            if self.ticket.death is not None:
-                self._say(self.ticket.death.to_json())
+            if self.ticket.ending is not None:
+                self._say(self.ticket.ending.to_json())
             elif self._stopped.is_set() or worker is None:
                 self._say({"done": True, "stopped": True})
             else:
@@ -114,7 +114,7 @@ class Answer:
                     return
                 event = coming.result()
                 self._say(*translate(event))
-                if isinstance(event, Obituary) or event["event"] in ("done", "failed"):
+                if isinstance(event, Ending) or event["event"] in ("done", "failed"):
                     return
         finally:
             stopped.cancel()
@@ -163,9 +163,9 @@ class Answers:
                 del self.by_name[answer.name]
 
 
-def translate(event: dict[str, Any] | Obituary) -> list[dict[str, Any]]:
+def translate(event: dict[str, Any] | Ending) -> list[dict[str, Any]]:
     """An event of the model process as the page, or a client of nanochat's own server, gets it."""
-    if isinstance(event, Obituary):
+    if isinstance(event, Ending):
         return [event.to_json()]
     kind, text = event["event"], event.get("text", "")
     token = [{"token": text, "gpu": 0}] if text and kind in ("token", "done") else []

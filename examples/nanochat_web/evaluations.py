@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from . import tasks
 from .checkout import Checkout, as_typed
 from .checkpoints import Checkpoint
-from .obituary import how_it_ended, remedy
+from .ending import how_it_ended, remedy
 from .runs import Run, State, Store, new_id
 from .tasks import BY_NAME, TASKS, Script, Task
 

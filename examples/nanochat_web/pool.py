@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .checkout import Checkout
 from .checkpoints import Checkpoint
-from .obituary import Obituary
+from .ending import Ending
 from .process import Worker
 from .turns import Held, Wait, decide
 
@@ -46,7 +46,7 @@ class Ticket:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.worker: Worker | None = None  # granted: a lease on it is held
-        self.death: Obituary | None = None
+        self.ending: Ending | None = None
         self.settled = asyncio.Event()
         self.wait: Wait | None = None  # as of the last decision
 
@@ -116,9 +116,9 @@ class Pool:
         if self._closing:
             return
         for key, worker in list(self.workers.items()):
-            if worker.death is not None:
+            if worker.ending is not None:
                 del self.workers[key]
-                self._fail(key, worker.death)
+                self._fail(key, worker.ending)
         line = list(self.tickets)
         decision = decide(
             [ticket.checkpoint.key for ticket in line],
@@ -147,10 +147,10 @@ class Pool:
         ticket.worker = worker
         ticket.settled.set()
 
-    def _fail(self, key: str, death: Obituary) -> None:
+    def _fail(self, key: str, ending: Ending) -> None:
         for ticket in [ticket for ticket in self.tickets if ticket.checkpoint.key == key]:
             self.tickets.remove(ticket)
-            ticket.death = death
+            ticket.ending = ending
             ticket.settled.set()
 
     # -- the processes
@@ -165,7 +165,7 @@ class Pool:
     async def _start(self, worker: Worker) -> None:
         # The memory of those that leave is needed first.
         await asyncio.gather(*(other.gone() for other in self.leaving))
-        if worker.death is None:
+        if worker.ending is None:
             await worker.start(
                 self.checkout.worker_command(worker.checkpoint, self.device, self.limits.decode),
                 cwd=self.checkout.root,
@@ -175,9 +175,9 @@ class Pool:
     def _unload(self, worker: Worker, reason: str) -> None:
         self.workers.pop(worker.checkpoint.key, None)
         self.leaving.add(worker)
-        self._spawn(self._bury(worker, reason))
+        self._spawn(self._end(worker, reason))
 
-    async def _bury(self, worker: Worker, reason: str) -> None:
+    async def _end(self, worker: Worker, reason: str) -> None:
         await worker.unload(reason)
         self.leaving.discard(worker)
         self._pump()
@@ -201,7 +201,7 @@ class Pool:
         self._closing = True
         workers = [*self.workers.values(), *self.leaving]
         for ticket in self.tickets:
-            ticket.death = Obituary(what="The server was stopped", hint="Start it again in its terminal.", log=())
+            ticket.ending = Ending(what="The server was stopped", hint="Start it again in its terminal.", log=())
             ticket.settled.set()
         self.tickets.clear()
         for task in list(self._tasks):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import Checkpoint
-from .obituary import Obituary, judge
+from .ending import Ending, ending_of
 
 MAX_EVENT = 1 << 20
 STDERR_LINES = 200
@@ -28,11 +28,11 @@ class Job:
 
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker, self.name = worker, name
-        self.events: asyncio.Queue[Event | Obituary] = asyncio.Queue()
+        self.events: asyncio.Queue[Event | Ending] = asyncio.Queue()
         self.over = False
 
-    async def read(self) -> AsyncGenerator[Event | Obituary, None]:
-        """Ends after `done`, `failed` or an obituary. A process that says nothing for too long is ended for it."""
+    async def read(self) -> AsyncGenerator[Event | Ending, None]:
+        """Ends after `done`, `failed` or an Ending. A process that says nothing for too long is ended for it."""
         while True:
             if not self.events.empty():
                 event = self.events.get_nowait()
@@ -44,7 +44,7 @@ class Job:
                     await self.worker.kill(text)
                     event = await self.events.get()
             yield event
-            if isinstance(event, Obituary) or event["event"] in ("done", "failed"):
+            if isinstance(event, Ending) or event["event"] in ("done", "failed"):
                 return
 
     def stop(self) -> None:
@@ -62,7 +62,7 @@ class Worker:
         self.since = time.monotonic()
         self.used = self.since
         self.ready: Event | None = None
-        self.death: Obituary | None = None
+        self.ending: Ending | None = None
         self.leases = 0
         self.jobs: dict[str, Job] = {}
         self.log: deque[str] = deque(maxlen=STDERR_LINES)
@@ -90,7 +90,7 @@ class Worker:
                 start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
             )
         except OSError as error:
-            self._bury(Obituary(what=f"{command[0]} could not be started: {error.strerror}", hint=str(cwd), log=()))
+            self._end(Ending(what=f"{command[0]} could not be started: {error.strerror}", hint=str(cwd), log=()))
             return
         assert self._process.stdout is not None and self._process.stderr is not None
         reading = [
@@ -154,10 +154,10 @@ class Worker:
 
     async def _watch(self, process: asyncio.subprocess.Process, reading: Sequence[asyncio.Task[None]]) -> None:
         code = await process.wait()
-        # Its last words come before its obituary; a grandchild that keeps the pipes open must not keep us.
+        # Its last lines come before its Ending; a grandchild that keeps the pipes open must not keep us.
         await asyncio.wait(reading, timeout=GRACE)
-        self._bury(
-            judge(
+        self._end(
+            ending_of(
                 code=code,
                 name=self.checkpoint.name,
                 stage=self.stage,
@@ -169,18 +169,18 @@ class Worker:
 
     async def _hurry(self) -> None:
         """Ends a process that stays in one stage of loading for too long."""
-        while self.ready is None and self.death is None:
+        while self.ready is None and self.ending is None:
             left = self.since + self.loading - time.monotonic()
             if left <= 0:
                 await self.kill(f"The model was not ready {self.loading:g} s after its last sign of progress")
                 return
             await asyncio.sleep(min(left, 1.0))
 
-    def _bury(self, death: Obituary) -> None:
-        self.death = death
+    def _end(self, ending: Ending) -> None:
+        self.ending = ending
         for job in list(self.jobs.values()):
             self._close(job)
-            job.events.put_nowait(death)
+            job.events.put_nowait(ending)
         self._ended.set()
         self.changed()
 
@@ -188,7 +188,7 @@ class Worker:
 
     def tell(self, **order: Any) -> None:
         process = self._process
-        if process is not None and process.stdin is not None and self.death is None:
+        if process is not None and process.stdin is not None and self.ending is None:
             # To a dead process this raises nothing; its end is told by _watch.
             process.stdin.write(json.dumps(order).encode() + b"\n")
 
@@ -197,9 +197,9 @@ class Worker:
         job = self.jobs[name] = Job(self, name)
         self.used = time.monotonic()
         self.tell(op="generate", id=name, **order)
-        if self.death is not None:
+        if self.ending is not None:
             self._close(job)
-            job.events.put_nowait(self.death)
+            job.events.put_nowait(self.ending)
         return job
 
     def _close(self, job: Job) -> None:
@@ -246,8 +246,8 @@ class Worker:
 
     async def unload(self, reason: str) -> None:
         """End it when nothing is asked of it: its memory is free afterwards."""
-        if self._process is None and self.death is None:  # not even started
+        if self._process is None and self.ending is None:  # not even started
             self._reason = reason
-            self._bury(Obituary(what=reason, hint="", log=()))
+            self._end(Ending(what=reason, hint="", log=()))
             return
         await self.kill(reason)

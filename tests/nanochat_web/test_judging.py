@@ -10,8 +10,8 @@ import pytest
 from examples.nanochat_web import chat, tasks
 from examples.nanochat_web.chat import ChatBody
 from examples.nanochat_web.checkpoints import SOURCES, Checkpoint
+from examples.nanochat_web.ending import ending_of
 from examples.nanochat_web.guard import MAX_BODY, Access, host_name, judge
-from examples.nanochat_web.obituary import judge as bury
 from examples.nanochat_web.serving import line
 
 HOME = Access(hosts=frozenset({"127.0.0.1", "localhost", "::1"}))
@@ -181,5 +181,5 @@ def test_who_serves_and_why(change: dict[str, Any], tone: str, words: str) -> No
     ],
 )
 def test_how_a_model_ended(code: int, log: list[str], what: str, hint: str) -> None:
-    told = bury(code=code, name="d12", stage="answering", fatal=None, log=log, reason=None)
+    told = ending_of(code=code, name="d12", stage="answering", fatal=None, log=log, reason=None)
     assert what in told.what and hint in told.hint and list(told.log) == log

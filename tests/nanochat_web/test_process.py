@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples.nanochat_web.checkout import Checkout, open_checkout
-from examples.nanochat_web.obituary import Obituary
+from examples.nanochat_web.ending import Ending
 from examples.nanochat_web.process import Job, Worker
 from tests.nanochat_web.harness import CONFIG, World
 
@@ -44,7 +44,7 @@ async def started(checkout: Checkout) -> Worker:
 async def text_of(job: Job) -> str:
     text = ""
     async for event in job.read():
-        assert not isinstance(event, Obituary), str(event)
+        assert not isinstance(event, Ending), str(event)
         text += event.get("text", "")
     return text
 
@@ -59,7 +59,7 @@ def test_a_reader_who_takes_nothing_holds_nobody_back(checkout: Checkout) -> Non
         assert slow.over and worker.leases == 0 and worker.jobs == {}
         assert await text_of(slow) == "s" * 500
         await worker.unload("the end of the test")
-        assert worker.death is not None and "the end of the test" in worker.death.what
+        assert worker.ending is not None and "the end of the test" in worker.ending.what
 
     asyncio.run(go())
 

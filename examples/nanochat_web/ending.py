@@ -1,4 +1,4 @@
-"""What a page is told when its model process has ended: how, its last words, and what to do. Pure."""
+"""What a page is told when its model process has ended: how, its last lines, and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LAST_LINES = 12
-DOCTOR = "Run `flash-attn3 doctor` on the server: it looks at the GPU, torch and this package, and names the mend."
-# A phrase in the last words -> what to do. The first that fits counts.
+DOCTOR = "Run `flash-attn3 doctor` on the server: it looks at the GPU, torch and this package, and names the fix."
+# A phrase in the last lines -> what to do. The first that fits counts.
 REMEDIES: tuple[tuple[str, str], ...] = (
     ("no kernel image is available", f"A CUDA library there was not built for this GPU. {DOCTOR}"),
     (
@@ -53,7 +53,7 @@ SIGNALS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obituary:
+class Ending:
     """Complete: one sentence, one remedy, and the last lines that the process wrote."""
 
     what: str
@@ -82,14 +82,14 @@ def remedy(words: str) -> str | None:
     return next((text for phrase, text in REMEDIES if phrase in words), None)
 
 
-def judge(*, code: int, name: str, stage: str, fatal: str | None, log: Sequence[str], reason: str | None) -> Obituary:
+def ending_of(*, code: int, name: str, stage: str, fatal: str | None, log: Sequence[str], reason: str | None) -> Ending:
     """`reason` is ours where we ended it ourselves; `fatal` what the process could still say."""
     last = tuple(log[-LAST_LINES:])
     hint = remedy("\n".join((fatal or "", *log)))
     if reason is not None:
-        return Obituary(what=f"{reason} ({name}; {stage})", hint=hint or DOCTOR, log=last)
+        return Ending(what=f"{reason} ({name}; {stage})", hint=hint or DOCTOR, log=last)
     if hint is None and code < 0:
         hint = SIGNALS.get(signal.Signals(-code)) if -code in set(signal.Signals) else None
     what = f"The process of {name} ended {how_it_ended(code)} while {stage}"
     what += f": {fatal}" if fatal else "."
-    return Obituary(what=what, hint=hint or DOCTOR, log=last)
+    return Ending(what=what, hint=hint or DOCTOR, log=last)
