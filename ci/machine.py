@@ -1,4 +1,4 @@
-"""The edge to this machine: cores, memory and GPUs. The only file that asks; everything else gets a `Machine`."""
+"""Cores, memory and GPUs of this machine. No other file asks the system for them; planning gets a `Machine`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def find(cache: Path, keys: Iterable[str]) -> str | None:
 
 
 def line(document: Mapping[str, Any] | None) -> str:
-    """For people, in a line."""
+    """One line for people about what was executed."""
     if document is None:
         return "12.1's kernels were not executed in software before this wheel was made (make prove, then make wheel)"
     return executed_line(document)

@@ -1,4 +1,4 @@
-"""What the building commands share: from a request to a plan, gathered inputs and a builder."""
+"""Shared by the commands that build: from a request to a plan, gathered inputs, a builder and a wheel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flash_attn3_sm121.console import Narrator
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One command: what was asked for, the plan that it comes to, and how to build."""
+    """One run of a command: the request, its plan, and the settings."""
 
     request: Request
     machine: Machine
@@ -33,7 +33,7 @@ class Session:
 
 
 def begin(request: Request, narrate: Narrator) -> Session:
-    """Plan first: what makes no sense is refused before anything is fetched."""
+    """The session of a request. It is planned first: a request that makes no sense is refused before any download."""
     machine = this_machine()
     plan = options.plan_of(request, machine=machine, cuda=planned_version(request.cuda_home))
     settings = Settings(

@@ -27,7 +27,7 @@ SKIP = "FLASH_ATTN3_SKIP_CUDA"
 
 
 def skips_cuda(environ: Mapping[str, str]) -> bool:
-    """Whether only the Python side is wanted; the usual spellings of no mean no."""
+    """Whether FLASH_ATTN3_SKIP_CUDA asks for the Python package alone. Empty, 0, false, no and off do not."""
     return environ.get(SKIP, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
@@ -55,7 +55,7 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
 
 
 class BdistWheel(bdist_wheel):  # type: ignore[misc]  # setuptools is untyped
-    """setuptools' command by name; the harness makes the wheel, whole and checked."""
+    """setuptools' bdist_wheel. The harness makes the wheel and checks it."""
 
     def run(self) -> None:
         try:
@@ -67,7 +67,7 @@ class BdistWheel(bdist_wheel):  # type: ignore[misc]  # setuptools is untyped
 
 
 class Sdist(sdist):  # type: ignore[misc]
-    """Everything that git tracks, so that a wheel can be built from the archive."""
+    """setuptools' sdist, of everything that git tracks, so that a wheel can be built from the archive."""
 
     def add_defaults(self) -> None:
         super().add_defaults()

@@ -68,7 +68,7 @@ def _locked(source: Path, path: str) -> LockedTree:
 
 
 def _commit(folder: Path, path: str, narrate: Narrator) -> str | None:
-    """The commit that holds exactly this state of `path`; None where there is none (edited, or no repository)."""
+    """The commit that is checked out; None where `path` was edited since, or there is no repository."""
     if not (folder / ".git").exists():
         return None
     git = ["git", "-C", str(folder)]

@@ -115,7 +115,7 @@ def _told(document: Mapping[str, Any], *, output: Path) -> str:
 
 
 def _take_built(picked: tuple[Group, ...], results: dict[str, Result], builder: Builder) -> None:
-    """Our side from the object cache: what the build that made each object has measured."""
+    """Take our units' costs from the object cache, as they were measured by the build that made each object."""
     keyed = {group.name: builder.keys(group.ours) for group in picked}
     every = [unit for units in keyed.values() for unit in units]
     reports = {unit.key: found[1] for unit in every if (found := builder.store.find(unit.key)) is not None}
@@ -140,7 +140,7 @@ def _take_built(picked: tuple[Group, ...], results: dict[str, Result], builder: 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known so far, written down after every file: a measurement of hours may be stopped at any time."""
+    """The results so far, written after every file, since a measurement of hours may be stopped at any time."""
 
     output: Path
     groups: tuple[Group, ...]
@@ -212,7 +212,7 @@ def _upstream(task: Task, inputs: Inputs) -> list[str]:
 
 
 def _earlier(path: Path) -> Mapping[str, Any]:
-    """What an earlier run wrote; nothing where there was none."""
+    """The document of an earlier run; empty where there was none."""
     if not path.is_file():
         return {}
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -153,7 +153,7 @@ def _receive(address: str, target: Path, session: requests.Session, narrate: Nar
 
 
 def with_credentials(url: str, index: str) -> str:
-    """An index's credentials, as given in its address, are for its own files as well, and for no other host."""
+    """The address of a file, with the credentials in the index's own address where both have the same host."""
     ours, theirs = urlsplit(index), urlsplit(url)
     user, at, host = ours.netloc.rpartition("@")
     if not at or (theirs.scheme, theirs.netloc) != (ours.scheme, host):
@@ -162,5 +162,5 @@ def with_credentials(url: str, index: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """A message as it may be shown."""
+    """A text for people or logs, all credentials in addresses taken out."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)

@@ -29,7 +29,10 @@ class Concurrency:
         return cost.rss_gb > self.hungry_gb
 
     def seconds(self, costs: Sequence[Cost]) -> float:
-        """What compiling takes at the least: all units over all jobs, the hungry ones over theirs, the longest unit."""
+        """The least time that compiling takes.
+
+        It is the largest of: all units over all jobs, the hungry units over theirs, and the longest unit.
+        """
         hungry = sum(cost.cpu_s for cost in costs if self.is_hungry(cost))
         longest = max((cost.cpu_s for cost in costs), default=0.0)
         return max(sum(cost.cpu_s for cost in costs) / self.jobs, hungry / max(1, self.hungry), longest)

@@ -116,7 +116,7 @@ def proxy_image(target: Target, name: str) -> Image:
 
 
 def _assign(planned: Sequence[PlannedUnit], count: int) -> tuple[PlannedUnit, ...]:
-    """Units dealt to shards, the longest first, each to the shard with the least work so far; order is kept."""
+    """Assign units to shards, the longest first, each to the shard with the least work so far. Their order is kept."""
     load = [0.0] * count
     where: dict[str, int] = {}
     for item in sorted(planned, key=lambda item: (-item.cost.cpu_s, item.unit.name)):

@@ -83,7 +83,7 @@ def _check_source(source: Path, lock: SourceLock) -> None:
 
 
 def _cached(entry: Path, lock: SourceLock, trace: list[str]) -> bool:
-    """Whether the cache has the trees, hashed anew; a damaged entry is reported and will be replaced."""
+    """Whether the cache has the trees. They are hashed anew; a damaged entry is reported in `trace`, to be replaced."""
     if not entry.is_dir():
         trace.append("cache: not there yet")
         return False

@@ -1,4 +1,4 @@
-"""One verdict: what was looked at, what was found against what was expected."""
+"""The result of a rule: what was looked at, and what was found against what was expected."""
 
 from __future__ import annotations
 

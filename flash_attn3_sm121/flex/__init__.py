@@ -1,4 +1,4 @@
-"""The FlexAttention backend: torch's compiled, block-sparse attention behind upstream's call.
+"""The FlexAttention backend: upstream's calls served by torch's compiled, block-sparse attention.
 
 `refusal(call, device, software())` is pure and imports no torch. `forward` and `backward` compile a kernel on first
 use of a shape class (seconds to a minute) and say so on stderr. Masks of every kind (causal, window, chunk, packed
@@ -20,18 +20,21 @@ __all__ = ["Software", "backward", "dense_op", "forward", "refusal", "software"]
 
 
 def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Tensor]:
-    """(out, lse) in upstream's layouts. There is no cache to check: calls that write into one are refused."""
+    """Return (out, lse) in upstream's layouts.
+
+    `check_cache` has no effect, since calls that write into a cache are refused.
+    """
     from flash_attn3_sm121.flex import backend
 
     return backend.forward(args)
 
 
 def dense_op(args: ForwardArgs) -> None:
-    """There is none: a compiled kernel needs its block mask."""
+    """Return None: no single function of torch serves a call, because a compiled kernel needs its block mask."""
 
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dq, dk, dv, None); runs the forward again, since FlexAttention keeps its saved tensors to itself."""
+    """Return (dq, dk, dv, None). The forward is run again, since FlexAttention does not give away its saved tensors."""
     from flash_attn3_sm121.flex import backend
 
     return backend.backward(args)

@@ -1,4 +1,4 @@
-"""ForwardArgs and BackwardArgs, answered by FlexAttention."""
+"""The calls of ForwardArgs and BackwardArgs, computed by FlexAttention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Run = Callable[[ShapeClass, Tensor, Tensor, Tensor, BlockMask], tuple[Tensor, An
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """A call turned into FlexAttention's (b, h, s, d) views, with its mask."""
+    """The tensors of a call as FlexAttention takes them, (b, h, s, d), with its mask."""
 
     q: Tensor
     k: Tensor
@@ -37,7 +37,7 @@ class Layout:
 
 
 def _refuse_unserved(args: ForwardArgs | BackwardArgs) -> None:
-    """The last line of defence for callers that skipped `refusal`: nothing may be silently ignored."""
+    """Raise BackendError for an argument that would be ignored, where the caller did not ask `refusal` before."""
     asked = {"qv": args.qv, "sinks": args.s_aux}
     if isinstance(args, ForwardArgs):
         asked |= {
@@ -54,12 +54,12 @@ def _refuse_unserved(args: ForwardArgs | BackwardArgs) -> None:
 
 
 def _cu_of(x: Tensor) -> Tensor:
-    """Boundaries of a dense (b, s, h, d) tensor seen as packed."""
+    """The cu_seqlens of a dense (b, s, h, d) tensor that is taken as a packed one."""
     return torch.arange(x.size(0) + 1, device=x.device, dtype=torch.int32) * x.size(1)
 
 
 def _cached(key: Hashable | None, keys: int, ranges: Callable[[], Ranges]) -> tuple[BlockMask, Ranges]:
-    # The intervals travel on the mask, so a hit needs neither.
+    # The mask holds its intervals as an attribute, so neither is made again for a known key.
     def build() -> BlockMask:
         made = ranges()
         mask = block_mask(made, keys)
@@ -71,7 +71,7 @@ def _cached(key: Hashable | None, keys: int, ranges: Callable[[], Ranges]) -> tu
 
 
 def _values_key(*tensors: Tensor | None) -> tuple[Any, ...] | None:
-    """Contents as a key where reading them is free (CPU). On a device it would stall the stream: no key, no cache."""
+    """The values of tensors on a CPU, for a cache key; None, and so no caching, where reading them stalls a device."""
     if any(t is not None and t.device.type != "cpu" for t in tensors):
         return None
     return tuple(None if t is None else tuple(t.tolist()) for t in tensors)
@@ -125,12 +125,12 @@ def _layout(args: ForwardArgs | BackwardArgs) -> Layout:
 
 
 def _restore(x: Tensor, rows: tuple[int, ...]) -> Tensor:
-    """(b, h, s, d) back to the layout the tensor came in, contiguous."""
+    """Bring a (b, h, s, d) tensor back to the layout in which the caller's came, contiguous."""
     return x.transpose(1, 2).reshape(*rows, x.size(1), x.size(3)).contiguous()
 
 
 def _lse_out(lse: Tensor, layout: Layout) -> Tensor:
-    """(b, h, s), or (h, total) for packed queries; FlexAttention's rows without a key are already -inf."""
+    """The LSE in upstream's layout: (b, h, s), or (h, total) for packed queries. Rows without keys are -inf already."""
     if layout.packed:
         return lse.squeeze(0).contiguous()
     if lse.size(0) != layout.rows[0]:  # dense q against packed k: computed as one packed sequence
@@ -139,7 +139,7 @@ def _lse_out(lse: Tensor, layout: Layout) -> Tensor:
 
 
 def _no_keys(args: ForwardArgs) -> tuple[Tensor, Tensor]:
-    """Nothing to attend to, or nothing to ask: out is 0 and the LSE is upstream's +inf."""
+    """The result of a call without keys or without queries: out is 0, and the LSE +inf as upstream's."""
     q = args.q
     out = q.new_zeros(*q.shape[:-1], args.v.size(-1))
     shape = (q.size(1), q.size(0)) if args.cu_seqlens_q is not None else (q.size(0), q.size(2), q.size(1))
@@ -147,7 +147,18 @@ def _no_keys(args: ForwardArgs) -> tuple[Tensor, Tensor]:
 
 
 def forward(args: ForwardArgs, *, run: Run = KERNELS) -> tuple[Tensor, Tensor]:
-    """(out, lse). `run` is how a kernel is obtained and called; tests pass an unfused one."""
+    """Compute a forward call.
+
+    Args:
+        args: the call. `args.out` gets the result where it is given.
+        run: compiles a kernel where needed, and calls it; tests pass a function that does not compile.
+
+    Returns:
+        (out, lse) in upstream's layouts.
+
+    Raises:
+        BackendError: the call has an argument that FlexAttention does not know, or the kernel does not compile.
+    """
     _refuse_unserved(args)
     if args.q.numel() == 0 or args.k.numel() == 0:
         out, lse = _no_keys(args)
@@ -167,7 +178,14 @@ def forward(args: ForwardArgs, *, run: Run = KERNELS) -> tuple[Tensor, Tensor]:
 
 
 def backward(args: BackwardArgs, *, run: Run = KERNELS) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dq, dk, dv, None). The forward is run again: its saved tensors are FlexAttention's own."""
+    """Compute the gradients of a call, for which the forward is run again.
+
+    Returns:
+        (dq, dk, dv, None). The last one is the gradient of s_aux, which FlexAttention does not serve.
+
+    Raises:
+        BackendError: as `forward`.
+    """
     _refuse_unserved(args)
     if args.q.numel() == 0 or args.k.numel() == 0:
         return torch.zeros_like(args.q), torch.zeros_like(args.k), torch.zeros_like(args.v), None

@@ -1,4 +1,4 @@
-"""Block masks from row intervals, and the cache that keeps them."""
+"""Block masks, made from row intervals, and the cache that keeps them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ def _mask_mod(ranges: Ranges) -> MaskMod:
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(how many, which first) of the true entries of each row of a (b, 1, nq, nk) bool."""
+    """(number of true entries, their indices first) for each row of a (b, 1, nq, nk) bool."""
     count = blocks.sum(dim=-1, dtype=torch.int32)
     index = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return count, index.to(torch.int32).contiguous()
 
 
 def block_mask(ranges: Ranges, keys: int) -> BlockMask:
-    """The block mask of these intervals: whole blocks without a mask, cut blocks with one, the rest left out."""
+    """The block mask of row intervals.
+
+    Blocks whose pairs are all kept are computed without a mask, cut ones with it, all others are left out.
+    """
     lo, hi = (x if x.dim() == 2 else x[None] for x in (ranges.lo, ranges.hi))
     batch, rows = lo.shape
     tiles_q, tiles_k = -(-rows // BLOCK), -(-keys // BLOCK)
@@ -75,7 +78,7 @@ def block_mask(ranges: Ranges, keys: int) -> BlockMask:
 
 
 def mask_bytes(mask: BlockMask) -> int:
-    """What a block mask holds on its device, roughly: its index tensors."""
+    """The bytes of a block mask's index tensors, which is nearly all that it holds on its device."""
     return sum(x.numel() * x.element_size() for x in mask.as_tuple() if isinstance(x, Tensor))
 
 

@@ -33,7 +33,7 @@ COMPILE_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeClass:
-    """What one compiled kernel serves. `lengths` is (batch, rows, keys), or only which of them are 1."""
+    """The calls that one compiled kernel serves. `lengths` is (batch, rows, keys), or only which of them are 1."""
 
     device: str
     dtype: str
@@ -57,7 +57,7 @@ class ShapeClass:
 def shape_class(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, softcap: float, want_lse: bool, grad: bool
 ) -> ShapeClass:
-    """q, k, v are (b, h, s, d)."""
+    """The class of a call with (b, h, s, d) tensors."""
     on_cpu = q.device.type == "cpu"
     sizes = (q.size(0), q.size(2), k.size(2))
     few_rows = int(q.size(2) < BLOCK)  # torch picks its split-key decoding template below that
@@ -110,7 +110,7 @@ def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
 
 
 class KernelCache:
-    """One compiled kernel a shape class; failures are remembered, so they cost their time once."""
+    """The compiled kernel of each shape class. A class that did not compile is remembered too, and not tried again."""
 
     def __init__(self, *, compiler: Compiler = _inductor, narrate: Callable[[str], None] | None = None) -> None:
         self._compiler = compiler

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRule:
-    """The value-free part of a mask; -1 is unlimited."""
+    """Window and chunk of a mask, which do not depend on lengths; a window of -1 is unlimited."""
 
     window_left: int = -1
     window_right: int = -1
@@ -23,7 +23,7 @@ class MaskRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """`lo` and `hi` are int32 of shape (rows,) for every batch entry alike, or (batch, rows)."""
+    """The intervals: `lo` and `hi` are int32 of shape (rows,), where all batch entries are alike, or (batch, rows)."""
 
     lo: Tensor
     hi: Tensor
@@ -32,7 +32,7 @@ class Ranges:
 def _intervals(
     row: Tensor, used_q: Tensor | int, used_k: Tensor | int, base: Tensor | int, *, rule: MaskRule
 ) -> tuple[Tensor, Tensor]:
-    """Intervals for rows numbered within their sequence; `base` is where the sequence's first key lies."""
+    """(lo, hi) of rows that are numbered within their sequence; `base` is the index of the sequence's first key."""
     p = row + (used_k - used_q)  # bottom-right: the last used query meets the last used key
     lo = torch.zeros_like(p)
     hi = torch.zeros_like(p) + used_k
@@ -61,7 +61,7 @@ def dense_ranges(
     seqused_k: Tensor | None = None,
     leftpad_k: Tensor | None = None,
 ) -> Ranges:
-    """(b, s, h, d) calls. Without per-sequence lengths the result is shared by all batch entries."""
+    """The intervals of a call with (b, s, h, d) tensors, one set for all batch entries where no lengths are given."""
     row = torch.arange(rows, device=device)
     base: Tensor | int = 0 if leftpad_k is None else leftpad_k.long()[:, None]
     used_q: Tensor | int = rows if seqused_q is None else seqused_q.long()[:, None]
@@ -80,7 +80,7 @@ def packed_ranges(
     seqused_k: Tensor | None = None,
     leftpad_k: Tensor | None = None,
 ) -> Ranges:
-    """(total, h, d) calls: rows and keys are numbered over the whole packed tensors."""
+    """The intervals of a call with packed (total, h, d) tensors, over which rows and keys are numbered."""
     cu_q, cu_k = cu_seqlens_q.long(), cu_seqlens_k.long()
     at = torch.arange(rows, device=cu_q.device)
     # Rows past the last sequence fall in with it and are then past its used length: fully masked.
@@ -127,7 +127,7 @@ def blockwise_lse(q: Tensor, k: Tensor, ranges: Ranges, *, scale: float, softcap
 
 
 def _tile(q: Tensor, k: Tensor, outside: Tensor, *, scale: float, softcap: float) -> Tensor:
-    """(h, rows) of one tile. The heads of a group are rows of one product: keys are not repeated for them."""
+    """The LSE (h, rows) of one tile. The heads of a group become rows of one product, so keys are not repeated."""
     heads, rows, dim = q.shape
     folded = q.float().reshape(k.size(0), -1, dim)
     score = (folded @ k.float().transpose(1, 2)).view(heads, rows, -1) * scale

@@ -1,4 +1,4 @@
-"""What FlexAttention cannot serve, and why. Pure: facts in, a sentence or None out."""
+"""The reasons why FlexAttention cannot serve a call. Pure: facts in, a sentence or None out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FP8 = "FlexAttention takes no descale factors, so fp8 inputs would be read unsca
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """Versions that decide whether FlexAttention can be compiled here."""
+    """The versions of torch and triton, which decide whether FlexAttention can be compiled here."""
 
     torch: tuple[int, int]
     triton: str | None
@@ -37,7 +37,7 @@ class Software:
 
 @functools.cache
 def software() -> Software:
-    """Read from installed metadata, once; imports neither torch nor triton."""
+    """The installed versions, read from package metadata once. Neither torch nor triton is imported."""
     major, minor = importlib.metadata.version("torch").split(".")[:2]
     triton = None
     for name in ("triton", "pytorch-triton"):
@@ -50,7 +50,12 @@ def software() -> Software:
 
 
 def refusal(call: CallFacts, device: DeviceFacts | None = None, versions: Software | None = None) -> str | None:
-    """Why FlexAttention cannot serve this call, or None if it can. Pure when all three are given."""
+    """Why FlexAttention cannot serve a call, or None if it can.
+
+    Args:
+        device: default: a device of the call's type, of which nothing else is known.
+        versions: default: the installed ones.
+    """
     device = device or DeviceFacts(type=call.device_type)
     versions = versions or software()
     for feature, why in UNSERVED.items():

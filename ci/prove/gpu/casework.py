@@ -20,7 +20,7 @@ POISONED = 75
 
 @dataclass(kw_only=True)
 class Record:
-    """A child's file of lines, read as it grows."""
+    """What a child process wrote about its cases, a line an event; read while it grows."""
 
     path: Path
     cases: dict[int, Case] = field(default_factory=dict)

@@ -49,8 +49,8 @@ class Library:
         return self.take()
 
 
-def run(path: str, namespace: str, device: dict[str, int], calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every call's launches; a call may ask for one of the runtime's functions to fail."""
+def launches_of(path: str, namespace: str, device: dict[str, int], calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The launches of each call. A call may ask for one of the runtime's functions to fail."""
     library = Library(path, namespace, device)
     answers: list[dict[str, Any]] = []
     for call in calls:
@@ -66,4 +66,4 @@ def run(path: str, namespace: str, device: dict[str, int], calls: list[dict[str,
 
 if __name__ == "__main__":
     where, space, properties = sys.argv[1:4]
-    json.dump(run(where, space, json.loads(properties), json.load(sys.stdin)), sys.stdout)
+    json.dump(launches_of(where, space, json.loads(properties), json.load(sys.stdin)), sys.stdout)

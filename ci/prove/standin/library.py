@@ -97,7 +97,7 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Made:
 
 
 def _commands(toolchain: Toolchain, objects: Sequence[Path], library: Path) -> list[list[str]]:
-    """The runtime and the library. What we define wins over torch's: -Bsymbolic."""
+    """The commands that compile the stand-in runtime and link the library. -Bsymbolic: its symbols win over torch's."""
     includes = [word for folder in toolchain.include_dirs for word in ("-isystem", str(folder))]
     compiled = [toolchain.cxx, "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", *includes]
     linked = [toolchain.cxx, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *map(str, objects), "obj/standin.o"]
