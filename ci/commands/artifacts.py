@@ -34,9 +34,7 @@ def do_build(args: argparse.Namespace) -> int:
 def configure_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifacts", nargs="+", type=Path, help="folders that `python -m ci build` wrote")
     parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel")
-    parser.add_argument("--source", type=Path, help="a flash-attention checkout to take the sources from")
-    parser.add_argument("--lock", type=Path, help="another source lock than the repository's")
-    parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
+    options.add_input_arguments(parser)
     parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from pathlib import Path
 
+from ci.commands.options import add_input_arguments
 from ci.plan.platforms import Platform
 from ci.settings import Settings
 from ci.sources import fetch
@@ -19,15 +18,7 @@ from flash_attn3_sm121.console import format_seconds
 
 
 def configure_fetch(parser: argparse.ArgumentParser) -> None:
-    source = os.environ.get("FA3_SOURCE")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path(source) if source else None,
-        help="a local flash-attention checkout, submodules included (default: $FA3_SOURCE)",
-    )
-    parser.add_argument("--lock", type=Path, default=DEFAULT_LOCK, help="another source lock than the repository's")
-    parser.add_argument("--cuda-home", type=Path, help="use this CUDA toolkit instead of the pinned packages")
+    add_input_arguments(parser)
     parser.add_argument(
         "--platform", type=Platform.parse, help="what the libraries will run on: aarch64 or x86_64 (default: this one)"
     )
@@ -40,7 +31,7 @@ def configure_fetch(parser: argparse.ArgumentParser) -> None:
 
 def do_fetch(args: argparse.Namespace) -> int:
     settings, started = Settings(offline=args.offline), time.monotonic()
-    tree = fetch(read_lock(args.lock), settings, source=args.source)
+    tree = fetch(read_lock(args.lock or DEFAULT_LOCK), settings, source=args.source)
     edited = edited_tree(tree, settings) if args.edits else None
     toolchain = resolve(
         settings, target=None if args.platform is None else str(args.platform), cuda_home=args.cuda_home

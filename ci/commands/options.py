@@ -53,9 +53,23 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of stages that compile."""
     add_plan_arguments(parser)
     parser.add_argument("--launcher", choices=LAUNCHERS, help="run compilers through this cache as well")
-    parser.add_argument("--source", type=Path, help="a flash-attention checkout to take the sources from")
+    add_input_arguments(parser)
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say where sources and compiler come from."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=_source(os.environ),
+        help="a flash-attention checkout, submodules included, to take the sources from (default: $FA3_SOURCE)",
+    )
     parser.add_argument("--lock", type=Path, help="another source lock than the repository's")
     parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
+
+
+def _source(environ: Mapping[str, str]) -> Path | None:
+    return Path(environ["FA3_SOURCE"]) if environ.get("FA3_SOURCE") else None
 
 
 def _jobs(text: str | None, *, origin: str) -> int | None:
@@ -75,7 +89,7 @@ def from_environment(environ: Mapping[str, str]) -> Request:
         platform=environ.get("FLASH_ATTN3_PLATFORM") or None,
         jobs=jobs if jobs is not None else _jobs(environ.get("MAX_JOBS"), origin="MAX_JOBS"),
         launcher=environ.get("FLASH_ATTN3_LAUNCHER") or None,
-        source=Path(environ["FA3_SOURCE"]) if environ.get("FA3_SOURCE") else None,
+        source=_source(environ),
     )
 
 

@@ -22,13 +22,14 @@ RUNTIME = "libcudart_static.a"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Installed:
-    """A toolkit's own facts."""
+class Toolkit:
+    """A folder with a CUDA toolkit."""
 
+    root: Path
     version: tuple[int, int]
     include: Path
     cudart_dir: Path
-    identity: str
+    identity: str  # changes with its contents; holds no path
 
 
 def parse_version(text: str, *, origin: str) -> tuple[int, int]:
@@ -73,7 +74,7 @@ def ask_nvcc(nvcc: Path, settings: Settings) -> str:
     return done.stdout
 
 
-def read_toolkit(home: Path, settings: Settings, *, host: str, target: str) -> Installed:
+def read_toolkit(home: Path, settings: Settings, *, host: str, target: str) -> Toolkit:
     """The facts of a toolkit folder. Raises ToolchainError that lists everything it lacks."""
     tools = ("nvcc", "ptxas", "cuobjdump", "nvdisasm")
     missing = [f"bin/{tool}" for tool in tools if not (home / "bin" / tool).is_file()]
@@ -92,4 +93,4 @@ def read_toolkit(home: Path, settings: Settings, *, host: str, target: str) -> I
     text = ask_nvcc(home / "bin" / "nvcc", settings)
     sizes = [(home / "bin" / tool).stat().st_size for tool in tools]
     identity = hashlib.sha256(f"{text}{sizes}{(runtime / RUNTIME).stat().st_size}".encode()).hexdigest()
-    return Installed(version=nvcc_version(text), include=include, cudart_dir=runtime, identity=identity)
+    return Toolkit(root=home, version=nvcc_version(text), include=include, cudart_dir=runtime, identity=identity)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ci.plan.platforms import Platform
 from ci.settings import Settings
 from ci.toolchain.hostcxx import find_cxx
-from ci.toolchain.installed import RUNTIME, ask_nvcc, nvcc_version, read_toolkit
+from ci.toolchain.installed import RUNTIME, Toolkit, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import Pins, read_pins
 from flash_attn3_sm121.errors import ToolchainError, UsageError
@@ -70,80 +70,47 @@ def resolve(
     """
     host = machine(host)
     target = machine(target) if target else host
-    if cuda_home is not None:
-        return _installed(cuda_home.absolute(), host, target, settings, cxx)
-    pins = pins or read_pins()
+    if cuda_home is None:
+        toolkit = _pinned(pins or read_pins(), settings, host=host, target=target)
+    else:
+        toolkit = read_toolkit(cuda_home.absolute(), settings, host=host, target=target)
+    if not (toolkit.cudart_dir / RUNTIME).is_file():
+        raise ToolchainError(f"no {RUNTIME} in {toolkit.cudart_dir}")
+    include, tools = toolkit.include, toolkit.root / "bin"
+    command, cxx_version = find_cxx(host, target, settings, include=include, asked=cxx)
+    words = [toolkit.identity, target, f"{toolkit.version[0]}.{toolkit.version[1]}", cxx_version]
+    return Toolchain(
+        host=host,
+        target=target,
+        root=toolkit.root,
+        nvcc=tools / "nvcc",
+        ptxas=tools / "ptxas",
+        cuobjdump=tools / "cuobjdump",
+        nvdisasm=tools / "nvdisasm",
+        include_dirs=tuple(folder for folder in (include, include / "cccl") if folder.is_dir()),
+        cudart_dir=toolkit.cudart_dir,
+        cxx=command,
+        cxx_version=cxx_version,
+        version=toolkit.version,
+        origin="pinned packages" if cuda_home is None else str(toolkit.root),
+        fingerprint=hashlib.sha256("\n".join(words).encode()).hexdigest(),
+    )
+
+
+def _pinned(pins: Pins, settings: Settings, *, host: str, target: str) -> Toolkit:
+    """The toolkit that the pinned packages make, with the target's static runtime."""
     wheels = [package.wheels[host] for package in pins.packages]
-    label = f"CUDA {pins.cuda[0]}.{pins.cuda[1]} compiler for {host}"
-    root = unpacked(wheels, pins, settings, label=label)
-    runtime = root
+    root = unpacked(wheels, pins, settings, label=f"CUDA {pins.cuda[0]}.{pins.cuda[1]} compiler for {host}")
+    runtime, wheel = root, pins.package(pins.runtime).wheels[target]
     if target != host:
-        wheel = pins.package(pins.runtime).wheels[target]
         runtime = unpacked([wheel], pins, settings, label=f"CUDA runtime for {target}")
     found = nvcc_version(ask_nvcc(root / "bin" / "nvcc", settings))
     if found != pins.cuda:
         raise ToolchainError(f"the pinned nvcc says it is {found}, the lock says {pins.cuda}")
-    return _toolchain(
-        host=host,
-        target=target,
+    return Toolkit(
         root=root,
+        version=found,
         include=root / "include",
         cudart_dir=runtime / "lib",
-        version=found,
-        origin="pinned packages",
-        content=identity([*wheels, pins.package(pins.runtime).wheels[target]]),
-        asked=cxx,
-        settings=settings,
-    )
-
-
-def _installed(home: Path, host: str, target: str, settings: Settings, cxx: str | None) -> Toolchain:
-    toolkit = read_toolkit(home, settings, host=host, target=target)
-    return _toolchain(
-        host=host,
-        target=target,
-        root=home,
-        include=toolkit.include,
-        cudart_dir=toolkit.cudart_dir,
-        version=toolkit.version,
-        origin=str(home),
-        content=toolkit.identity,
-        asked=cxx,
-        settings=settings,
-    )
-
-
-def _toolchain(
-    *,
-    host: str,
-    target: str,
-    root: Path,
-    include: Path,
-    cudart_dir: Path,
-    version: tuple[int, int],
-    origin: str,
-    content: str,
-    asked: str | None,
-    settings: Settings,
-) -> Toolchain:
-    if not (cudart_dir / RUNTIME).is_file():
-        raise ToolchainError(f"no {RUNTIME} in {cudart_dir}")
-    command, cxx_version = find_cxx(host, target, settings, include=include, asked=asked)
-    words = [content, target, f"{version[0]}.{version[1]}", cxx_version]
-    includes = tuple(folder for folder in (include, include / "cccl") if folder.is_dir())
-    return Toolchain(
-        host=host,
-        target=target,
-        root=root,
-        nvcc=root / "bin" / "nvcc",
-        ptxas=root / "bin" / "ptxas",
-        cuobjdump=root / "bin" / "cuobjdump",
-        nvdisasm=root / "bin" / "nvdisasm",
-        include_dirs=includes,
-        cudart_dir=cudart_dir,
-        cxx=command,
-        cxx_version=cxx_version,
-        version=version,
-        origin=origin,
-        fingerprint=hashlib.sha256("\n".join(words).encode()).hexdigest(),
+        identity=identity([*wheels, wheel]),
     )
