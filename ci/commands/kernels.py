@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
 
+from ci.cache import executed
 from ci.commands import common, options
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, calls
@@ -51,6 +53,8 @@ def do_kernels(args: argparse.Namespace) -> int:
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
+    ran = executed.find(session.settings.cache, (report.key for report in made.reports))
+    shown = document.rows(usage, code, answers, json.loads(ran) if ran else None)
     words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
     words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]
     words += [*([f"--write {args.write}"] if args.write else [])]
@@ -65,7 +69,7 @@ def do_kernels(args: argparse.Namespace) -> int:
         command=" ".join(words),
     )
     page = document.to_summary if args.summary else document.to_text
-    text = page([row for row in document.rows(usage, code, answers) if chosen_rows(row)], about)
+    text = page([row for row in shown if chosen_rows(row)], about)
     if args.write:
         args.write.write_text(text, encoding="utf-8")
         narrate.note(f"wrote {args.write}")

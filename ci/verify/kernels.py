@@ -6,11 +6,12 @@ Names are mangled; c++filt, which comes with g++, spells them out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ci.process import output_of
+from ci.verify.loops import TENSOR, Instruction, inner_loop
 
 Kind = Literal["forward", "backward", "combine", "prepare", "preprocess", "postprocess", "library", "other"]
 
@@ -120,6 +121,26 @@ def variant(mangled: str) -> Variant | None:
     return Variant(dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags))
 
 
+_PRODUCTS = {"forward": 2, "backward": 5}
+_MMA = 16 * 8 * 16  # multiplications of one mma.sync of 16-bit elements
+
+
+def loop_of(mangled: str, counted: Mapping[str, int]) -> dict[str, int]:
+    """The inner loop of an mma.sync attention kernel, with the warps that share a tile.
+
+    Empty for any other kernel, and where the loop's tensor-core instructions are not those of a tile: then the compiler
+    has laid the loop out in another way than is known here.
+    """
+    shape, products = tile(mangled), _PRODUCTS.get(kind(mangled), 0)
+    if shape is None or not counted:
+        return {}
+    whole = products * shape.block_m * shape.block_n * shape.head_dim // _MMA
+    warps, rest = divmod(whole, counted["tensor"])
+    if rest or (kind(mangled) == "forward" and warps != shape.warps):
+        return {}
+    return {**counted, "warps": warps}
+
+
 _SMEM_ALIGNMENT = 128
 
 
@@ -171,23 +192,28 @@ class Kernel:
     registers: int
     stack: int
     static_smem: int
+    # One iteration of the inner loop of an mma.sync attention kernel: its instructions a warp by class, and the warps.
+    loop: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Instruction counts of one function in one image."""
+    """Instruction counts of one function in one image. `loop` is `loops.inner_loop`'s."""
 
     instructions: int = 0
     tensor_core: int = 0
     async_copies: int = 0
     spill_stores: int = 0
     spill_loads: int = 0
+    loop: Mapping[str, int] = field(default_factory=dict)
 
 
 _ARCH = re.compile(r"^\s*arch = (sm_\w+)")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Z0-9_]*)")
-_TENSOR = {"HMMA", "HGMMA", "QMMA", "QGMMA", "OMMA", "UTCHMMA"}
+_INSTRUCTION = re.compile(
+    r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Z0-9_]*)(?P<modifiers>[.\w]*)"
+)
+_BRANCH = re.compile(r"\b0x([0-9a-f]+)\s*;")
 _COPIES = {"LDGSTS", "UTMALDG"}
 
 
@@ -195,33 +221,32 @@ def parse_sass(text: str) -> dict[tuple[str, str], Code]:
     """(image, mangled name) -> counts, from `cuobjdump -sass`. NOP padding does not count as an instruction."""
     codes: dict[tuple[str, str], Code] = {}
     image, name = "", ""
-    counts = [0, 0, 0, 0, 0]
+    body: list[Instruction] = []
     for line in text.splitlines():
         if match := _INSTRUCTION.match(line):
-            op = match["op"]
-            counts[0] += op != "NOP"
-            counts[1] += op in _TENSOR
-            counts[2] += op in _COPIES
-            counts[3] += op == "STL"
-            counts[4] += op == "LDL"
+            branch = _BRANCH.search(line) if match["op"] == "BRA" else None
+            target = int(branch[1], 16) if branch else None
+            body.append(Instruction(int(match["at"], 16), match["op"], match["modifiers"], target))
         elif match := _FUNCTION.match(line):
-            _store(codes, image, name, counts)
-            name, counts = match[1], [0, 0, 0, 0, 0]
+            _store(codes, image, name, body)
+            name, body = match[1], []
         elif match := _ARCH.match(line):
-            _store(codes, image, name, counts)
-            image, name, counts = match[1], "", [0, 0, 0, 0, 0]
-    _store(codes, image, name, counts)
+            _store(codes, image, name, body)
+            image, name, body = match[1], "", []
+    _store(codes, image, name, body)
     return codes
 
 
-def _store(codes: dict[tuple[str, str], Code], image: str, name: str, counts: list[int]) -> None:
+def _store(codes: dict[tuple[str, str], Code], image: str, name: str, body: list[Instruction]) -> None:
     if name:
+        ops = [item.op for item in body]
         codes[image, name] = Code(
-            instructions=counts[0],
-            tensor_core=counts[1],
-            async_copies=counts[2],
-            spill_stores=counts[3],
-            spill_loads=counts[4],
+            instructions=sum(op != "NOP" for op in ops),
+            tensor_core=sum(op in TENSOR for op in ops),
+            async_copies=sum(op in _COPIES for op in ops),
+            spill_stores=ops.count("STL"),
+            spill_loads=ops.count("LDL"),
+            loop=inner_loop(body),
         )
 
 

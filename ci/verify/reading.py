@@ -161,7 +161,9 @@ def remembered(
         fingerprint: names the disassembler.
     """
     here = Path(__file__).parent
-    code = hashlib.sha256(b"".join((here / name).read_bytes() for name in ("reading.py", "kernels.py"))).hexdigest()
+    code = hashlib.sha256(
+        b"".join((here / name).read_bytes() for name in ("reading.py", "kernels.py", "loops.py"))
+    ).hexdigest()
     entry = f"readings/{_sha256(f'{sha256}{chr(10)}{fingerprint}{chr(10)}{code}'.encode())}"
     with locked(cache, entry):
         file = cache / entry / "machine-code.json"
@@ -214,6 +216,7 @@ def join(
             registers=usage[image, name].registers,
             stack=usage[image, name].stack,
             static_smem=usage[image, name].shared,
+            loop=kernels.loop_of(name, counts.loop),
         )
         for (image, name), counts in sorted(code.items())
         if (image, name) in usage

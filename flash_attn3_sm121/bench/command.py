@@ -60,8 +60,9 @@ def do_bench(args: argparse.Namespace) -> int:
         return 0
     if args.roofline:
         from flash_attn3_sm121.bench.roofline import roofline
+        from flash_attn3_sm121.native.location import locate
 
-        show(roofline(args.roofline))
+        show(roofline(args.roofline, locate().folder))
         return 0
     if args.overhead:
         _overhead(args)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from flash_attn3_sm121.bench import bounds
 from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
 from flash_attn3_sm121.bench.measure import Ceiling
 from flash_attn3_sm121.bench.session import time_text
@@ -47,8 +49,11 @@ def predict(work: Workload, device: DeviceSheet, *, tile_rows: int = 128) -> Lin
 HEAD = ("workload", "GFLOP", "MiB moved", "FLOP/byte", "bound", "least time", "rate then", "K+V", "tiles", "waves")
 
 
-def roofline(name: str) -> list[Block]:
+def roofline(name: str, libraries: Path | None = None) -> list[Block]:
     """The table of `flash-attn3 bench --roofline NAME`.
+
+    Args:
+        libraries: the folder of a wheel's libraries, whose kernels are shown for a GB10; None: the workloads alone.
 
     Raises:
         UsageError: there are no figures for a device of that name.
@@ -83,4 +88,5 @@ def roofline(name: str) -> list[Block]:
         "",
         "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call",
         "fills the device only by splitting the keys (num_splits).",
+        *(["", *bounds.blocks(libraries)] if libraries and device is bounds.GB10 else []),
     ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from flash_attn3_sm121.arch import CAPABILITIES
+from flash_attn3_sm121.bench.bounds import PEAK_TFLOPS, Bounds
 from flash_attn3_sm121.bench.devices import SHEETS, sheet
 from flash_attn3_sm121.bench.roofline import predict, roofline
 from flash_attn3_sm121.bench.workloads import CUDA
@@ -40,3 +45,36 @@ def test_text_says_that_it_is_a_prediction() -> None:
     assert "not a measurement" in " ".join(text.split()) and "decode-ragged" in text and "423 FLOP/byte" in text
     with pytest.raises(UsageError, match="no figures for 'tpu'"):
         sheet("tpu")
+
+
+# A warp's share of a tile of 128 x 64 at head dim 64, four warps.
+LOOP = {"instructions": 700, "tensor": 128, "mufu": 68, "fp": 308, "integer": 80, "shared": 216, "warps": 4}
+
+
+def kernel(label: str, **more: Any) -> dict[str, Any]:
+    return {"label": label, "kind": label.split()[0], "image": "sm_121", "registers": 255, "loop": LOOP, **more}
+
+
+def test_the_slowest_unit_sets_the_pace() -> None:
+    found = Bounds.of(LOOP, 255)
+    assert (found.tensor, found.issue, found.mufu, found.shared) == (2048, 700, 544, 864)
+    assert found.warps == 8, "two blocks of four warps at 255 registers a thread"
+    assert found.most == 1 and found.least == pytest.approx(2048 / (2048 + 700 + 544 + 864))
+    assert Bounds.of(LOOP | {"mufu": 512}, 255).most == 0.5
+    assert Bounds.of(LOOP, 128).warps == 16 and Bounds.of(LOOP | {"warps": 8}, 255).warps == 8
+    assert pytest.approx(118.85, abs=0.01) == PEAK_TFLOPS
+
+
+def test_an_installed_wheels_kernels_are_in_the_table_of_a_gb10(tmp_path: Path) -> None:
+    kernels = [
+        kernel("forward hd64 bf16 [sm_121]"),
+        kernel("forward hd64 fp16 causal [sm_121]", loop=LOOP | {"instructions": 800}),
+        kernel("forward hd64 bf16 [sm_120]", image="sm_120", loop=LOOP | {"instructions": 9999}),
+        kernel("prepare _Zwhat [sm_121]", loop={}),
+    ]
+    (tmp_path / "verify.json").write_text(json.dumps({"libraries": {"x.so": {"kernels": kernels}}}), encoding="utf-8")
+    (line,) = [line for line in plain(roofline("gb10", tmp_path)).splitlines() if line.startswith("forward")]
+    assert " ".join(line.split()) == "forward hd64 2 2048 700 to 800 544 864 8 48 to 100 %"
+    assert "prediction on paper, never measured" in " ".join(plain(roofline("gb10", tmp_path)).split())
+    assert "forward" not in plain(roofline("h100", tmp_path))
+    assert "no wheel with counted kernels" in plain(roofline("gb10", tmp_path / "none"))

@@ -14,6 +14,7 @@ from ci.prove.gb10 import executable, mutants, report
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.pool import Counts, Pool, Results
+from ci.verify import kernels
 from flash_attn3_sm121.console import Narrator
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -57,6 +58,25 @@ def test_every_case_is_right_and_every_attention_kernel_was_executed(smoke: Smok
     text = report.to_text(made)
     assert f"4 attention kernels and {len(made['kernels']) - 4} others" in text and "0 cases wrong" in text
     assert json.loads(report.to_json(made))["cases"] == len(smoke.cases)
+
+
+def test_the_work_of_a_tile_is_what_the_machine_code_says(smoke: Smoke) -> None:
+    """What four tiles more execute in the PTX, against one iteration of the loop that `verify` finds in the SASS."""
+    counted = smoke.executable.run("tests.fakes.tile_calls:work", {"dim": 64, "keys": 256, "tiles": 4}).result
+    session = common.begin(options.Request(profile="smoke", archs="12.1"), QUIET)
+    (family,) = session.plan.families
+    inputs = common.gather_inputs(session)
+    build = common.builder(session, inputs)
+    (unit,) = [key for key in build.keys(family.units) if key.planned.unit.name.startswith("fwd_hd64")]
+    listing = common.disassembler(inputs).listing("-sass", build.store.object(unit.key), QUIET)
+    loop = kernels.loop_of(counted["kernel"], kernels.parse_sass(listing)["sm_121", counted["kernel"]].loop)
+    assert loop["warps"] == 4
+    for name in ("tensor", "mufu", "matrices", "copies"):
+        assert counted[name] % (4 * loop["warps"]) == 0, name
+    tile = {name: counted[name] // (4 * loop["warps"]) for name in ("tensor", "mufu", "matrices", "copies")}
+    assert (tile["tensor"], tile["mufu"]) == (loop["tensor"], loop["mufu"])
+    # Four clocks of shared memory each; the rest are a few shuffles and loads of the thread's own numbers.
+    assert 0 <= loop["shared"] - 4 * (tile["matrices"] + tile["copies"]) <= 16
 
 
 def test_what_is_known_is_not_executed_again(smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,21 @@ from flash_attn3_sm121.errors import UsageError
 ABOUT = About(
     profile="full", image="sm_121", limit=101376, calls=7, unreached=2, pin="3effce8", cuda="13.0", command="this test"
 )  # fmt: skip
+RAN = {"instructions": 1000, "executed": 995, "cases": 12, "wrong": 0, "largest": {"out": 0.0079, "lse": 2e-6}}
+LOOP = {
+    "instructions": 1024, "tensor": 256, "mufu": 66, "fp": 298, "integer": 52, "shared": 583, "spills": 0, "warps": 8,
+}  # fmt: skip
 PLAIN = Row(
     kind="forward", variant=Variant(dtype="bf16", head_dim=128, flags=frozenset()), tile="128 x 128", warps=8,
-    registers=250, spills=0, smem=65920, tensor_core=768, launched=3,
+    registers=250, spills=0, smem=65920, tensor_core=768, launched=3, executed=RAN, loop=LOOP,
 )  # fmt: skip
 CAUSAL = replace(
     PLAIN, variant=replace(PLAIN.variant, flags=frozenset({"causal"})), tile="128 x 96", registers=255, spills=16,
-    smem=57728, launched=2,
+    smem=57728, launched=2, executed=RAN | {"executed": 900, "cases": 3, "wrong": 1, "largest": {"out": 0.5}}, loop={},
 )  # fmt: skip
-OTHER = replace(PLAIN, kind="backward", variant=replace(PLAIN.variant, dtype="fp16"), smem=99584, launched=1)
+OTHER = replace(
+    PLAIN, kind="backward", variant=replace(PLAIN.variant, dtype="fp16"), smem=99584, launched=1, executed=None
+)
 ROWS = (PLAIN, CAUSAL, OTHER)
 
 
@@ -33,14 +39,30 @@ def test_a_line_a_kernel() -> None:
         "Kernels that spill: 1 of 3. Built, but launched by no call: 2." in text
         and "the largest below asks for 99584." in text
     )
-    assert "| forward hd128 bf16 causal | 128 x 96 | 8 | 255 | 16 | 57728 | 768 | 1 | 2 |" in text
+    assert (
+        "| forward hd128 bf16 causal | 128 x 96 | 8 | 255 | 16 | 57728 | 768 | 1 | 2 | 90 % | 3 | 5.0e-01 | 1 |" in text
+    )
+    assert "(`make prove`, the same objects): 2 of 3." in text
+    assert "| backward hd128 fp16 | 128 x 128 | 8 | 250 | 0 | 99584 | 768 | 1 | 1 | no |  |  |  |" in text
+    assert "None of these kernels was executed" in to_text((OTHER,), ABOUT)
+
+
+def test_the_work_of_a_tile() -> None:
+    # 256 x 8 tensor-core instructions of 4096 FLOP at 1024 a clock; 1024 x 8 issued four at a time; 66 x 8 x 32 values
+    # of MUFU at 16 a clock; 583 x 8 times 128 bytes. Eight warps of 250 registers fill an SM.
+    text = to_text(ROWS, ABOUT)
+    assert "| forward hd128 bf16 | 128 x 128 | 8192 | 2048 | 1056 | 4664 | 8 | 2384 | 416 | 51 to 100 % |" in text
+    assert "Left out, as their inner loop was not found: 1." in text
+    assert "a prediction on paper, never measured" in " ".join(text.split())
+    assert "| forward hd128, 1 of them | 128 x 128 | 8192 |" in to_summary(ROWS, ABOUT)
 
 
 def test_a_line_a_head_dim_and_dtype() -> None:
-    lines = to_summary(ROWS, ABOUT).splitlines()
-    assert lines[-2:] == [
-        "| backward hd128 fp16 | 1 | 128 x 128 | 250 | 0 | 0 | 99584 | 768 | 1 |",
-        "| forward hd128 bf16 | 2 | 128 x 128, 128 x 96 | 250 to 255 | 1 | 16 | 57728 to 65920 | 768 | 5 |",
+    lines = [line for line in to_summary(ROWS, ABOUT).split("## Work")[0].splitlines() if "hd128" in line]
+    assert lines == [
+        "| backward hd128 fp16 | 1 | 128 x 128 | 250 | 0 | 0 | 99584 | 768 | 1 | no |  |  |  |",
+        "| forward hd128 bf16 | 2 | 128 x 128, 128 x 96 | 250 to 255 | 1 | 16 | 57728 to 65920 | 768 | 5 "
+        "| 2, 90 % or more | 15 | 5.0e-01 | 1 |",
     ]
 
 

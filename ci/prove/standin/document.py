@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ci.cache.objects import KernelUsage
 from ci.plan.profiles import Selection
 from ci.prove.standin.library import Answer
 from ci.verify import kernels
+from flash_attn3_sm121.bench import bounds
+from flash_attn3_sm121.bench.bounds import Bounds
 from flash_attn3_sm121.errors import UsageError
 
 # Per SM of compute capability 12.x: registers, warps, shared memory, and what the system takes of that a block.
@@ -28,6 +31,8 @@ class Row:
     smem: int
     tensor_core: int
     launched: int
+    loop: Mapping[str, int] = field(default_factory=dict)  # the inner loop, as `kernels.loop_of` gives it
+    executed: Mapping[str, Any] | None = None  # its row of executed.json
 
     @property
     def name(self) -> str:
@@ -40,9 +45,26 @@ class Row:
         by_smem = SMEM // (self.smem + SMEM_RESERVED)
         return min(by_registers, by_smem, WARPS // self.warps)
 
+    @property
+    def bounds(self) -> list[Bounds]:
+        """What the units allow it; nothing where its inner loop was not found."""
+        return [Bounds.of(self.loop, self.registers)] if self.loop else []
 
-def rows(usage: Sequence[KernelUsage], code: Mapping[str, kernels.Code], answers: Sequence[Answer]) -> tuple[Row, ...]:
-    """Attention kernels that some call launched, by variant."""
+    @property
+    def error(self) -> float | None:
+        """The largest error of outputs or gradients in the cases that launched it; None if none did."""
+        found = self.executed["largest"] if self.executed else {}
+        return max((found[name] for name in ("out", "dq", "dk", "dv") if name in found), default=None)
+
+
+def rows(
+    usage: Sequence[KernelUsage],
+    code: Mapping[str, kernels.Code],
+    answers: Sequence[Answer],
+    executed: Mapping[str, Any] | None = None,
+) -> tuple[Row, ...]:
+    """Attention kernels that some call launched, by variant. `executed` is what `make prove` left of these objects."""
+    ran = {row["kernel"]: row for row in executed["kernels"]} if executed else {}
     launches = [launch for answer in answers for launch in answer.launches]
     seen = {launch.kernel: launch for launch in launches}
     counts = {name: sum(launch.kernel == name for launch in launches) for name in seen}
@@ -63,6 +85,8 @@ def rows(usage: Sequence[KernelUsage], code: Mapping[str, kernels.Code], answers
                 smem=launch.smem,
                 tensor_core=code[item.kernel].tensor_core,
                 launched=counts[item.kernel],
+                loop=kernels.loop_of(item.kernel, code[item.kernel].loop),
+                executed=ran.get(item.kernel),
             )
         )
     return tuple(sorted(found, key=lambda row: row.name))
@@ -104,6 +128,16 @@ def _spilling(found: Sequence[Row]) -> int:
     return sum(row.spills > 0 for row in found)
 
 
+def _executed(found: Sequence[Row]) -> str:
+    ran = [row.executed for row in found if row.executed]
+    if not ran:
+        return "None of these kernels was executed in software (`make prove`)."
+    return f"""Executed in software (`make prove`, the same objects): {len(ran)} of {len(found)}. `executed` is the part
+of a kernel's PTX that some case reached. A case counts for each kernel that it launched. The largest error is that of
+outputs, for a backward that of gradients. A case is wrong by a finding (a race, an access out of bounds, ...) or by a
+number."""
+
+
 def _head(found: Sequence[Row], about: About) -> str:
     """It holds no date and no path: the same build gives the same text."""
     return f"""# Kernels for {about.image}, profile {about.profile}
@@ -114,6 +148,8 @@ counted in the disassembly, and shared memory and warps are what the host code a
 driven through it with a stand-in CUDA runtime that posed as a GB10 (48 SMs, 24 MB of L2, {about.limit} bytes of shared
 memory a block). Nothing here was timed: blocks an SM follow from arithmetic. `gqa`: for a backward with grouped heads.
 
+{_executed(found)}
+
 A block may ask for {about.limit} bytes of shared memory; the largest below asks for {max(row.smem for row in found)}.
 Kernels that spill: {_spilling(found)} of {len(found)}. Built, but launched by no call: {about.unreached}.
 
@@ -121,39 +157,80 @@ Kernels that spill: {_spilling(found)} of {len(found)}. Built, but launched by n
 
 
 _SHARED = ("shared memory", "tensor-core instr.")
+_EXECUTED = ("executed", "cases", "largest error", "wrong")
 
 
 def _columns(*names: str) -> str:
-    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
+    return _line(*names) + f"|{'---|' * len(names)}\n"
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def _ran(found: Sequence[Row]) -> tuple[str, ...]:
+    """The columns `_EXECUTED` of one kernel, or of several."""
+    ran = [row.executed for row in found if row.executed]
+    errors = [row.error for row in found if row.error is not None]
+    if not ran:
+        return ("no", "", "", "")
+    part = min(100 * row["executed"] // max(1, row["instructions"]) for row in ran)
+    covered = f"{part} %" if len(found) == 1 else f"{len(ran)}, {part} % or more"
+    cases, wrong = sum(row["cases"] for row in ran), sum(row["wrong"] for row in ran)
+    return (covered, str(cases), f"{max(errors):.1e}" if errors else "", str(wrong))
+
+
+def _work(groups: Sequence[tuple[str, Sequence[Row]]]) -> str:
+    """What the units allow the kernels of each group, by the instructions of a tile."""
+    head = _columns("kernels", "tile", *bounds.HEAD[:-1], "fp", "integer", bounds.HEAD[-1])
+    body = ""
+    for name, found in groups:
+        counted = [row for row in found if row.bounds]
+        if not counted:
+            continue
+        *clocks, share = bounds.cells([item for row in counted for item in row.bounds])
+        issued = (bounds.span(row.loop[kind] * row.loop["warps"] for row in counted) for kind in ("fp", "integer"))
+        body += _line(name, ", ".join(sorted({row.tile for row in counted})), *clocks, *issued, share)
+    missing = sum(not row.bounds for _, found in groups for row in found)
+    left = f"\nLeft out, as their inner loop was not found: {missing}.\n" if missing else ""
+    return f"""
+## Work of a tile
+
+{bounds.NOTES}
+`fp` and `integer`: instructions of warps, a part of those issued. `python -m ci verify --json` has every kernel's.
+
+{head}{body}{left}"""
 
 
 def to_text(found: Sequence[Row], about: About) -> str:
     """The page with every kernel."""
-    head = _columns("kernel", "tile", "warps", "registers", "spill bytes", *_SHARED, "blocks an SM", "calls")
+    names = ("kernel", "tile", "warps", "registers", "spill bytes", *_SHARED, "blocks an SM", "calls", *_EXECUTED)
     body = "".join(
-        f"| {row.name} | {row.tile} | {row.warps} | {row.registers} | {row.spills} | {row.smem} | "
-        f"{row.tensor_core} | {row.blocks} | {row.launched} |\n"
+        _line(
+            row.name, row.tile, row.warps, row.registers, row.spills, row.smem, row.tensor_core, row.blocks,
+            row.launched, *_ran([row]),
+        )
         for row in found
-    )
-    return _head(found, about) + head + body
-
-
-def _span(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
+    )  # fmt: skip
+    return _head(found, about) + _columns(*names) + body + _work([(row.name, [row]) for row in found])
 
 
 def to_summary(found: Sequence[Row], about: About) -> str:
     """The page with a line for each direction, head dim and dtype: the profile's whole breadth at a glance."""
     groups: dict[tuple[str, int, str], list[Row]] = {}
+    tiles: dict[tuple[str, int, str], list[Row]] = {}
     for row in found:
         groups.setdefault((row.kind, row.variant.head_dim, row.variant.dtype), []).append(row)
-    head = _columns("kernels", "of them", "tiles", "registers", "that spill", "bytes at most", *_SHARED, "calls")
+        tiles.setdefault((row.kind, row.variant.head_dim, row.tile), []).append(row)
+    names = ("kernels", "of them", "tiles", "registers", "that spill", "bytes at most", *_SHARED, "calls", *_EXECUTED)
     body = "".join(
-        f"| {kind} hd{dim} {dtype} | {len(rows)} | {', '.join(sorted({row.tile for row in rows}))} | "
-        f"{_span([row.registers for row in rows])} | {_spilling(rows)} | "
-        f"{max(row.spills for row in rows)} | {_span([row.smem for row in rows])} | "
-        f"{_span([row.tensor_core for row in rows])} | {sum(row.launched for row in rows)} |\n"
+        _line(
+            f"{kind} hd{dim} {dtype}", len(rows), ", ".join(sorted({row.tile for row in rows})),
+            bounds.span(row.registers for row in rows), _spilling(rows), max(row.spills for row in rows),
+            bounds.span(row.smem for row in rows), bounds.span(row.tensor_core for row in rows),
+            sum(row.launched for row in rows), *_ran(rows),
+        )
         for (kind, dim, dtype), rows in sorted(groups.items())
-    )
-    return _head(found, about) + head + body
+    )  # fmt: skip
+    work = [(f"{kind} hd{dim}, {len(rows)} of them", rows) for (kind, dim, _), rows in sorted(tiles.items())]
+    return _head(found, about) + _columns(*names) + body + _work(work)

@@ -1,0 +1,32 @@
+"""In the executing process: what more tiles of keys cost a forward kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ci.prove.gb10.child import Gpu
+
+CLASSES = {"tensor": "mma.sync", "mufu": "ex2.approx", "matrices": "ldmatrix.sync.aligned.x4", "copies": "cp.async.cg"}
+BLOCK_N = 64
+
+
+def _call(gpu: Gpu, dim: int, keys: int) -> str:
+    """One block of 128 rows over that many keys; the name of its kernel."""
+    q, k, v = (torch.randn(1, length, 1, dim).bfloat16() for length in (128, keys, keys))
+    gpu.call("fwd", q=q, k=k, v=v, num_splits=1)
+    (launch,) = gpu.launches[-1:]
+    return str(launch["kernel"])
+
+
+def work(gpu: Gpu, dim: int, keys: int, tiles: int) -> dict[str, Any]:
+    """By class, how many instructions of warps `tiles` more tiles of keys take."""
+    totals: list[dict[str, int]] = [dict.fromkeys(CLASSES, 0)]
+    for length in (keys, keys + tiles * BLOCK_N):
+        kernel = _call(gpu, dim, length)
+        counts = [(text, count) for _, text, count in gpu.machine.counts(kernel)]
+        totals.append({name: sum(n for text, n in counts if text.startswith(head)) for name, head in CLASSES.items()})
+    before, first, second = totals
+    more = {name: (second[name] - first[name]) - (first[name] - before[name]) for name in CLASSES}
+    return {"kernel": kernel, **more}
