@@ -26,10 +26,11 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "transformers-4.57": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", *COMMON),
     "transformers-5.17": ("transformers==5.17.0", "tokenizers==0.23.3", "huggingface_hub==1.33.0", *COMMON),
     "transformers-5.23": ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
     "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
 }
-# Taken without what it asks for (CUDA libraries): only its Python side is read.
-BARE = {"transformer-engine-2.20": ("transformer-engine==2.20.2",)}
+# Taken without what they ask for (CUDA libraries): only their Python side is read.
+BARE = {"transformer-engine-2.20": ("transformer-engine==2.20.2",), "wan-2.2": ("wan22==2.2.11",)}
 TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith("transformers"))
 
 

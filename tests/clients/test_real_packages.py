@@ -89,6 +89,21 @@ def test_diffusers(tmp_path: Path) -> None:
     assert layout == 1.0
 
 
+def test_diffusers_that_defines_our_op_itself(tmp_path: Path) -> None:
+    """0.35 has `flash_attn_3::_flash_attn_forward` of its own, with three arguments."""
+    report: dict[str, Any] = run("diffusers-0.35", HERE / "probe_diffusers_op.py", home=tmp_path)
+    assert report["detected"] is True
+    assert report["arguments"] == 3
+    assert max(report["dense"], report["ours"]) < 1e-5
+
+
+def test_wan(tmp_path: Path) -> None:
+    """Its `[0]` meant a pair's first half, and takes a tensor's first token."""
+    report: dict[str, Any] = run("wan-2.2", HERE / "probe_wan.py", home=tmp_path)
+    assert report.pop("detected") is True
+    assert max(report.values()) < 2e-2
+
+
 def test_transformer_engine(tmp_path: Path) -> None:
     report: dict[str, Any] = run("transformer-engine-2.20", HERE / "probe_engine.py", home=tmp_path)
     assert report["version"] == "3.0.0"
