@@ -111,12 +111,16 @@ EXPORT void free(void* memory) {
     auto* entry = at(reinterpret_cast<uintptr_t>(address));
     if (entry != nullptr && entry->begin == reinterpret_cast<uintptr_t>(address) && entry->live) {
         entry->live = false;
-        if (--live == 0) {  // nothing points here any more: begin anew
-            count = used = 0;
-            if (highest > (size_t{256} << 20)) {
-                madvise(base, highest, MADV_DONTNEED);
-                highest = 0;
-            }
+        --live;
+        // What nothing points to any more is used again; torch's own libraries keep a buffer or two.
+        while (count > 0 && !table[count - 1].live) {
+            --count;
+        }
+        used = count == 0 ? 0 : table[count - 1].end - reinterpret_cast<uintptr_t>(base);
+        if (live <= 2 && highest - used > (size_t{256} << 20)) {
+            auto const kept = (used + GAP) / GAP * GAP;
+            madvise(base + kept, highest - kept, MADV_DONTNEED);
+            highest = kept;
         }
     }
 }

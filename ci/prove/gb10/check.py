@@ -90,12 +90,12 @@ class Maker:
                 q[every, head] = STEEP * k[key[every], head * k.shape[1] // heads]
 
     def lengths(self, most: int, *, none: bool = False) -> list[int]:
-        """A length for each of the batch: the whole, and shorter ones; the second is 0 with `none`."""
-        found = [most, *(max(1, most * (3 + i % 4) // 7 - i % 2) for i in range(self.case.batch - 1))]
-        return [0 if none and b == 1 else length for b, length in enumerate(found)]
+        """A length for each of the batch: shorter ones, and the whole; the last but one is 0 with `none`."""
+        shorter = [max(1, most * (3 + i % 4) // 7 - i % 2) for i in range(self.case.batch - 1)]
+        return [*shorter[: len(shorter) - none], *([0] * none), most]
 
     def pairs(self) -> tuple[list[int], list[int]]:
-        """Rows and keys of each of the batch; the second has no rows, or no keys."""
+        """Rows and keys of each of the batch; the last but one has no rows, or no keys."""
         odd = self.case.seed % 2 == 1
         return self.lengths(self.case.rows, none=odd), self.lengths(self.case.keys, none=not odd)
 
@@ -149,8 +149,9 @@ def parts(case: Case) -> list[Case]:
     if not case.sweep:
         return [case]
     # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound.
-    lengths = [first + more for first in range(0, 130, 8) for more in (1, 2)]
-    return [replace(case, sweep=False, keys=keys, rows=1 + keys * 7 % 129) for keys in lengths]
+    eights = range(0, 130, 8)
+    lengths = [(eight + 1, 128) for eight in eights] + [(eight + 2, 1 + eight * 7 % 129) for eight in eights]
+    return [replace(case, sweep=False, keys=keys, rows=rows) for keys, rows in lengths]
 
 
 def one(gpu: Gpu, case: Case) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     """Batches of which only a part is used; what is behind that part holds NaN, and its gradients are undefined."""
     heads, groups = case.heads
     rows, keys = maker.pairs()
-    keys.reverse()
+    keys = keys[::-1] if case.batch > 2 else keys
     q, dout, out = (maker.normal(case.batch, case.rows, heads, case.dim) for _ in range(3))
     k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
     lse = torch.full((case.batch, heads, case.rows), torch.nan)

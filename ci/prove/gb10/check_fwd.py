@@ -33,7 +33,7 @@ def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     given: dict[str, Any] = {}
     if case.mode == "used":
         rows, keys = maker.pairs()
-        keys.reverse()
+        keys = keys[::-1] if case.batch > 2 else keys
         given = {"seqused_q": ints(rows), "seqused_k": ints(keys)}
     for b in range(case.batch):
         q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan

@@ -93,6 +93,8 @@ def choose(
 ) -> list[Mutant]:
     """Mutants of executed instructions of attention kernels and combine, as many of each kind as there are.
 
+    A wait is left alone if the next instruction waits for all copies: without the first nothing changes.
+
     Args:
         texts: a kernel's PTX, with empty lines before it so that line numbers are those of its file.
         counts: how often each instruction of a kernel ran.
@@ -120,6 +122,26 @@ def choose(
             if picked[kind] and len(found) < number:
                 found.append(picked[kind].pop())
     return found
+
+
+def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
+    """Why a change cannot matter to any call; "" where that is not known."""
+    lines = texts[mutant.kernel].split("\n")
+    before, after = "\n".join(lines[: mutant.line - 1]), lines[mutant.line :]
+    if mutant.kind == "barrier dropped" and "SingleTileScheduler" in mutant.kernel and "\tbar." not in before:
+        return "it guards the output of the block's tile before, and a block of this kernel has one tile"
+    compared = re.fullmatch(r"setp\.(\w+)\.[us]32\s+%p\d+, (%r\d+), (\d+);", mutant.before)
+    if compared is None:
+        return ""
+    how, register, number = compared.groups()
+    thread = re.search(r"mov\.u32\s+(%r\d+), %tid\.x;", before)
+    if how == "lt" and thread and thread[1] == register and f".maxntid {number}\n" in before:
+        return f"a block has {number} threads: none has that number"
+    quad = thread and re.search(rf"and\.b32\s+{register}, {thread[1]}, 3;", before)
+    stored = next((line for line in after if line.strip().startswith("st.")), "")
+    if how == "ne" and number == "0" and quad and "st.f32" in stored:
+        return "another lane of four stores the LSE of their row, which all four hold"
+    return ""
 
 
 _STATEMENT = re.compile(r"^(?!\.|//|\$|[{})])\S.*;$")
@@ -185,7 +207,10 @@ class Trial:
                 for done in work:
                     caught |= done.result()
             self.narrate.note(f"{sum(map(bool, caught.values()))} of {len(mutants)} mutants caught (up to {sms} SMs)")
-        return [{**asdict(mutant), "caught": caught.get(mutant, "")} for mutant in mutants]
+        return [
+            {**asdict(mutant), "caught": caught[mutant], "reason": "" if caught[mutant] else reason(mutant, texts)}
+            for mutant in mutants
+        ]
 
     def _part(
         self, part: Sequence[Mutant], texts: Mapping[str, str], launched: Mapping[Case, set[str]], sms: int
@@ -209,5 +234,7 @@ def to_text(tried: Sequence[Mapping[str, Any]]) -> str:
     for mutant in tried:
         if not mutant["caught"]:
             variant = kernels.variant(mutant["kernel"]) or kernels.kind(mutant["kernel"])
-            lines.append(f"survived: {mutant['kind']}, {variant}, line {mutant['line']}: {mutant['before']}")
+            place = f"{variant}, line {mutant['line']}: {mutant['before']} -> {mutant['after'] or 'nothing'}"
+            lines.append(f"survived: {mutant['kind']}, {place}")
+            lines.append(f"    {mutant['reason'] or 'why it cannot matter is not known'}")
     return "\n".join(lines) + "\n"
