@@ -114,7 +114,7 @@ class WheelEntry:
     cuda: str
     upstream: str
     verify: str
-    checks: tuple[str, ...]  # the rules that the verifier held it to
+    checks: tuple[str, ...]  # the rules that the verifier held it to, and what was executed in software
     published: str
     added: int  # the generation that brought it in
 

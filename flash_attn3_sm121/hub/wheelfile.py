@@ -23,7 +23,7 @@ from packaging.version import InvalidVersion, Version
 from flash_attn3_sm121.call.schemas import differences
 from flash_attn3_sm121.errors import FactsError, HubError, IntegrityError
 from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_name
-from flash_attn3_sm121.native.buildfacts import BuildFacts
+from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE, BuildFacts, executed_line
 
 LIB = f"{PACKAGE}/lib/"
 NOT_FACTS = frozenset({f"{LIB}{name}.json" for name in ("executed", "provenance", "verify")})
@@ -51,7 +51,7 @@ class WheelFile:
     platform: str  # linux_aarch64, linux_x86_64 or any
     facts: tuple[BuildFacts, ...]
     verify: str  # pass, no-library, or why it is not verified
-    checks: tuple[str, ...]  # the rules that the verify report says were held
+    checks: tuple[str, ...]  # the rules that the verify report says were held, and what was executed in software
     files: tuple[str, ...]  # of the package, PACKAGE/...
     licences: tuple[str, ...]  # <dist-info>/licenses/...
 
@@ -206,6 +206,17 @@ def _checks(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, ...]:
     return tuple(sorted({str(check["rule"]) for check in checks if isinstance(check, Mapping) and check.get("ok")}))
 
 
+def _executed(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, ...]:
+    """What ran in software before the wheel was made, in a line; nothing where the wheel does not say."""
+    report = f"{LIB}{EXECUTED_FILE}"
+    if report not in names:
+        return ()
+    try:
+        return (executed_line(json.loads(_text(archive, report))),)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{report} is not what `make prove` writes: {error!r}", hint=REBUILD) from error
+
+
 def _platform(tags: frozenset[str], facts: tuple[BuildFacts, ...]) -> str:
     if not facts:
         return "any"
@@ -250,7 +261,7 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
             metadata = _text(archive, f"{dist_info}/METADATA").encode()
             facts = _facts(archive, names)
             verdict = _verify(archive, names, facts)
-            checks = _checks(archive, names) if verdict == "pass" else ()
+            checks = (*_checks(archive, names), *_executed(archive, names)) if verdict == "pass" else ()
     except OSError as error:
         raise HubError(f"cannot read {path}: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, csv.Error) as error:

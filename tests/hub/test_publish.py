@@ -103,6 +103,16 @@ def test_a_rebuilt_wheel_of_the_same_name_replaces_the_old_one(hub: Hub, tmp_pat
     assert set(hub.index().repos[VARUNNEAL].revisions) == {before.revision, after.revision}
 
 
+def test_the_page_says_what_was_executed(hub: Hub, tmp_path: Path) -> None:
+    page = hub.layout.root / "www/index.html"
+    assert "executed in software" not in page.read_text(encoding="utf-8")
+    story = {"attention": 96, "cases": 602, "wrong": 0, "kernels": []}
+    extra = {f"{PACKAGE}/lib/executed.json": json.dumps(story).encode()}
+    publish(hub, judge([write_wheel(tmp_path, extra=extra, local="g1234567.121.smoke")]))
+    line = "executed in software: 96 attention kernels for 12.1 in 602 cases, none wrong"
+    assert line in page.read_text(encoding="utf-8")
+
+
 def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
     mine = dict(parse_repo(text) for text in ("my-lab/attention", "my-lab/vllm-attention", "my-lab/x=vllm"))
     assert list(mine.values()) == [Flavour.FA3, Flavour.VLLM, Flavour.VLLM]
@@ -140,6 +150,7 @@ def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
         ({"extra": {f"{PACKAGE}/bomb.bin": bytes(100 << 20)}}, IntegrityError, "a zip bomb"),
         ({"extra": {f"{PACKAGE}/lib/other.json": bytes(20 << 20)}}, IntegrityError, "expected at most 16777216"),
         ({"modes": {f"{PACKAGE}/__init__.py": 0o120777}}, IntegrityError, "is a link"),
+        ({"extra": {f"{PACKAGE}/lib/executed.json": b"[]"}}, IntegrityError, "not what `make prove` writes"),
     ],
     ids=[
         "proxy",
@@ -159,6 +170,7 @@ def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
         "bomb",
         "large-facts",
         "link",
+        "bad-executed",
     ],
 )
 def test_bad_wheels_are_refused(tmp_path: Path, make: dict[str, object], error: type[Exception], message: str) -> None:

@@ -1,0 +1,76 @@
+"""Which calls are executed, and which changed instructions no call can notice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ci import ROOT
+from ci.plan.profiles import find, select
+from ci.prove.gb10.cases import cases
+from ci.prove.gb10.mutants import Mutant, choose, reason
+from flash_attn3_sm121.arch import Family
+
+KERNEL = "_ZN7cutlass13device_kernelIN5flash19enable_sm80_to_sm89INS1_16FlashAttnFwdSm80SingleTileScheduler"
+BODY = """\
+.entry kernel()
+.maxntid 128
+{
+\tmov.u32 \t%r1, %tid.x;
+\tand.b32 \t%r2, %r1, 3;
+\tcp.async.wait_group 1;
+\tcp.async.wait_group 0;
+\tbar.sync \t0;
+\tsetp.lt.u32 \t%p1, %r1, 128;
+\tsetp.lt.u32 \t%p2, %r2, 128;
+\tbar.sync \t0;
+\tsetp.ne.s32 \t%p3, %r2, 0;
+\tst.f32 \t[%rd1], %f1;
+\tsetp.ne.s32 \t%p4, %r2, 0;
+\tst.u32 \t[%rd1], %r1;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "words"),
+    [
+        ("barrier dropped", 8, "one tile"),
+        ("bound strict", 9, "128 threads"),
+        ("bound strict", 10, ""),
+        ("barrier dropped", 11, ""),
+        ("bound off by one", 12, "all four hold"),
+        ("bound off by one", 14, ""),
+    ],
+    ids=["first barrier", "threads", "another register", "second barrier", "LSE", "another store"],
+)
+def test_a_survivor_has_a_reason_only_where_there_is_one(kind: str, line: int, words: str) -> None:
+    before = BODY.split("\n")[line - 1].strip()
+    mutant = Mutant(kind=kind, kernel=KERNEL, line=line, before=before, after="")
+    found = reason(mutant, {KERNEL: BODY})
+    assert words in found and bool(found) == bool(words)
+
+
+def test_a_wait_before_one_for_all_is_left_alone() -> None:
+    combine = "_ZN5flash19FlashAttnFwdCombineILi64EEclEv"
+    chosen = choose({combine: BODY}, {combine: [1] * 12}, 100)
+    assert [mutant.line for mutant in chosen if mutant.kind == "wait later"] == [7]
+
+
+def test_the_document_in_the_repository_has_no_survivor_without_a_reason() -> None:
+    made = json.loads((ROOT / "docs/results/mutants-smoke.json").read_text(encoding="utf-8"))
+    tried = made["mutants"]
+    assert made["failed"] == [] and len(tried) == 100 and sum(bool(mutant["caught"]) for mutant in tried) >= 95
+    assert [mutant for mutant in tried if not mutant["caught"] and not mutant["reason"]] == []
+
+
+def test_the_full_profile_is_executed_in_both_types_with_every_way_to_hold_a_cache() -> None:
+    found = cases(select(find("full"), Family.SM8X))
+    assert len({case.name for case in found}) == len(found)
+    for dtype in ("bf16", "fp16"):
+        mine = [case for case in found if case.dtype == dtype]
+        assert {"full", "causal", "local", "chunk", "causal chunk"} == {case.mask for case in mine}
+        for mode in ("cache", "append", "paged", "paged append"):
+            assert {"", "leftpad", "picked"} == {case.cache for case in mine if case.mode == mode}
+        assert {case.rotary for case in mine if case.cache == "leftpad"} == {"", "halves", "pairs"}
