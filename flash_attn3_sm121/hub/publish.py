@@ -12,10 +12,9 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, WheelEntry
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
-from flash_attn3_sm121.hub.metadata import INTERFACE_VERSION
 from flash_attn3_sm121.hub.sign import SigningKey
 from flash_attn3_sm121.hub.store import Hub, Rehearsal, Transaction, now
-from flash_attn3_sm121.hub.variants import ALIASES, ANY, Flavour, Payload, compose
+from flash_attn3_sm121.hub.variants import ALIASES, ANY, INTERFACE_VERSION, Flavour, Payload, compose
 from flash_attn3_sm121.hub.wheelfile import WheelFile, read_wheel
 
 MAIN = "main"

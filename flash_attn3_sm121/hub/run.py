@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.layout import KNOWN_REPOS, RepoName
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.patch import OverrideConfig
+from flash_attn3_sm121.hub.variants import parse_repo
 
 HOOK_FOLDER = Path(__file__).absolute().parent / "sitehook"
 CONFIG_ENV = "FLASH_ATTN3_OVERRIDE"
@@ -40,18 +41,8 @@ def add_override_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="don't say on stderr what was overridden")
 
 
-def parse_repo(text: str) -> tuple[str, str]:
-    """`ORG/NAME` or `ORG/NAME=FLAVOUR` as (name, flavour)."""
-    name, _, flavour = text.partition("=")
-    repo = RepoName.parse(name)
-    known = KNOWN_REPOS.get(name, "vllm" if repo.name.startswith("vllm") else "fa3")
-    if flavour and flavour not in ("fa3", "vllm"):
-        raise UsageError(f"--repo {text}: no such flavour {flavour!r} (there are: fa3, vllm)")
-    return name, flavour or known
-
-
 def config_of(args: argparse.Namespace, *, stand_in: bool) -> OverrideConfig:
-    extra = dict(parse_repo(text) for text in args.repo)
+    extra = {str(name): str(flavour) for name, flavour in map(parse_repo, args.repo)}
     if args.only and not extra:
         raise UsageError("--only without --repo would override nothing", hint="add --repo ORG/NAME")
     if args.hub is not None:

@@ -17,9 +17,9 @@ from typing import Any
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.index import FileEntry, dump_json
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS, SCHEMA, RepoName, payload_path, variant_path
-from flash_attn3_sm121.hub.metadata import KernelMetadata
 
 ANY = "any"
+INTERFACE_VERSION = 1  # what `get_kernel(..., version=1)` asks for
 INFO_FILE = "flash_attn3_variant.json"
 LOADER_SOURCE = "variant_loader.py"  # beside this file; becomes a variant's __init__.py
 
@@ -113,6 +113,18 @@ def digest_of(files: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def metadata(name: str, backend: str, digest: str) -> bytes:
+    """`metadata.json` of a variant, in the form that every version of the `kernels` library takes.
+
+    Required in full from kernels 0.14 on. `id` becomes a name in `sys.modules`: unique, and without dots.
+    `backend.archs` is left out on purpose: the package falls back on any device, and a list there would make kernels
+    0.16 and newer refuse the devices that the fallback is for.
+    """
+    unique = f"_{name.replace('-', '_')}_{backend}_{digest[:12]}"
+    about = {"name": name, "id": unique, "version": INTERFACE_VERSION, "license": "BSD-3-Clause"}
+    return dump_json({**about, "python-depends": [], "backend": {"type": backend}})
+
+
 def loader_bytes() -> bytes:
     return (Path(__file__).parent / LOADER_SOURCE).read_bytes()
 
@@ -181,6 +193,5 @@ def _unit(
     }
     unit["__init__.py"] = add(loader_bytes())
     unit[INFO_FILE] = add(dump_json(info))
-    backend = variant.backend
-    unit["metadata.json"] = add(KernelMetadata.of(flavour.kernel_name, backend, digest_of(unit)).to_bytes())
+    unit["metadata.json"] = add(metadata(flavour.kernel_name, variant.backend, digest_of(unit)))
     return unit

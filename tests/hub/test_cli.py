@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from flash_attn3_sm121.cli import main
 from flash_attn3_sm121.hub.cli import ACTIONS
+from flash_attn3_sm121.hub.commands.inspection import repo_table, wheel_table
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import write_wheel
 
@@ -64,7 +66,13 @@ def test_a_bad_wheel_has_its_own_exit_code_and_says_what_to_do(cli: Cli, tmp_pat
 def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
     text = cli("list")
     assert "sm_121" in text and REPO in text and "main, v1, 3.0.0" in text
-    assert max(map(len, text.splitlines()[1:])) <= 80
+    rich = pytest.importorskip("rich.console")
+    screen = rich.Console(width=80, file=io.StringIO())
+    for made in (wheel_table(hub.index()), repo_table(hub.index())):
+        screen.print(made.drawn(80))
+    drawn = screen.file.getvalue()
+    assert max(map(len, drawn.splitlines())) <= 80 and "\u2026" not in drawn, "it fits, and nothing is cut"
+    assert all(name in drawn for name in hub.index().repos) and drawn.count("linux_") == 2
     assert set(json.loads(cli("list", "--json"))["repos"]) == set(hub.index().repos)
     shown = cli("show", REPO)
     assert "linux_aarch64: sm_121, from flash_attn3_sm121-3.0.0.post1+g3effce8" in shown

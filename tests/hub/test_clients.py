@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.hub.envline import local_kernels
+from flash_attn3_sm121.cli import main
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.patch import OverrideConfig
 from flash_attn3_sm121.hub.run import environment
@@ -74,8 +74,11 @@ def test_the_override_serves_out_of_a_hub(version: str, tmp_path: Path, hub: Hub
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_local_kernels_covers_what_hub_env_says(version: str, tmp_path: Path, hub: Hub) -> None:
-    value = local_kernels(hub, hub.index(), sorted(hub.index().repos), under=tmp_path / "out")
+def test_local_kernels_covers_what_hub_env_says(
+    version: str, tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["hub", "env", "--hub", str(hub.layout.root), "--dir", str(tmp_path / "out"), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)["LOCAL_KERNELS"]
     found, answers = works(version, clean_environ(tmp_path, {**CUT, "LOCAL_KERNELS": value}), "--gb10")
     expected = set()
     if at_least(version, "0.13"):

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.errors import OverrideError, UsageError
+from flash_attn3_sm121.errors import OverrideError
 from flash_attn3_sm121.hub import override_cli
-from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.override_cli import parse_line, pth_line
 from flash_attn3_sm121.hub.patch import KernelCall, OverrideConfig
-from flash_attn3_sm121.hub.run import HOOK_FOLDER, carried, environment, parse_repo
+from flash_attn3_sm121.hub.run import HOOK_FOLDER, carried, environment
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import write_wheel
 
@@ -324,9 +323,6 @@ def test_the_environment_keeps_what_was_there() -> None:
 def test_calls_and_names_parse() -> None:
     call = KernelCall.parse("get_kernel", ("a/b", "main"), {"version": 2, "check_arch": False})
     assert (call.repo, call.revision, call.version) == ("a/b", "main", 2)
-    assert parse_repo("x/vllm-thing") == ("x/vllm-thing", "vllm") and parse_repo(REPO) == (REPO, KNOWN_REPOS[REPO])
-    with pytest.raises(UsageError):
-        parse_repo("a/b=no")
 
 
 @pytest.mark.parametrize(

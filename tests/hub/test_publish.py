@@ -114,6 +114,8 @@ def test_the_page_says_what_was_executed(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_names_of_ones_own(hub: Hub, wheels: Mapping[str, Path]) -> None:
+    with pytest.raises(HubError, match="no such flavour"):
+        parse_repo("a/b=no")
     mine = dict(parse_repo(text) for text in ("my-lab/attention", "my-lab/vllm-attention", "my-lab/x=vllm"))
     assert list(mine.values()) == [Flavour.FA3, Flavour.VLLM, Flavour.VLLM]
     publish(hub, judge([wheels["pure"]]), repos=mine)

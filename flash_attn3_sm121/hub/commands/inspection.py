@@ -7,22 +7,15 @@ import dataclasses
 import json
 import sys
 
-from flash_attn3_sm121.console import format_bytes
+from flash_attn3_sm121.console import Table, format_bytes
+from flash_attn3_sm121.console import show as show_blocks
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
-from flash_attn3_sm121.hub.commands.options import (
-    add_hub_option,
-    open_hub,
-    print_json,
-    table,
-    terminal_width,
-)
+from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.sign import TrustedKeys, signer_of
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
-
-WHEEL_HEAD = ("WHEEL", "PLATFORM", "MACHINE CODE", "SIZE", "VERIFY")
 
 
 def configure_list(parser: argparse.ArgumentParser) -> None:
@@ -41,25 +34,32 @@ def list_all(args: argparse.Namespace) -> int:
     if args.names:
         print("\n".join(sorted(index.wheels)))
         return 0
-    print(hub.layout.root)
     dated = f" of {index.created}" if index.created else ""
-    print(f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}")
-    if index.wheels:
-        rows = [
-            (e.version, e.platform, ", ".join(e.images) or "-", format_bytes(e.size), e.verify)
-            for e in sorted(index.wheels.values(), key=lambda entry: (-entry.added, entry.version, entry.platform))
-        ]
-        print("\n" + table(WHEEL_HEAD, rows, width=terminal_width(), cut=(0, 2)))
-    else:
-        print("  no wheels yet; flash-attn3 hub publish WHEEL...")
+    state = f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}"
+    wheels = wheel_table(index) if index.wheels else "  no wheels yet; flash-attn3 hub publish WHEEL..."
+    show_blocks([str(hub.layout.root), state, "", wheels])
     if index.repos:
-        refs = {name: ", ".join(sorted(repo.refs, key=_ref_order)) for name, repo in index.repos.items()}
-        named = [
-            (name, repo.flavour, repo.refs.get("main", "-")[:12], refs[name])
-            for name, repo in sorted(index.repos.items())
-        ]
-        print("\n" + table(("REPOSITORY", "FLAVOUR", "MAIN", "REFS"), named, width=terminal_width(), cut=(3,)))
+        show_blocks(["", repo_table(index)])
     return 0
+
+
+def wheel_table(index: Index) -> Table:
+    """A line for each wheel, the one that came last first."""
+    rows = [
+        (e.platform, ", ".join(e.images) or "-", format_bytes(e.size), e.verify, e.version)
+        for e in sorted(index.wheels.values(), key=lambda entry: (-entry.added, entry.version, entry.platform))
+    ]
+    head = ("PLATFORM", "MACHINE CODE", "SIZE", "VERIFY", "VERSION")
+    return Table(head=head, rows=rows, right=frozenset({2}), spare=(3, 1))
+
+
+def repo_table(index: Index) -> Table:
+    """A line for each repository, and the names of its revisions."""
+    refs = {name: ", ".join(sorted(repo.refs, key=_ref_order)) for name, repo in index.repos.items()}
+    rows = [
+        (name, repo.flavour, repo.refs.get("main", "-")[:12], refs[name]) for name, repo in sorted(index.repos.items())
+    ]
+    return Table(head=("REPOSITORY", "FLAVOUR", "MAIN", "REFS"), rows=rows, spare=(1, 2))
 
 
 def _ref_order(ref: str) -> tuple[bool, bool, str]:
@@ -91,7 +91,7 @@ def show(args: argparse.Namespace) -> int:
         (sha[:12], entry.version, entry.created, ", ".join(sorted(r for r, s in repo.refs.items() if s == sha)) or "-")
         for sha, entry in sorted(repo.revisions.items(), key=lambda item: item[1].added, reverse=True)
     ]
-    print(table(("REVISION", "VERSION", "CREATED", "REFS"), rows))
+    show_blocks([Table(head=("REVISION", "VERSION", "CREATED", "REFS"), rows=rows)])
     _revision(hub, found)
     if args.files:
         for path, entry in sorted(found.manifest.files.items()):

@@ -1,12 +1,10 @@
-"""What the hub's subcommands share: the folder option, the keys, and how tables look."""
+"""What the hub's subcommands share: the folder option, the keys, and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +47,3 @@ def signing_key(args: argparse.Namespace) -> SigningKey | None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, sort_keys=True))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0, cut: Sequence[int] = ()) -> str:
-    """Columns as wide as they need to be; the columns of `cut` are shortened, the widest first, to fit `width`."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    while sum(widths) + 2 * len(widths) > width and any(widths[column] > 8 for column in cut):
-        widths[max(cut, key=lambda column: widths[column])] -= 1
-    cells = [
-        [cell if len(cell) <= w else cell[: w - 1] + "~" for cell, w in zip(line, widths, strict=True)]
-        for line in lines
-    ]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
-
-
-def terminal_width() -> int:
-    """Columns to write into: the terminal's, COLUMNS', else 80."""
-    return shutil.get_terminal_size((80, 24)).columns

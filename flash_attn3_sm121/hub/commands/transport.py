@@ -10,10 +10,18 @@ import sys
 from pathlib import Path
 
 from flash_attn3_sm121.console import format_bytes
+from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.hub.checkout import checkout, resolve
 from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, print_json
 from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted_index
+
+ENV_COVERS = (
+    "kernels 0.13 to 0.16: get_kernel, bare or with arguments (not has_kernel)",
+    "kernels 0.17 and newer: get_kernel and has_kernel, with version= or revision= only",
+    "kernels 0.9 to 0.12: not at all; use `flash-attn3 run`, which covers every version",
+)
 
 
 def configure_env(parser: argparse.ArgumentParser) -> None:
@@ -24,19 +32,21 @@ def configure_env(parser: argparse.ArgumentParser) -> None:
 
 
 def env(args: argparse.Namespace) -> int:
-    from flash_attn3_sm121.hub.envline import COVERS, local_kernels
-
     hub = open_hub(args)
     index = trusted_index(hub)
-    under = args.dir.absolute() if args.dir else None
-    value = local_kernels(
-        hub, index, args.repos or sorted(index.repos), under=under, old=os.environ.get("LOCAL_KERNELS", "")
-    )
+    repos = args.repos or sorted(index.repos)
+    entries = [item for item in os.environ.get("LOCAL_KERNELS", "").split(":") if item.partition("=")[0] not in repos]
+    for name in repos:
+        folder = checkout(hub, resolve(hub, index, name), under=args.dir.absolute() if args.dir else None)
+        if ":" in str(folder):
+            raise HubError(f"LOCAL_KERNELS can't name {folder}: it separates entries with colons", hint="use --dir")
+        entries.append(f"{name}={folder}")
+    value = ":".join(filter(None, entries))
     if args.json:
-        print_json({"LOCAL_KERNELS": value, "covers": list(COVERS)})
+        print_json({"LOCAL_KERNELS": value, "covers": list(ENV_COVERS)})
         return 0
     print(f"export LOCAL_KERNELS={shlex.quote(value)}")
-    for text in COVERS:
+    for text in ENV_COVERS:
         print(f"# {text}", file=sys.stderr)
     return 0
 

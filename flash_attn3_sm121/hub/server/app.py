@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
+import gzip
 import hashlib
 import logging
 import os
@@ -24,7 +26,7 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.server.conditional import UnsatisfiableError, accepts_gzip, named, select
 from flash_attn3_sm121.hub.server.config import CHALLENGE, ServeConfig, allowed
-from flash_attn3_sm121.hub.server.files import LARGEST_TEXT, Files, GoneError, Identity, identity, unchanged, zip_body
+from flash_attn3_sm121.hub.server.files import Files, GoneError, Identity, identity, unchanged
 from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
 from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
 from flash_attn3_sm121.hub.site.simple import JSON_TYPE
@@ -33,8 +35,9 @@ from flash_attn3_sm121.hub.store import Hub
 
 RETRY_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
-ZIP_FROM = 512
-MOST_READY, LARGEST_READY = 512, 16 << 10
+SMALL = 256 << 10  # answers of up to this size are kept in memory
+MOST_KEPT, KEPT_OVERHEAD = 32 << 20, 4 << 10
+ZIP_FROM, ZIP_TO = 512, 8 << 20
 ASKS_MORE = frozenset({"range", "if-none-match", "if-match", "if-range"})
 ZIPPED = ("application/json", JSON_TYPE, "text/")
 MESSAGES = {
@@ -75,7 +78,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A whole answer that was given before: small, and asked for without conditions, ranges or a token.
+    """A whole answer that was given before: small, and asked for without conditions or ranges.
 
     It counts while `file`, the object that it was read from, is the one that was hashed.
     """
@@ -111,6 +114,7 @@ class App:
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said: set[str] = field(default_factory=set)
     _ready: dict[Key, Ready] = field(default_factory=dict)
+    _kept: int = 0  # bytes in _ready
 
     @classmethod
     def of(cls, config: ServeConfig) -> App:
@@ -151,7 +155,7 @@ class App:
                 log.error("the new generation cannot be read, the old one is still served: %s", error)
             self.trouble, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
         self._stamp = stamp
-        self._ready.clear()
+        self._forget()
 
     # Answers
 
@@ -161,18 +165,20 @@ class App:
             return refuse(405, headers={"Allow": "GET, HEAD"})
         if path != "/healthz" and not allowed(self.config.token, headers.get("authorization")):
             return refuse(401, headers={"WWW-Authenticate": CHALLENGE})
+        try:
+            return await self._find(method, path[1:], headers)
+        except IntegrityError as error:  # an object, or a revision's list of files, is damaged
+            return self._refused(error)
+
+    async def _find(self, method: str, path: str, headers: Headers) -> Answer:
         directory = await self.directory()
-        path = path[1:]
         if path in ("hub/generation.json", "hub/generation.sig"):
             data = self._manifest if path.endswith(".json") else self._signature
             if not data:
                 return refuse(404)
             entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
             return await self._file(method, Found(path=path, entry=entry), headers, data)
-        try:
-            found, redirect = locate(directory, path, headers.get("accept") or "")
-        except IntegrityError as error:  # a revision's list of files is damaged
-            return self._refused(error)
+        found, redirect = locate(directory, path, headers.get("accept") or "")
         if redirect is not None:
             status, place = redirect
             return Answer(status=status, headers={"Location": place, "Cache-Control": "no-cache"})
@@ -187,21 +193,18 @@ class App:
         page = directory.find("404.html")
         machine = path.startswith(("api/", "simple/", "files/")) or "/resolve/" in path
         if page is not None and not machine and "text/html" in (headers.get("accept") or ""):
-            body = await self.files.body(page.entry, zipped=False)
-            if body is not None:
-                kind = {"Content-Type": content_type("404.html"), "Cache-Control": "no-store"}
-                return Answer(status=404, headers=kind, body=body)
+            kind = {"Content-Type": content_type("404.html"), "Cache-Control": "no-store"}
+            return Answer(status=404, headers=kind, body=(await self.files.path(page.entry), 0, page.entry.size))
         hugging = path.startswith("api/") or "/resolve/" in path
         return refuse(404, code=directory.missing(path) if hugging else "")
 
     async def _file(self, method: str, found: Found, headers: Headers, data: bytes | None = None) -> Answer:
         """A file (or `data`, for what is no object) with its ETag, conditional requests, one range, gzip for texts."""
         entry, etag = found.entry, etag_of(found.entry)
-        kind = (
-            JSON_TYPE if found.path.startswith("simple/") and found.path.endswith(".json") else content_type(found.path)
-        )
+        index = found.path.startswith("simple/")
+        kind = JSON_TYPE if index and found.path.endswith(".json") else content_type(found.path)
         wanted = headers.get("range") if method == "GET" else None
-        text = kind.startswith(ZIPPED) and ZIP_FROM <= entry.size <= LARGEST_TEXT
+        text = kind.startswith(ZIPPED) and ZIP_FROM <= entry.size <= ZIP_TO
         zipped = text and wanted is None and accepts_gzip(headers.get("accept-encoding"))
         out = {
             "ETag": f"W/{etag}" if zipped else etag,
@@ -209,17 +212,9 @@ class App:
             "Cache-Control": self._cache(found),
             **({"X-Repo-Commit": found.commit} if found.commit else {}),
         }
-        vary = [
-            name for name, given in (("Accept", found.path.startswith("simple/")), ("Accept-Encoding", text)) if given
-        ]
+        vary = [name for name, given in (("Accept", index), ("Accept-Encoding", text)) if given]
         out |= {"Vary": ", ".join(vary)} if vary else {}
-        try:
-            body = await self.files.body(entry, zipped=zipped) if data is None else data
-            if data is not None and zipped:
-                body = await asyncio.get_running_loop().run_in_executor(None, zip_body, data)
-            path = self.hub.layout.object(entry.sha256)
-        except IntegrityError as error:
-            return self._refused(error)
+        path = await self.files.path(entry) if data is None else None
         if_match, if_none_match = headers.get("if-match"), headers.get("if-none-match")
         if if_match is not None and not named(if_match, etag, weak=False):
             return refuse(412, headers={"ETag": etag})
@@ -237,10 +232,15 @@ class App:
         if span is not None:
             out["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
         start, stop = span or (0, entry.size)
-        if body is None:
-            return Answer(status=206 if span else 200, headers=out, body=(path, start, stop))
-        whole = entry if data is None and span is None else None
-        return Answer(status=206 if span else 200, headers=out, body=body[start:stop] if span else body, entry=whole)
+        status = 206 if span else 200
+        if path is not None and not zipped and (span or entry.size > SMALL):
+            return Answer(status=status, headers=out, body=(path, start, stop))
+        body = path.read_bytes() if path is not None else data or b""
+        if zipped:
+            zip_body = functools.partial(gzip.compress, body, 6, mtime=0)
+            body = await asyncio.get_running_loop().run_in_executor(None, zip_body)
+        whole = entry if path is not None and span is None else None
+        return Answer(status=status, headers=out, body=body[start:stop] if span else body, entry=whole)
 
     def _refused(self, error: IntegrityError) -> Answer:
         text = str(error.args[0])
@@ -259,6 +259,7 @@ class App:
         asked = scope.headers
         key = (scope.path, asked.get("accept"), asked.get("accept-encoding"))
         plain = scope.method == "GET" and ASKS_MORE.isdisjoint(asked.keys())
+        plain = plain and allowed(self.config.token, asked.get("authorization"))
         ready = self._ready.get(key) if plain else None
         if ready is not None and self._stamp == self._look() and unchanged(ready.file, ready.identity):
             protocol.response_bytes(200, ready.headers, ready.body)
@@ -273,23 +274,27 @@ class App:
         if scope.method == "HEAD" or not length:
             protocol.response_empty(answer.status, headers)
         elif isinstance(body, bytes):
-            small = answer.status == 200 and length <= LARGEST_READY
             same = self._directory is directory  # nobody published in the meantime
-            if plain and small and same and answer.entry is not None and self.config.token is None:
-                self._remember(key, answer.entry, headers, body)
+            if plain and length <= SMALL and same and answer.entry is not None:
+                self._keep(key, answer.entry, headers, body)
             protocol.response_bytes(answer.status, headers, body)
         elif answer.status == 206:
             protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
         else:
             protocol.response_file(answer.status, headers, str(body[0]))
 
-    def _remember(self, key: Key, entry: FileEntry, headers: list[tuple[str, str]], body: bytes) -> None:
-        if len(self._ready) >= MOST_READY:
-            self._ready.clear()
+    def _keep(self, key: Key, entry: FileEntry, headers: list[tuple[str, str]], body: bytes) -> None:
         held = self.files.known(entry)
-        if held is not None:
-            file, identity = held
-            self._ready[key] = Ready(file=file, identity=identity, headers=headers, body=body)
+        if held is None:
+            return
+        if self._kept > MOST_KEPT:
+            self._forget()
+        self._kept += len(body) + sum(len(part or "") for part in key) + KEPT_OVERHEAD
+        self._ready[key] = Ready(file=held[0], identity=held[1], headers=headers, body=body)
+
+    def _forget(self) -> None:
+        self._ready.clear()
+        self._kept = 0
 
 
 def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:

@@ -1,13 +1,12 @@
 """Hands out the bytes of objects, and only those that were hashed and found right.
 
 An object is hashed when it is first asked for. The result counts for as long as the file's identity (inode, size,
-times) stays the same; that is looked at on every request. Small files stay in memory, up to a limit.
+times) stays the same; that is looked at on every request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import os
 import stat
 from collections import OrderedDict
@@ -19,9 +18,6 @@ from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.layout import HubLayout
 from flash_attn3_sm121.hub.store import hash_file
 
-SMALL = 256 << 10
-LARGEST_TEXT = 8 << 20  # that is compressed for a client
-MOST_IN_MEMORY = 32 << 20
 MOST_REMEMBERED = 1 << 16
 
 Identity = tuple[int, ...]
@@ -44,18 +40,12 @@ def unchanged(file: str, known: Identity) -> bool:
         return False
 
 
-def zip_body(body: bytes) -> bytes:
-    return gzip.compress(body, 6, mtime=0)
-
-
 @dataclass(kw_only=True)
 class Files:
     """The objects of one hub folder, for one event loop."""
 
     layout: HubLayout
     _good: OrderedDict[str, Identity] = field(default_factory=OrderedDict)
-    _bodies: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
-    _held: int = 0
     _hashing: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     async def path(self, entry: FileEntry) -> Path:
@@ -67,7 +57,7 @@ class Files:
         lock = self._hashing.setdefault(entry.sha256, asyncio.Lock())
         async with lock:  # hash once, however many clients wait for it
             if self._good.get(entry.sha256) != found:
-                self._forget(entry.sha256)
+                self._good.pop(entry.sha256, None)
                 hashed = await asyncio.get_running_loop().run_in_executor(None, hash_file, path)
                 if hashed != (entry.sha256, entry.size) or self._look(path, entry) != found:
                     raise IntegrityError(f"object {entry.sha256} was tampered with; it is not served")
@@ -82,25 +72,6 @@ class Files:
         found = self._good.get(entry.sha256)
         return None if found is None else (str(self.layout.object(entry.sha256)), found)
 
-    async def body(self, entry: FileEntry, *, zipped: bool) -> bytes | None:
-        """The content of a small object, compressed on request; None for one that is to be sent from the disk."""
-        path = await self.path(entry)
-        if entry.size > (LARGEST_TEXT if zipped else SMALL):
-            return None
-        key = f"{entry.sha256}.gz" if zipped else entry.sha256
-        body = self._bodies.get(key)
-        if body is None:
-            body = path.read_bytes()
-            if zipped:
-                body = await asyncio.get_running_loop().run_in_executor(None, zip_body, body)
-            self._bodies[key] = body
-            self._held += len(body)
-            while self._held > MOST_IN_MEMORY:
-                self._held -= len(self._bodies.popitem(last=False)[1])
-        else:
-            self._bodies.move_to_end(key)
-        return body
-
     def _look(self, path: Path, entry: FileEntry) -> Identity:
         try:
             info = os.lstat(path)
@@ -111,8 +82,3 @@ class Files:
         if info.st_size != entry.size:
             raise IntegrityError(f"object {entry.sha256}: expected {entry.size} bytes, found {info.st_size}")
         return identity(info)
-
-    def _forget(self, sha256: str) -> None:
-        self._good.pop(sha256, None)
-        for key in (sha256, f"{sha256}.gz"):
-            self._held -= len(self._bodies.pop(key, b""))

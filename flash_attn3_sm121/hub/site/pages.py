@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.arch import CAPABILITIES, Capability, Image
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
 
 PLATFORM_NAMES = {"linux_aarch64": "Linux aarch64", "linux_x86_64": "Linux x86-64", "any": "any machine"}
@@ -29,7 +30,6 @@ VERIFY_NAMES = {"pass": "machine code verified", "no-library": "Python only", "u
 FAVOURITE = "kernels-community/flash-attn3"  # in the example, where the hub has it
 BASE = "http://HUB"  # the script puts the page's own address in its place
 ASSETS = ("hub.css", "hub.js", "icon.svg")
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,6 @@ class WheelCard:
         # `==3.0.0` means 3.0.0+local too, which uv then takes, and misses the hash; `===` means the very text.
         equals = "==" if "+" in self.entry.version else "==="
         return f"{self.entry.name}{equals}{self.entry.version} --hash=sha256:{self.entry.sha256}"
-
-
-def human(size: int) -> str:
-    """A size for people, in powers of ten."""
-    value, unit = float(size), 0
-    while value >= 999.5 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 99.5 else f"{value:.1f} {UNITS[unit]}"
 
 
 def moment(stamp: str) -> str:
@@ -170,7 +162,9 @@ def _environment() -> Any:
         loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        human=human, moment=moment, relative=lambda path, folder: path.removeprefix(f"{folder}/" if folder else "")
+        human=format_bytes,
+        moment=moment,
+        relative=lambda path, folder: path.removeprefix(f"{folder}/" if folder else ""),
     )
     environment.globals.update(address=_address, base=BASE, version=__version__, about=FLAVOUR_NAMES)
     return environment
