@@ -104,7 +104,7 @@ def test_the_newest_by_name_through_a_token(hub: Hub, home: Path, install: Insta
 def test_the_line_on_the_page(server: Server, hub: Hub, home: Path, install: Install) -> None:
     """The page's own line for a requirements file pins the wheel and its hash."""
     version, sha256 = wheel_for_here(hub)
-    line = f"flash_attn3_sm121=={version} --hash=sha256:{sha256}"
+    line = f"flash_attn3_sm121=={version} \\\n    --hash=sha256:{sha256}"
     assert line in html.unescape(server.ask("/").text)
     (home.parent / "requirements.txt").write_text(line + "\n", encoding="utf-8")
     done = install(home, ["--no-deps", "--index-url", f"{server.url}/simple/", "-r", "requirements.txt"])
@@ -120,7 +120,7 @@ def test_two_publishes_behind_nginx_without_a_reload(own_hub: Hub, home: Path, i
             if number:
                 publish(own_hub, judge([write_wheel(home.parent / "new", platform=None, version=number)]))
             entry = max(own_hub.index().wheels.values(), key=lambda wheel: (wheel.platform == "any", wheel.added))
-            line = f"flash_attn3_sm121==={entry.version} --hash=sha256:{entry.sha256}"
+            line = f"flash_attn3_sm121==={entry.version} \\\n    --hash=sha256:{entry.sha256}"
             assert line in html.unescape(server.ask("/").text), "the page's own line"
             (home.parent / "requirements.txt").write_text(line + "\n", encoding="utf-8")
             done = install(home, ["--require-hashes", "--index-url", f"{server.url}/simple/", "-r", "requirements.txt"])

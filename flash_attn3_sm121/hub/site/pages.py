@@ -55,9 +55,10 @@ class WheelCard:
 
     @property
     def requirement(self) -> str:
+        """For a requirements file, in pip's own form: the hash on a line of its own."""
         # `==3.0.0` means 3.0.0+local too, which uv then takes, and misses the hash; `===` means the very text.
         equals = "==" if "+" in self.entry.version else "==="
-        return f"{self.entry.name}{equals}{self.entry.version} --hash=sha256:{self.entry.sha256}"
+        return f"{self.entry.name}{equals}{self.entry.version} \\\n    --hash=sha256:{self.entry.sha256}"
 
 
 def moment(stamp: str) -> str:
