@@ -199,12 +199,6 @@ def variant_path(variant: str, inner: str = "") -> str:
     return check_file_path(str(PurePosixPath("build", variant, inner)))
 
 
-def split_variant_path(path: str) -> tuple[str, str] | None:
-    """(variant, inner path) of a repository path; None for one that is outside build/."""
-    parts = check_file_path(path).split("/", 2)
-    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "build" else None
-
-
 def payload_path(platform: str, inner: str) -> str:
     """Where a file of the package lies inside a variant's folder."""
     return check_file_path(f"payload/{platform}/{inner}")

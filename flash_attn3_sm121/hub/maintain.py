@@ -32,14 +32,6 @@ class CheckReport:
         return not self.findings
 
 
-def wheel_objects(index: Index) -> Iterator[tuple[str, FileEntry]]:
-    """(who needs it, object) of the pip side and of what was generated."""
-    yield from sorted(index.site.items())
-    for name, wheel in sorted(index.wheels.items()):
-        yield name, FileEntry(sha256=wheel.sha256, size=wheel.size)
-        yield f"{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
-
-
 def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Iterator[tuple[str, FileEntry]]:
     """(who needs it, object) of one revision; a damaged manifest raises IntegrityError."""
     who = f"{name}@{sha[:12]}"
@@ -51,7 +43,7 @@ def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Itera
 
 def needed(hub: Hub, index: Index) -> Iterator[FileEntry]:
     """Every object that an index needs; a damaged manifest raises, because what it needs is not known."""
-    for _, entry in wheel_objects(index):
+    for _, entry in tree.files(index):
         yield entry
     for name, sha, revision in index.revisions():
         for _, entry in revision_objects(hub, name, sha, revision):
@@ -62,7 +54,7 @@ def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
     """Hash everything again; with keys, the generation must be signed by one of them."""
     index = hub.index()
     findings: list[str] = []
-    wanted = list(wheel_objects(index))
+    wanted = sorted(tree.files(index), key=lambda item: item[0])
     for name, sha, revision in index.revisions():
         try:
             wanted += revision_objects(hub, name, sha, revision)

@@ -73,12 +73,8 @@ def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
 
 
 def _api() -> Api:
-    try:
-        from huggingface_hub import HfApi, constants
-    except ImportError as error:
-        raise HubError(
-            f"pushing needs huggingface_hub ({error})", hint='pip install "flash_attn3_sm121[hub]"'
-        ) from error
+    from huggingface_hub import HfApi, constants
+
     if REPO_TYPE not in getattr(constants, "REPO_TYPES_WITH_KERNEL", ()):
         raise HubError(
             "this huggingface_hub knows no kernel repositories", hint='pip install --upgrade "huggingface_hub>=1.3"'

@@ -23,18 +23,13 @@ from flash_attn3_sm121.hub.index import dump_json, load_json
 from flash_attn3_sm121.hub.layout import SCHEMA
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 TRUSTED_ENV = "FLASH_ATTN3_TRUSTED_KEYS"
 SIGNING_ENV = "FLASH_ATTN3_SIGNING_KEY"
 # Signed before the content, so that a signature for one purpose is worth nothing for another.
 DOMAIN = b"flash_attn3_sm121 hub generation 2\n"
 _PUBLIC = re.compile(r"ed25519:(?P<key>[A-Za-z0-9+/]{43}=)")
-
-
-def _missing(error: ImportError) -> MissingPackageError:
-    hint = 'pip install "flash_attn3_sm121[hub]"'
-    return MissingPackageError(f"signatures need the Python package cryptography ({error})", hint=hint)
 
 
 def key_id(raw: bytes) -> str:
@@ -52,11 +47,9 @@ class SigningKey:
     @classmethod
     def generate(cls, path: Path) -> SigningKey:
         """Make a key in `path` and its public half in `path`.pub; an existing file is never overwritten."""
-        try:
-            from cryptography.hazmat.primitives import serialization as ser
-            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        except ImportError as error:
-            raise _missing(error) from error
+        from cryptography.hazmat.primitives import serialization as ser
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
         try:
@@ -78,11 +71,9 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        try:
-            from cryptography.hazmat.primitives import serialization
-            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        except ImportError as error:
-            raise _missing(error) from error
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except OSError as error:
@@ -151,16 +142,13 @@ class TrustedKeys:
             raise IntegrityError(f"{origin} is signed by the key {key}, which is not among {sorted(self.keys)}")
         try:
             from cryptography.exceptions import InvalidSignature
-        except ImportError as error:
-            raise _missing(error) from error
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        except ImportError as error:  # the override, too, comes here
+            hint = 'pip install "flash_attn3_sm121[hub]"'
+            raise MissingPackageError("signatures need the Python package cryptography", hint=hint) from error
         try:
             text = base64.b64decode(str(said.get("signature")), validate=True)
-            self._public(key).verify(text, DOMAIN + statement)
+            Ed25519PublicKey.from_public_bytes(self.keys[key]).verify(text, DOMAIN + statement)
         except (InvalidSignature, binascii.Error) as error:
             raise IntegrityError(f"{origin}: the signature of key {key} does not match the content") from error
         return key
-
-    def _public(self, key: str) -> Ed25519PublicKey:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-        return Ed25519PublicKey.from_public_bytes(self.keys[key])

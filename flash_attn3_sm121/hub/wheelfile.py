@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -162,19 +162,26 @@ def _facts(archive: zipfile.ZipFile, names: list[str]) -> tuple[BuildFacts, ...]
     return tuple(found)
 
 
+def _json(archive: zipfile.ZipFile, names: list[str], name: str) -> Mapping[str, Any] | str:
+    """A JSON object out of a wheel, or why there is none."""
+    if name not in names:
+        return f"the wheel holds no {name}"
+    try:
+        value = json.loads(_text(archive, name))
+    except ValueError as error:
+        return f"{name} is not JSON: {error}"
+    return value if isinstance(value, Mapping) else f"{name} holds no JSON object"
+
+
 def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts, ...]) -> str:
     if not facts:
         return "no-library"
     report = f"{LIB}verify.json"
-    if report not in names:
-        return f"the wheel holds no {report}"
-    try:
-        value = json.loads(_text(archive, report))
-    except ValueError as error:
-        return f"{report} is not JSON: {error}"
-    said = value.get("verdict") if isinstance(value, Mapping) else None
-    if not isinstance(value, Mapping) or said != "pass":
-        return f"{report} says {said!r}, not 'pass'"
+    value = _json(archive, names, report)
+    if isinstance(value, str):
+        return value
+    if value.get("verdict") != "pass":
+        return f"{report} says {value.get('verdict')!r}, not 'pass'"
     libraries = value.get("libraries")
     for item in facts:
         seen = libraries.get(item.library) if isinstance(libraries, Mapping) else None
@@ -186,13 +193,10 @@ def _verify(archive: zipfile.ZipFile, names: list[str], facts: tuple[BuildFacts,
 def _schemas(archive: zipfile.ZipFile, names: list[str]) -> str:
     """`pass` where the wheel's ops are those that its Python side calls: the rule that `make verify` has too."""
     story = f"{LIB}provenance.json"
-    if story not in names:
-        return f"the wheel holds no {story}"
-    try:
-        value = json.loads(_text(archive, story))
-    except ValueError as error:
-        return f"{story} is not JSON: {error}"
-    declared = value.get("op_schemas") if isinstance(value, Mapping) else None
+    value = _json(archive, names, story)
+    if isinstance(value, str):
+        return value
+    declared = value.get("op_schemas")
     if not isinstance(declared, Mapping):
         return f"{story} names no op schemas"
     different = differences(declared)

@@ -11,7 +11,7 @@ from flash_attn3_sm121.console import Table, format_bytes
 from flash_attn3_sm121.console import show as show_blocks
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json
+from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json, report
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.sign import TrustedKeys, signer_of
 from flash_attn3_sm121.hub.store import Hub
@@ -76,7 +76,7 @@ def show(args: argparse.Namespace) -> int:
     hub = open_hub(args)
     index = hub.index()
     if args.name in index.wheels:
-        return _wheel(index, args.name, as_json=args.json)
+        return _wheel(args, index, args.name)
     name, _, revision = args.name.partition("@")
     repo = index.repo(name)
     if revision and repo.resolve(revision) is None:
@@ -99,16 +99,11 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wheel(index: Index, name: str, *, as_json: bool) -> int:
+def _wheel(args: argparse.Namespace, index: Index, name: str) -> int:
     entry = dataclasses.asdict(index.wheels[name])
-    if as_json:
-        print_json({"filename": name, **entry})
-        return 0
-    print(name)
-    for key, value in entry.items():
-        text = ", ".join(value) if isinstance(value, (tuple, list)) else value
-        print(f"  {key.replace('_', ' '):<16}{text if text != '' else '-'}")
-    return 0
+    rows = {key: ", ".join(value) if isinstance(value, (tuple, list)) else value for key, value in entry.items()}
+    lines = (f"  {key.replace('_', ' '):<16}{text if text != '' else '-'}" for key, text in rows.items())
+    return report(args, {"filename": name, **entry}, name, *lines)
 
 
 def _revision(hub: Hub, found: Resolved) -> None:
@@ -135,17 +130,15 @@ def check(args: argparse.Namespace) -> int:
 
     hub = open_hub(args)
     keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
-    report = check_hub(hub, keys)
-    if args.json:
-        print_json({"hub": str(hub.layout.root), "ok": report.ok, **dataclasses.asdict(report)})
-    else:
-        for finding in report.findings:
-            print(f"  {finding}", file=sys.stderr)
-        print(
-            f"{'ok' if report.ok else 'DAMAGED'}: generation {report.generation} of {hub.layout.root}: "
-            f"{report.wheels} wheels, {report.revisions} revisions, {report.objects} objects "
-            f"({format_bytes(report.size)}) hashed{', signature checked' if report.signed else ''}"
-        )
-        if report.orphans:
-            print(f"  {report.orphans} objects are not needed by this generation: flash-attn3 hub gc")
-    return 0 if report.ok else IntegrityError.exit_code
+    found = check_hub(hub, keys)
+    for finding in () if args.json else found.findings:
+        print(f"  {finding}", file=sys.stderr)
+    lines = [
+        f"{'ok' if found.ok else 'DAMAGED'}: generation {found.generation} of {hub.layout.root}: "
+        f"{found.wheels} wheels, {found.revisions} revisions, {found.objects} objects "
+        f"({format_bytes(found.size)}) hashed{', signature checked' if found.signed else ''}"
+    ]
+    if found.orphans:
+        lines.append(f"  {found.orphans} objects are not needed by this generation: flash-attn3 hub gc")
+    report(args, {"hub": str(hub.layout.root), "ok": found.ok, **dataclasses.asdict(found)}, *lines)
+    return 0 if found.ok else IntegrityError.exit_code

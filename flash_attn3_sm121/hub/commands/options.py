@@ -47,3 +47,12 @@ def signing_key(args: argparse.Namespace) -> SigningKey | None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def report(args: argparse.Namespace, value: Any, *lines: str) -> int:
+    """The end of a command: its result as JSON where that was asked for, else as lines for people."""
+    if args.json:
+        print_json(value)
+    else:
+        print("\n".join(lines))
+    return 0

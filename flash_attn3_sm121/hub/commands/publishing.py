@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from flash_attn3_sm121.hub.commands.options import (
     add_key_options,
     hub_root,
     open_hub,
-    print_json,
+    report,
     signing_key,
 )
 from flash_attn3_sm121.hub.layout import RepoName
@@ -74,10 +75,8 @@ def publish(args: argparse.Namespace) -> int:
     done = publish_wheels(hub, wheels, repos=repos, key=key, unsigned=args.unsigned)
     for text in done.skipped:
         print(f"flash-attn3: warning: {text}", file=sys.stderr)
-    if args.json:
-        print_json({"hub": str(hub.layout.root), **dataclasses.asdict(done)})
-    else:
-        _summary(hub, done, time.monotonic() - started, signed_by=key.key_id if key else "")
+    lines = _summary(hub, done, time.monotonic() - started, signed_by=key.key_id if key else "")
+    report(args, {"hub": str(hub.layout.root), **dataclasses.asdict(done)}, *lines)
     if args.to:
         uploads = plan_push(hub, hub.index(), [str(name) for name in pushed])
         print(render_plan(uploads, really=True), file=sys.stderr if args.json else sys.stdout)
@@ -85,17 +84,16 @@ def publish(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(hub: Hub, done: Published, seconds: float, *, signed_by: str) -> None:
+def _summary(hub: Hub, done: Published, seconds: float, *, signed_by: str) -> Iterator[str]:
     signature = f", signed by {signed_by}" if signed_by else ""
     what = "published" if done.changed else "nothing new"
-    print(f"{what}: generation {done.generation} of {hub.layout.root}{signature}")
+    yield f"{what}: generation {done.generation} of {hub.layout.root}{signature}"
     for name, wheel in done.wheels.items():
-        print(f"  {name}")
-        print(f"    {format_bytes(wheel.size)}  sha256 {wheel.sha256}")
-        print(f"    {wheel.platform}  {', '.join(wheel.families) or 'Python only'}  verify: {wheel.verify}")
-    for repo, revision in done.repos.items():
-        print(f"  {repo}  revision {revision[:12]}")
-    print(f"done in {seconds:.1f} s; next: flash-attn3 hub serve, or flash-attn3 hub list")
+        yield f"  {name}"
+        yield f"    {format_bytes(wheel.size)}  sha256 {wheel.sha256}"
+        yield f"    {wheel.platform}  {', '.join(wheel.families) or 'Python only'}  verify: {wheel.verify}"
+    yield from (f"  {repo}  revision {revision[:12]}" for repo, revision in done.repos.items())
+    yield f"done in {seconds:.1f} s; next: flash-attn3 hub serve, or flash-attn3 hub list"
 
 
 def configure_sign(parser: argparse.ArgumentParser) -> None:
@@ -110,11 +108,8 @@ def sign(args: argparse.Namespace) -> int:
     if key is None:
         raise UsageError("no key to sign with", hint=f"flash-attn3 hub keygen FILE, then --key FILE or ${SIGNING_ENV}")
     index = sign_generation(open_hub(args), key)
-    if args.json:
-        print_json({"generation": index.generation, "key": key.key_id})
-    else:
-        print(f"generation {index.generation} is signed by the key {key.key_id}")
-    return 0
+    text = f"generation {index.generation} is signed by the key {key.key_id}"
+    return report(args, {"generation": index.generation, "key": key.key_id}, text)
 
 
 def configure_keygen(parser: argparse.ArgumentParser) -> None:

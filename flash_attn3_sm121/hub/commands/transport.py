@@ -12,7 +12,7 @@ from pathlib import Path
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import checkout, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, print_json
+from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report
 from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted_index
@@ -42,13 +42,10 @@ def env(args: argparse.Namespace) -> int:
             raise HubError(f"LOCAL_KERNELS can't name {folder}: it separates entries with colons", hint="use --dir")
         entries.append(f"{name}={folder}")
     value = ":".join(filter(None, entries))
-    if args.json:
-        print_json({"LOCAL_KERNELS": value, "covers": list(ENV_COVERS)})
-        return 0
-    print(f"export LOCAL_KERNELS={shlex.quote(value)}")
-    for text in ENV_COVERS:
-        print(f"# {text}", file=sys.stderr)
-    return 0
+    if not args.json:
+        print("\n".join(f"# {text}" for text in ENV_COVERS), file=sys.stderr)
+    shown = {"LOCAL_KERNELS": value, "covers": list(ENV_COVERS)}
+    return report(args, shown, f"export LOCAL_KERNELS={shlex.quote(value)}")
 
 
 def configure_seed(parser: argparse.ArgumentParser) -> None:
@@ -65,16 +62,12 @@ def seed(args: argparse.Namespace) -> int:
     index = trusted_index(hub)
     cache = args.cache if args.cache is not None else default_cache()
     folders = seed_cache(hub, index, args.repos or sorted(index.repos), cache)
-    if args.json:
-        print_json({"cache": str(cache), "folders": [str(path) for path in folders], "covers": list(COVERS)})
-        return 0
-    print(f"seeded {cache}")
-    for path in folders:
-        print(f"  {path.name}")
-    print("set HF_HUB_OFFLINE=1 for the client; this covers")
-    for text in COVERS:
-        print(f"  {text}")
-    return 0
+    value = {"cache": str(cache), "folders": [str(path) for path in folders], "covers": list(COVERS)}
+    return report(
+        args, value,
+        f"seeded {cache}", *(f"  {path.name}" for path in folders),
+        "set HF_HUB_OFFLINE=1 for the client; this covers", *(f"  {text}" for text in COVERS),
+    )  # fmt: skip
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
@@ -89,15 +82,13 @@ def export(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.export import export as export_hub
 
     done = export_hub(open_hub(args), args.target, listen=args.listen)
-    if args.json:
-        print_json(dataclasses.asdict(done))
-        return 0
-    print(
-        f"exported to {done.target}: {done.files} files, {format_bytes(done.size)} of content (the rest are hard links)"
-    )
-    print(f"  generation {done.generation}: {done.wheels} wheels; repositories: {', '.join(done.repos) or 'none'}")
-    print(f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}")
-    return 0
+    return report(
+        args, dataclasses.asdict(done),
+        f"exported to {done.target}: {done.files} files, {format_bytes(done.size)} of content "
+        "(the rest are hard links)",
+        f"  generation {done.generation}: {done.wheels} wheels; repositories: {', '.join(done.repos) or 'none'}",
+        f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}",
+    )  # fmt: skip
 
 
 def configure_pull(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +104,6 @@ def pull(args: argparse.Namespace) -> int:
     keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
     hub = Hub.create(hub_root(args))
     done = pull_hub(hub, Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN")), keys)
-    if args.json:
-        print_json(dataclasses.asdict(done))
-        return 0
     what = f"pulled {done.files} files ({format_bytes(done.size)})" if done.changed else "nothing new"
-    print(f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve")
-    return 0
+    text = f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve"
+    return report(args, dataclasses.asdict(done), text)

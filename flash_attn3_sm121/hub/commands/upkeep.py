@@ -7,13 +7,7 @@ import dataclasses
 
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.commands.options import (
-    add_hub_option,
-    add_key_options,
-    open_hub,
-    print_json,
-    signing_key,
-)
+from flash_attn3_sm121.hub.commands.options import add_hub_option, add_key_options, open_hub, report, signing_key
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS
 
 
@@ -27,13 +21,9 @@ def remove(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import remove as remove_names
 
     index, done = remove_names(open_hub(args), args.names, key=signing_key(args), unsigned=args.unsigned)
-    if args.json:
-        print_json({"generation": index.generation, "removed": done})
-        return 0
-    for name in done:
-        print(f"removed {name}")
-    print(f"generation {index.generation}; the space comes back with: flash-attn3 hub gc")
-    return 0
+    next_step = f"generation {index.generation}; the space comes back with: flash-attn3 hub gc"
+    value = {"generation": index.generation, "removed": done}
+    return report(args, value, *(f"removed {name}" for name in done), next_step)
 
 
 def configure_gc(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +44,11 @@ def gc(args: argparse.Namespace) -> int:
     if args.keep < 1:
         raise UsageError(f"--keep {args.keep}: expected at least 1, the current generation")
     done = collect(open_hub(args), keep=args.keep, dry_run=args.dry_run)
-    if args.json:
-        print_json({"dry_run": args.dry_run, **dataclasses.asdict(done)})
-        return 0
-    print(
+    text = (
         f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({format_bytes(done.size)}), "
         f"{done.generations} generations, {done.unfinished} unfinished writes"
     )
-    return 0
+    return report(args, {"dry_run": args.dry_run, **dataclasses.asdict(done)}, text)
 
 
 def configure_prune(parser: argparse.ArgumentParser) -> None:
@@ -79,13 +66,10 @@ def prune(args: argparse.Namespace) -> int:
     index, gone = prune_releases(
         open_hub(args), args.keep, key=signing_key(args), unsigned=args.unsigned, dry_run=args.dry_run
     )
-    if args.json:
-        print_json({"generation": index.generation, "dry_run": args.dry_run, "removed": gone})
-        return 0
-    for name in gone:
-        print(f"{'would remove' if args.dry_run else 'removed'} {name}")
-    print(f"generation {index.generation}; the space comes back with: flash-attn3 hub gc --keep 1")
-    return 0
+    lines = [f"{'would remove' if args.dry_run else 'removed'} {name}" for name in gone]
+    next_step = f"generation {index.generation}; the space comes back with: flash-attn3 hub gc --keep 1"
+    value = {"generation": index.generation, "dry_run": args.dry_run, "removed": gone}
+    return report(args, value, *lines, next_step)
 
 
 def configure_rollback(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +82,5 @@ def rollback(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import rollback as roll_back
 
     index = roll_back(open_hub(args), args.to, key=signing_key(args), unsigned=args.unsigned)
-    if args.json:
-        print_json({"generation": index.generation})
-        return 0
-    print(f"generation {index.generation} holds what that one held: {len(index.wheels)} wheels")
-    return 0
+    text = f"generation {index.generation} holds what that one held: {len(index.wheels)} wheels"
+    return report(args, {"generation": index.generation}, text)
