@@ -1,12 +1,20 @@
-"""The next generation: numbered, composed, signed, written as a tree, and only then shown."""
+"""The next generation: numbered, composed, signed, written as a tree, and only then shown.
+
+Everything that it serves beside wheels and repositories' files is composed here, once.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from flash_attn3_sm121.hub.index import Index
-from flash_attn3_sm121.hub.site import tree
-from flash_attn3_sm121.hub.site.compose import compose
+from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
+from flash_attn3_sm121.hub.layout import RepoName
+from flash_attn3_sm121.hub.site import huggingface, pages, simple, tree
+from flash_attn3_sm121.hub.site.address import RESERVED
 from flash_attn3_sm121.hub.store import Hub, Transaction
 
 
@@ -42,3 +50,70 @@ def upgrade(hub: Hub) -> Index:
         return index
     with hub.transaction(unsigned=True) as txn:
         return commit(txn, txn.base)
+
+
+def compose(txn: Transaction, index: Index) -> dict[str, FileEntry]:
+    """The generated files of a generation by their path in the tree; the content goes into the hub as objects."""
+    for name in index.repos:
+        if RepoName.parse(name).org in RESERVED:
+            raise HubError(f"{name} can't be published: that folder is the hub's own", hint="choose another name")
+    # What belongs to one revision was composed when that came in, and stays.
+    old = txn.base.site
+    manifests: dict[str, Manifest] = {}
+
+    def manifest(sha256: str) -> Manifest:
+        if sha256 not in manifests:
+            manifests[sha256] = txn.hub.manifest(sha256)
+        return manifests[sha256]
+
+    site = {path: _add(txn, value) for path, value in _of_the_hub(index)}
+    for name, repo in sorted(index.repos.items()):
+        site[f"api/models/{name}/refs/index.json"] = _add(txn, huggingface.refs(repo))
+        for sha, revision in repo.revisions.items():
+            known = {path: entry for path, entry in old.items() if path.startswith(_prefixes(name, sha))}
+            if not known:
+                known = {
+                    path: _add(txn, value)
+                    for path, value in _of_a_revision(index, name, sha, manifest(revision.manifest))
+                }
+            listed = f"hub/manifests/{revision.manifest}.json"
+            site |= known | {listed: old.get(listed) or txn.hub.manifest_entry(revision.manifest)}
+        head = repo.refs.get("main")
+        if head is not None:
+            site[f"api/models/{name}/index.json"] = site[f"api/models/{name}/revision/{head}/index.json"]
+            held = manifest(repo.revisions[head].manifest)
+            card = txn.hub.read(held.files["README.md"]).decode()
+            site[f"{name}/index.html"] = _add(txn, pages.repository(index, name, held, card))
+    return site
+
+
+def _prefixes(name: str, sha: str) -> tuple[str, ...]:
+    return (f"api/models/{name}/revision/{sha}/", f"api/models/{name}/tree/{sha}/")
+
+
+def _of_a_revision(index: Index, name: str, sha: str, manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    yield f"api/models/{name}/revision/{sha}/index.json", huggingface.info(name, index.repos[name], sha, manifest)
+    for folder, rows in huggingface.listings(manifest):
+        yield f"api/models/{name}/tree/{sha}/{folder + '/' if folder else ''}index.json", rows
+
+
+def _of_the_hub(index: Index) -> Iterator[tuple[str, Any]]:
+    yield "healthz", {"status": "ok", "generation": index.generation}
+    found = simple.projects(index)
+    yield "simple/index.html", simple.list_html(sorted(found))
+    yield "simple/index.json", simple.list_json(sorted(found))
+    for project, wheels in found.items():
+        # People and old tools also type the name as it is spelled.
+        for spelling in {project, *(wheel.name for wheel in wheels.values())}:
+            yield f"simple/{spelling}/index.html", simple.project_html(project, wheels)
+            yield f"simple/{spelling}/index.json", simple.project_json(project, wheels)
+    for org in sorted({name.partition("/")[0] for name in index.repos}):
+        yield f"api/organizations/{org}/overview/index.json", huggingface.organization(index, org)
+    names = [{"id": name, "tags": [huggingface.LIBRARY, repo.flavour]} for name, repo in sorted(index.repos.items())]
+    yield "api/models/index.json", names
+    yield from pages.of_the_hub(index)
+
+
+def _add(txn: Transaction, value: Any) -> FileEntry:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n"
+    return txn.add_bytes(text.encode())
