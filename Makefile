@@ -18,7 +18,7 @@ SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
-.PHONY: help venv wheel plan verify reproducible measure prove test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +144,9 @@ plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 
 wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
 	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
+
+wheel-fa2: $(BUILD_VENV)/.stamp  ## FlashAttention-2's names (flash_attn) as a small wheel of their own, over the other one
+	@$(BUILD_PY) -m ci wheel-fa2 --output $(OUT)/fa2
 
 verify: $(BUILD_VENV)/.stamp  ## check the wheels in wheels/ again
 	@$(BUILD_PY) -m ci verify $(wildcard $(OUT)/*.whl)

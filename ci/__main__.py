@@ -15,6 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("ci.commands.fetch", "bring sources, compiler and headers into the content cache, and stop"),
     "lock": ("ci.commands.lock", "pin other sources: make a lock from a checkout, or check one"),
     "wheel": ("ci.commands.wheel", "sources to a checked wheel, published to the local hub"),
+    "wheel-fa2": (
+        "ci.commands.wheel_fa2",
+        "FlashAttention-2's names as a small wheel of their own, which nothing installs",
+    ),
     "build": ("ci.commands.artifacts", "families, or a shard of them, to artifacts for another machine to assemble"),
     "assemble": ("ci.commands.artifacts", "artifacts to a checked wheel, slim or fat"),
     "verify": ("ci.commands.verify", "check built wheels, reading nothing but them"),

@@ -30,6 +30,7 @@ class WheelName:
 
     version: str
     platform_tag: str  # manylinux_2_34_aarch64, or any
+    project: str = PACKAGE
 
     @classmethod
     def native(cls, *, pin: str, targets: Sequence[str], profile: str, proxy: bool, platform_tag: str) -> WheelName:
@@ -38,7 +39,7 @@ class WheelName:
 
     @property
     def dist_info(self) -> str:
-        return f"{PACKAGE}-{self.version}.dist-info"
+        return f"{self.project}-{self.version}.dist-info"
 
     @property
     def tag(self) -> str:
@@ -46,7 +47,7 @@ class WheelName:
 
     @property
     def file(self) -> str:
-        return f"{PACKAGE}-{self.version}-{self.tag}.whl"
+        return f"{self.project}-{self.version}-{self.tag}.whl"
 
 
 def native_version(pin: str, targets: Sequence[str], *, profile: str, proxy: bool) -> str:

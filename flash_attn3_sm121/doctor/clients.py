@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flash_attn3_sm121.doctor import known, probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
+from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
 INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
@@ -33,6 +34,20 @@ def _module(name: str) -> Client:
         return Client(name=title, gets=spec.origin, ours=True)
     fix = f"{sys.executable} -m pip uninstall -y flash_attn_3"
     return Client(name=title, gets=spec.origin, ours=False, problem="finds another package's module", fix=fix)
+
+
+def fa2_names(path: Sequence[str] | None = None) -> Client:
+    """What `import flash_attn` finds, FlashAttention-2's name, without importing it; nobody has to have it."""
+    title = "import flash_attn (FlashAttention-2's name)"
+    found = names.look(path)
+    if not found:
+        gets = f"ModuleNotFoundError; flash-attn3 run --as flash_attn, or {names.BUILD}, serves it"
+        return Client(name=title, gets=gets, ours=False)
+    gets = ", then ".join(str(one.folder) for one in found)
+    clash = names.conflict(path) if any(one.ours for one in found) else None
+    if clash is not None:
+        return Client(name=title, gets=gets, ours=False, problem=clash.text, fix=clash.hint)
+    return Client(name=title, gets=gets if found[0].ours else f"{gets}: another package's", ours=found[0].ours)
 
 
 def _installed(name: str) -> str | None:
@@ -89,7 +104,7 @@ def _get_kernel() -> tuple[Client, ...]:
 
 def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
     """What every client gets. Clients that import torch are left out where torch does not import."""
-    clients: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3")]
+    clients: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3"), fa2_names()]
     if torch_works:
         transformers = _transformers()
         clients += [transformers] if transformers is not None else []

@@ -1,4 +1,7 @@
-"""`flash-attn3 run -- CMD`: any command, its children included, with `get_kernel` overridden."""
+"""`flash-attn3 run -- CMD`: any command, its children included, with `get_kernel` overridden.
+
+`--as flash_attn` also puts FlashAttention-2's names in front of the command's path.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.errors import OverrideError, UsageError
+from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.patch import OverrideConfig
 from flash_attn3_sm121.hub.variants import parse_repo
@@ -21,6 +25,7 @@ EPILOG = """examples:
   flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"
   flash-attn3 run --repo my-lab/attention -- torchrun --nproc_per_node=8 train.py
   flash-attn3 run --hub /srv/hub -- python train.py
+  flash-attn3 run --as flash_attn -- python train.py
 
 The override travels in PYTHONPATH. `run` passes it on through `env -i`, and
 says so where a Python ignores it (-I, -E, -S). `flash-attn3 override enable`
@@ -57,19 +62,23 @@ def config_of(args: argparse.Namespace, *, stand_in: bool) -> OverrideConfig:
     )
 
 
-def environment(config: OverrideConfig, environ: Mapping[str, str], hook: Path = HOOK_FOLDER) -> dict[str, str]:
-    """The child's environment: our folder leads PYTHONPATH, the configuration travels beside it."""
-    rest = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != str(hook)]
-    return {**environ, "PYTHONPATH": os.pathsep.join([str(hook), *rest]), CONFIG_ENV: config.to_json()}
+def environment(
+    config: OverrideConfig, environ: Mapping[str, str], folders: Sequence[Path] = (HOOK_FOLDER,)
+) -> dict[str, str]:
+    """The child's environment: our folders lead PYTHONPATH, the configuration travels beside it."""
+    ours = [str(folder) for folder in folders]
+    rest = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry not in ours]
+    return {**environ, "PYTHONPATH": os.pathsep.join([*ours, *rest]), CONFIG_ENV: config.to_json()}
 
 
-def carried(argv: Sequence[str], config: str, hook: Path = HOOK_FOLDER) -> tuple[list[str], list[str]]:
+def carried(argv: Sequence[str], config: str, folders: Sequence[Path] = (HOOK_FOLDER,)) -> tuple[list[str], list[str]]:
     """The command as it has to be for the override to reach it, and where that can't be done: (argv, warnings).
 
     `env` in front of a command gets back what it would take away. A Python that ignores its environment can't be
     reached this way.
     """
     words, warnings, at = list(argv), [], 0
+    hook = os.pathsep.join(str(folder) for folder in folders)
     if words and Path(words[0]).name == "env":
         lost: list[str] = []
         at = 1
@@ -80,7 +89,7 @@ def carried(argv: Sequence[str], config: str, hook: Path = HOOK_FOLDER) -> tuple
                 lost = [f"{_OWN_PATH}{hook}"]
             elif words[at].startswith(_OWN_PATH):
                 rest = words[at].removeprefix(_OWN_PATH)
-                words[at], lost = _OWN_PATH + os.pathsep.join([str(hook), *([rest] if rest else [])]), lost[1:]
+                words[at], lost = _OWN_PATH + os.pathsep.join([hook, *([rest] if rest else [])]), lost[1:]
             at += 2 if words[at] in ("-u", "--unset") else 1
         words[at:at] = lost
         at += len(lost)
@@ -97,7 +106,22 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.usage = "flash-attn3 run [options] -- COMMAND [ARGUMENT ...]"
     add_override_options(parser)
+    parser.add_argument(
+        "--as",
+        dest="names",
+        choices=[names.PACKAGE],
+        help="serve FlashAttention-2's names as well, not installed",
+    )
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run")
+
+
+def _folders(as_name: str | None) -> tuple[Path, ...]:
+    """What leads the command's PYTHONPATH."""
+    if as_name is None:
+        return (HOOK_FOLDER,)
+    if (found := names.conflict()) is not None:
+        raise OverrideError(f"--as {as_name}: {found.text}", hint=found.hint)
+    return HOOK_FOLDER, names.FOLDER
 
 
 def do_run(args: argparse.Namespace) -> int:
@@ -105,8 +129,9 @@ def do_run(args: argparse.Namespace) -> int:
     if not argv:
         raise UsageError("no command to run", hint='flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"')
     config = config_of(args, stand_in=True)
-    env = environment(config, os.environ)
-    argv, warnings = carried(argv, config.to_json())
+    folders = _folders(args.names)
+    env = environment(config, os.environ, folders)
+    argv, warnings = carried(argv, config.to_json(), folders)
     for text in warnings:
         print(f"flash-attn3: warning: {text}\n  -> flash-attn3 override enable", file=sys.stderr)
     program = shutil.which(argv[0])

@@ -29,7 +29,7 @@ LIB = f"{PACKAGE}/lib/"
 NOT_FACTS = frozenset({f"{LIB}{name}.json" for name in ("executed", "provenance", "verify")})
 # Command-line tools: of no use inside a kernel, and every file is two requests of every client.
 TOOLS = tuple(
-    f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "selftest", "hub/server", "hub/site", "hub/commands")
+    f"{PACKAGE}/{name}/" for name in ("bench", "doctor", "fa2", "selftest", "hub/server", "hub/site", "hub/commands")
 )
 REBUILD = "build it again with `make wheel`"
 CHUNK = 1 << 20

@@ -26,11 +26,31 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "transformers-4.57": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", *COMMON),
     "transformers-5.17": ("transformers==5.17.0", "tokenizers==0.23.3", "huggingface_hub==1.33.0", *COMMON),
     "transformers-5.23": ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    # It imports transformers, and takes FlashAttention-2 for granted.
+    "ring-flash-attn-0.1": (
+        "ring-flash-attn==0.1.8",
+        "transformers==4.57.6",
+        "tokenizers==0.22.2",
+        "huggingface_hub==0.36.2",
+        *COMMON,
+    ),
     "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
     "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
 }
-# Taken without what they ask for (CUDA libraries): only their Python side is read.
-BARE = {"transformer-engine-2.20": ("transformer-engine==2.20.2",), "wan-2.2": ("wan22==2.2.11",)}
+# Taken without what they ask for: CUDA libraries, a torch of their own, or FlashAttention-2.
+BARE = {
+    "transformer-engine-2.20": ("transformer-engine==2.20.2",),
+    "wan-2.2": ("wan22==2.2.11",),
+    "unsloth-2026.10": ("unsloth==2026.10.9",),
+    "x-transformers-2.26": (
+        "x-transformers==2.26.4",
+        "einops==0.8.2",
+        "einx==0.4.3",
+        "frozendict==2.5.1",
+        "loguru==0.7.3",
+        "torch-einops-utils==0.2.0",
+    ),
+}
 TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith("transformers"))
 
 
@@ -65,8 +85,11 @@ def _call(command: list[str]) -> None:
     assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
-def run(client: str, script: Path, *arguments: str, home: Path) -> dict[str, object]:
-    """Run a script in a client's environment, offline and at home in `home`; the JSON object of its last line."""
+def run(client: str, script: Path, *arguments: str, home: Path, as_flash_attn: bool = False) -> dict[str, object]:
+    """Run a script in a client's environment, offline and at home in `home`; the JSON object of its last line.
+
+    With `as_flash_attn` it is `flash-attn3 run --as flash_attn` that runs it.
+    """
     environ = {
         **{name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LD_LIBRARY_PATH")},
         "HOME": str(home),
@@ -75,6 +98,8 @@ def run(client: str, script: Path, *arguments: str, home: Path) -> dict[str, obj
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [str(python_of(client)), str(script), *arguments]
+    if as_flash_attn:
+        command = [command[0], "-m", "flash_attn3_sm121", "run", "--as", "flash_attn", "--quiet", "--", *command]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
     answer = json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,5 +1,7 @@
 """Run inside an environment with the real transformers: what it detects, and tiny models through FA3 and through eager.
 
+With --fa2 it is FlashAttention-2's name, `flash_attn`, that is looked for and called.
+
 Faked: `torch.cuda.is_available`, `device_count` and `get_device_capability`, which transformers asks before it accepts
 the package. The models, their tensors and the arithmetic stay on the CPU. The last line of output is a JSON object.
 """
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 
 CALLS: list[tuple[str, dict[str, Any]]] = []
+FA2 = "--fa2" in sys.argv
+FLASH = "flash_attention_2" if FA2 else "flash_attention_3"
 VOCABULARY = 97
 
 
@@ -74,7 +78,7 @@ def model(kind: str, implementation: str, dtype: torch.dtype = torch.float32) ->
 
 def difference(kind: str, *, dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """How far the logits through FA3 are from eager ones: plain, and with padded rows."""
-    mine, eager = model(kind, "flash_attention_3", dtype), model(kind, "eager", dtype)
+    mine, eager = model(kind, FLASH, dtype), model(kind, "eager", dtype)
     eager.load_state_dict(mine.state_dict())
     tokens = torch.randint(VOCABULARY, (2, 24))
     mask = torch.ones_like(tokens)
@@ -87,7 +91,7 @@ def difference(kind: str, *, dtype: torch.dtype = torch.float32) -> dict[str, fl
 
 def packed_difference() -> float:
     """Two documents in one row, told apart by position_ids only."""
-    mine = model("llama", "flash_attention_3")
+    mine = model("llama", FLASH)
     tokens = torch.randint(VOCABULARY, (1, 20))
     positions = torch.cat((torch.arange(7), torch.arange(13)))[None]
     with torch.inference_mode():
@@ -100,7 +104,7 @@ def generated(kind: str) -> list[list[int]]:
     tokens = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(4))
     found = []
     state = model(kind, "eager").state_dict()
-    for implementation in ("flash_attention_3", "eager"):
+    for implementation in (FLASH, "eager"):
         network = model(kind, implementation)
         network.load_state_dict(state)
         new = network.generate(tokens, max_new_tokens=12, do_sample=False, pad_token_id=0)
@@ -109,7 +113,7 @@ def generated(kind: str) -> list[list[int]]:
 
 
 def trained_difference() -> float:
-    mine, eager = model("llama", "flash_attention_3"), model("llama", "eager")
+    mine, eager = model("llama", FLASH), model("llama", "eager")
     eager.load_state_dict(mine.state_dict())
     tokens = torch.randint(VOCABULARY, (2, 24))
     for network in (mine, eager):
@@ -118,23 +122,49 @@ def trained_difference() -> float:
     return max(float((a.grad - b.grad).abs().max()) for a, b in pairs)
 
 
-def main() -> None:
-    detected_without_cuda = None
-    if "--detect" in sys.argv:
-        from transformers.utils import is_flash_attn_3_available
+def bert_difference() -> float:
+    """ModernBERT over packed rows, which takes flash_attn's rotary embedding as well where transformers uses that."""
+    from transformers import AutoModelForMaskedLM, ModernBertConfig
 
-        detected_without_cuda = is_flash_attn_3_available()
-        print(json.dumps({"detected": bool(detected_without_cuda)}))
+    shape = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "reference_compile": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    mine, eager = (
+        AutoModelForMaskedLM.from_config(ModernBertConfig(**shape), attn_implementation=implementation).eval()
+        for implementation in (FLASH, "eager")
+    )
+    eager.load_state_dict(mine.state_dict())
+    tokens = torch.randint(3, VOCABULARY, (2, 24))
+    mask = torch.ones_like(tokens)
+    mask[1, 15:] = 0
+    with torch.inference_mode():
+        gap = mine(tokens, attention_mask=mask).logits - eager(tokens, attention_mask=mask).logits
+    return float(gap.abs()[mask.bool()].max())
+
+
+def main() -> None:
+    import transformers.utils as found
+
+    detected = found.is_flash_attn_2_available if FA2 else found.is_flash_attn_3_available
+    if "--detect" in sys.argv:
+        print(json.dumps({"detected": bool(detected())}))
         return
     fake_cuda()
-    import flash_attn_interface
+    interface: Any
+    if FA2:
+        torch.version.cuda = "13.0"  # transformers 4.57 asks torch what it was built for
+        import flash_attn as interface
+    else:
+        import flash_attn_interface as interface
 
     for name in ("flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"):
-        setattr(flash_attn_interface, name, recorded(getattr(flash_attn_interface, name)))
+        setattr(interface, name, recorded(getattr(interface, name)))
     import transformers
-    from transformers.utils import is_flash_attn_3_available
 
-    report: dict[str, Any] = {"version": transformers.__version__, "detected": bool(is_flash_attn_3_available())}
+    report: dict[str, Any] = {"version": transformers.__version__, "detected": bool(detected())}
     report["llama"] = difference("llama")
     report["llama_bf16"] = difference("llama", dtype=torch.bfloat16)
     CALLS.clear()
@@ -147,6 +177,11 @@ def main() -> None:
     report["windows"] = sorted({tuple(window) for window in windows})
     report["generated"] = generated("mistral")
     report["trained"] = trained_difference()
+    if FA2:
+        report["dropout"] = seen("flash_attn_func", "dropout_p")
+        report["modernbert"] = bert_difference()
+        print(json.dumps(report))
+        return
     CALLS.clear()
     try:
         report["gpt_oss"] = difference("gpt_oss")

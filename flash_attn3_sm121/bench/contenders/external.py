@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
 from flash_attn3_sm121.bench.case import Case
 from flash_attn3_sm121.bench.contenders.base import Refused, Runner, with_backward
+from flash_attn3_sm121.fa2 import names
 
 
 def _load(name: str) -> ModuleType:
@@ -38,6 +40,8 @@ class FlashAttention2:
 
     def prepare(self, case: Case) -> Runner:
         module, work = _load("flash_attn"), case.workload
+        if Path(module.__file__ or "").parent in {found.folder for found in names.look() if found.ours}:
+            raise Refused("the flash_attn that is installed is flash_attn3_sm121 under that name")
         window = _window(case, -1)
         if work.kind == "paged" and work.page_size % 256:
             raise Refused(f"its pages must be multiples of 256; these are {work.page_size}")

@@ -1,0 +1,1 @@
+"""FlashAttention-2's names and meaning, over the public functions. `_names/` holds the modules that programs import."""

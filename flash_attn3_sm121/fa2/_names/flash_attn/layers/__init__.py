@@ -1,0 +1,1 @@
+"""FlashAttention-2's rotary embedding; nothing else of this folder exists here."""

@@ -1,0 +1,1 @@
+"""FlashAttention-2's attention modules; nothing else of this folder exists here."""
