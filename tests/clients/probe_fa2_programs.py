@@ -1,8 +1,8 @@
-"""Run inside an environment with a program that cannot be imported without CUDA: its own look for flash_attn.
+"""Run inside an environment with a program: its own look for `flash_attn`, and diffusers' calls.
 
-Cut out of its source and executed as it stands: Unsloth's detection, which decides HAS_FLASH_ATTENTION, or
-TransformerEngine's `try` that imports flash_attn's private functions. Faked: torch's answers about a device. The last
-line of output is JSON.
+Unsloth and TransformerEngine cannot be imported without CUDA. Cut out of their sources and executed as they stand:
+Unsloth's detection, which decides HAS_FLASH_ATTENTION, and TransformerEngine's `try` that imports private functions.
+Faked: torch's answers about a device. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -75,5 +75,26 @@ def transformer_engine() -> dict[str, Any]:
     return {"found": utils.is_installed, "names": sorted(name for name in names if "flash_attn" in name)}
 
 
+def diffusers() -> dict[str, Any]:
+    """Its backend "flash": the call, and the pair of functions under its context parallelism."""
+    from diffusers.models import attention_dispatch as dispatch
+    from probe_diffusers import far, reference
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 12, 4, 16, requires_grad=True) for _ in range(3))
+    expected = reference(q, k, v, True)
+    grad = torch.randn_like(expected)
+    right = torch.autograd.grad(expected, (q, k, v), grad)
+    dispatch._check_attention_backend_requirements(dispatch.AttentionBackendName.FLASH)
+    called, lse = dispatch._flash_attention(q, k, v, is_causal=True, return_lse=True)
+    gaps = [far(called, expected), *map(far, torch.autograd.grad(called, (q, k, v), grad), right)]
+    context = SimpleNamespace(save_for_backward=lambda *tensors: setattr(context, "saved_tensors", tensors))
+    q, k, v = (x.detach() for x in (q, k, v))
+    out, _ = dispatch._flash_attention_forward_op(context, q, k, v, is_causal=True, return_lse=True)
+    gaps += [far(out, expected), *map(far, dispatch._flash_attention_backward_op(context, grad)[:3], right)]
+    return {"found": dispatch._CAN_USE_FLASH_ATTN, "lse": list(lse.shape), "gap": max(gaps)}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"unsloth": unsloth, "transformer_engine": transformer_engine}[sys.argv[1]]()))
+    programs = {"unsloth": unsloth, "transformer_engine": transformer_engine, "diffusers": diffusers}
+    print(json.dumps(programs[sys.argv[1]]()))

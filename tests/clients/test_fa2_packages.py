@@ -1,0 +1,80 @@
+"""Real packages that know FlashAttention-2 only, run by `flash-attn3 run --as flash_attn`.
+
+What had to be faked is said in each probe script. ComfyUI is no package of an index: its call is in
+tests/fa2/test_functions.py.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci.index import Wanted
+from ci.index.pages import download_file
+from tests.clients.envs import TRANSFORMERS, run
+from tests.fakes.worlds import narrator
+
+HERE = Path(__file__).parent
+SDIST = Wanted(
+    project="flash-attn",
+    filename="flash_attn-2.8.3.tar.gz",
+    sha256="1e71dd64a9e0280e0447b8a0c2541bad4bf6ac65bdeaa2f90e51a9e57de0370d",
+)
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("client", [TRANSFORMERS[0], TRANSFORMERS[-1]])
+def test_transformers(client: str, tmp_path: Path) -> None:
+    found: dict[str, Any] = run(client, HERE / "probe_transformers.py", "--fa2", home=tmp_path, as_flash_attn=True)
+    assert found["detected"] is True
+    gaps = (*found["llama"].values(), *found["mistral"].values(), found["packed"], found["trained"])
+    assert max(gaps) < 1e-5 and found["modernbert"] < 1e-4
+    assert max(found["llama_bf16"].values()) < 2e-2
+    assert found["windows"] == [[7, 7]] and set(found["dropout"]) == {0.0}
+    assert found["generated"][0] == found["generated"][1]
+
+
+def test_ring_flash_attn(tmp_path: Path) -> None:
+    found: dict[str, Any] = run("ring-flash-attn-0.1", HERE / "probe_ring.py", home=tmp_path, as_flash_attn=True)
+    assert len(found) == 6 and max(found.values()) < 5e-2
+
+
+def test_x_transformers(tmp_path: Path) -> None:
+    script = HERE / "probe_x_transformers.py"
+    found: dict[str, Any] = run("x-transformers-2.26", script, home=tmp_path, as_flash_attn=True)
+    assert found["out"] < 1e-5 and found["gradients"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("client", "program"),
+    [
+        ("unsloth-2026.10", "unsloth"),
+        ("transformer-engine-2.20", "transformer_engine"),
+        ("diffusers-0.42", "diffusers"),
+    ],
+)
+def test_a_program_finds_the_names(client: str, program: str, tmp_path: Path) -> None:
+    found: dict[str, Any] = run(client, HERE / "probe_fa2_programs.py", program, home=tmp_path, as_flash_attn=True)
+    assert found.pop("found") is True
+    if program == "unsloth":
+        assert found["softcap"] and {"fwd", "bwd", "varlen_fwd", "varlen_bwd", "fwd_kvcache"} <= set(found["gpu"])
+    elif program == "diffusers":
+        assert found["lse"] == [2, 4, 12] and found["gap"] < 1e-5
+    else:
+        assert "flash_attn_cuda_bwd" in found["names"] and "_flash_attn_varlen_bwd" in found["names"]
+
+
+def test_flash_attentions_own_python_files(tmp_path: Path) -> None:
+    """Signatures, bert_padding and the modules against the real 2.8.3; its code is fetched and never kept."""
+    with tarfile.open(download_file(SDIST, tmp_path, narrator())) as archive:
+        wanted = [m for m in archive if m.name.endswith(".py") and "/flash_attn/" in m.name and "/cute/" not in m.name]
+        archive.extractall(tmp_path, members=wanted, filter="data")
+    folder = tmp_path / SDIST.filename.removesuffix(".tar.gz")
+    script = HERE / "probe_fa2_upstream.py"
+    found: dict[str, Any] = run("x-transformers-2.26", script, str(folder), home=tmp_path, as_flash_attn=True)
+    assert found["signatures"] == []
+    assert found["padding"] == 0.0
+    assert max(found["rotation"], found["generated"], *found["modules"].values()) < 1e-4

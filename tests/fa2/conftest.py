@@ -1,0 +1,2 @@
+from tests.fakes.threads import one_thread as one_thread
+from tests.fakes.threads import seeded as seeded
