@@ -159,7 +159,7 @@ class IntegrityError(HubError):
 
 
 class OverrideError(HubError):
-    """get_kernel cannot be overridden here."""
+    """get_kernel, or flash_attn's name, cannot be served here."""
 
     exit_code = 32
 

@@ -10,7 +10,7 @@ from ci.cache.folders import put_file
 from ci.console import format_bytes
 from ci.wheel import fa2
 from ci.wheel.wheel import wheel_bytes
-from flash_attn3_sm121.errors import AssembleError
+from flash_attn3_sm121.errors import OverrideError
 from flash_attn3_sm121.fa2 import names
 
 
@@ -23,7 +23,7 @@ def configure_wheel_fa2(parser: argparse.ArgumentParser) -> None:
 def do_wheel_fa2(args: argparse.Namespace) -> int:
     found = names.conflict()
     if found is not None:
-        raise AssembleError(found.text, hint=found.hint)
+        raise OverrideError(found.text, hint=found.hint)
     name = fa2.wheel_name()
     data = wheel_bytes(name, fa2.wheel_files(name))
     path = put_file(args.output / name.file, data)

@@ -16,6 +16,7 @@ from flash_attn3_sm121.bench.case import build
 from flash_attn3_sm121.bench.check import check_results, reference
 from flash_attn3_sm121.bench.contenders import Refused
 from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
+from flash_attn3_sm121.fa2 import interface
 from tests.bench.samples import TINY, dense
 
 CPU = torch.device("cpu")
@@ -104,6 +105,13 @@ def test_flash_attention_4_is_asked_rightly(name: str) -> None:
             FlashAttention4().prepare(case)
         return
     assert check_results(FlashAttention4().prepare(case)(), reference(case), "fp32").why is None
+
+
+def test_our_own_functions_under_that_name_are_no_contender(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = _module("flash_attn", flash_attn_func=interface.flash_attn_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", ours)
+    with pytest.raises(Refused, match="is flash_attn3_sm121 under that name"):
+        FlashAttention2().prepare(build(TINY["causal"], CPU))
 
 
 def test_a_package_that_is_there_but_broken_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

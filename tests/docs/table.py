@@ -37,6 +37,17 @@ TABLE: dict[str, Run | Serve] = {
     'flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"': Run(
         says=r"chat: flash_attn3_sm121", files={"scripts/chat_cli.py": CHAT_CLI, "scripts/__init__.py": ""}
     ),
+    "flash-attn3 run --as flash_attn -- python main.py": Run(
+        says="main: flash_attn 2.8.3",
+        files={"main.py": 'import flash_attn\nprint("main: flash_attn", flash_attn.__version__)\n'},
+    ),
+    "python -m ci wheel-fa2": Run(says=r"wheels/fa2/flash_attn-2\.8\.3-py3-none-any\.whl"),
+    "pip install wheels/fa2/flash_attn-2.8.3-py3-none-any.whl": Run(
+        says="served: 2.8.3",
+        before=("python -m ci wheel-fa2",),
+        then=('"$DOCS_VENV"/bin/python -c "import flash_attn; print(\'served:\', flash_attn.__version__)"',),
+        environ={"PIP_NO_DEPS": "1"},  # ours is on PYTHONPATH there, and not installed
+    ),
     "flash-attn3 override enable": Run(
         says=r"enabled for[\s\S]*not enabled", then=("flash-attn3 override disable", "flash-attn3 override status")
     ),

@@ -243,7 +243,7 @@ def test_enable_status_disable_in_a_virtual_environment(tmp_path: Path) -> None:
     ids=lambda words: " ".join(words),
 )  # fmt: skip
 def test_env_in_front_of_a_command_takes_nothing_away(argv: list[str], expected: list[str]) -> None:
-    assert carried(argv, "{}", Path("/hook")) == (expected, [])
+    assert carried(argv, "{}", (Path("/hook"),)) == (expected, [])
 
 
 @pytest.mark.parametrize("flags", [["-I"], ["-E"], ["-sS"], ["-u", "-I"]], ids=" ".join)
