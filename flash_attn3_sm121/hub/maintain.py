@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Repo, Revision
+from flash_attn3_sm121.hub.layout import PACKAGE
 from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
 from flash_attn3_sm121.hub.site import tree
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, hash_file
@@ -245,10 +246,10 @@ def prune(
 
     with hub.transaction(key, unsigned=unsigned) as txn:
         index, gone = txn.base, []
-        releases = sorted({Version(wheel.version).public for wheel in index.wheels.values()}, key=Version)
-        old = set(releases[:-keep])
+        releases = {Version(wheel.version).public for wheel in index.wheels.values() if wheel.name == PACKAGE}
+        old = set(sorted(releases, key=Version)[:-keep])
         for name, wheel in txn.base.wheels.items():
-            if Version(wheel.version).public in old:
+            if wheel.name == PACKAGE and Version(wheel.version).public in old:
                 index = index.with_wheel(name, None)
                 gone.append(f"wheel {name}")
         for name, repo in txn.base.repos.items():

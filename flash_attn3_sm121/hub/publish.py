@@ -69,7 +69,7 @@ def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, generati
         size=file.size,
         metadata_sha256=metadata.sha256,
         metadata_size=metadata.size,
-        name=PACKAGE,
+        name=wheel.project,
         version=wheel.version,
         requires_python=wheel.requires_python,
         platform=wheel.platform,
@@ -105,7 +105,7 @@ def choose(index: Index, version: str, fresh: Sequence[str]) -> dict[str, str]:
     order = {name: position for position, name in enumerate(fresh, start=1)}
     chosen: dict[str, tuple[tuple[int, int, str], str]] = {}
     for name, entry in index.wheels.items():
-        if Version(entry.version).public != version:
+        if entry.name != PACKAGE or Version(entry.version).public != version:
             continue
         rank = (order.get(name, 0), entry.added, name)
         if entry.platform not in chosen or rank > chosen[entry.platform][0]:
@@ -181,11 +181,17 @@ def _compose(txn: Transaction, wheels: Sequence[WheelFile], repos: Mapping[RepoN
         index = _with_wheel(index, wheel.filename, entry)
     revisions: dict[str, str] = {}
     warnings: list[str] = []
-    for version in sorted({wheel.public_version for wheel in wheels}, key=Version):
-        chosen = choose(index, version, [wheel.filename for wheel in wheels])
+    # FlashAttention-2's names are on the pip side only: get_kernel knows no such repository.
+    kernels = [wheel for wheel in wheels if wheel.project == PACKAGE]
+    if repos and not kernels:
+        raise HubError(
+            f"no wheel of {PACKAGE} to fill {', '.join(map(str, repos))} with: {wheels[0].filename} has no kernel"
+        )
+    for version in sorted({wheel.public_version for wheel in kernels}, key=Version):
+        chosen = choose(index, version, [wheel.filename for wheel in kernels])
         warnings += [
             f"{wheel.filename} is on the pip side only: {chosen[wheel.platform]} serves {wheel.platform}"
-            for wheel in wheels
+            for wheel in kernels
             if wheel.public_version == version and chosen[wheel.platform] != wheel.filename
         ]
         picked = _Chosen(payloads=gather_payloads(txn, index, chosen), wheels=tuple(sorted(set(chosen.values()))))

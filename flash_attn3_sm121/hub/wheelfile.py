@@ -22,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 
 from flash_attn3_sm121.call.schemas import differences
 from flash_attn3_sm121.errors import FactsError, HubError, IntegrityError
+from flash_attn3_sm121.fa2 import names as fa2
 from flash_attn3_sm121.hub.layout import PACKAGE, check_file_path, check_wheel_name
 from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE, BuildFacts, executed_line
 
@@ -45,6 +46,7 @@ class WheelFile:
 
     path: Path
     filename: str
+    project: str  # flash_attn3_sm121, or flash_attn, which is FlashAttention-2's names over it
     version: str
     requires_python: str
     metadata: bytes
@@ -251,7 +253,8 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
         project, version, _, tags = parse_wheel_filename(filename)
     except (InvalidWheelFilename, InvalidVersion) as error:
         raise HubError(f"{path}: {error}") from error
-    if project != canonicalize_name(PACKAGE):
+    ours = {canonicalize_name(name): name for name in (PACKAGE, fa2.PACKAGE)}
+    if project not in ours:
         raise HubError(f"{path}: expected a wheel of {PACKAGE}, found one of {project}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -277,9 +280,12 @@ def read_wheel(path: Path, *, name: str | None = None) -> WheelFile:
     headers = email.parser.BytesHeaderParser().parsebytes(metadata)
     if canonicalize_name(headers["Name"] or "") != project or _version(headers["Version"]) != version:
         raise IntegrityError(f"{filename}: METADATA says {headers['Name']} {headers['Version']}", hint=REBUILD)
+    if ours[project] != PACKAGE and not any(f"{PACKAGE}==" in text for text in headers.get_all("Requires-Dist", [])):
+        raise HubError(f"{filename}: a {project} of somebody else's, which does not stand on {PACKAGE}", hint=fa2.BUILD)
     return WheelFile(
         path=path,
         filename=filename,
+        project=ours[project],
         version=str(version),
         requires_python=headers["Requires-Python"] or "",
         metadata=metadata,

@@ -99,7 +99,7 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answers: Any = mp.get_context("fork").SimpleQueue()
-    mp.start_processes(work, (port, answers), nprocs=WORLD, start_method="fork")  # type: ignore[no-untyped-call]
+    mp.start_processes(work, (port, answers), nprocs=WORLD, start_method="fork")
     both = [answers.get() for _ in range(WORLD)]
     print(json.dumps({name: max(one[name] for one in both) for name in both[0]}))
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ci.wheel import fa2
+from ci.wheel.wheel import wheel_bytes
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import resolve
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
+from flash_attn3_sm121.hub.maintain import prune
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import ALIASES, INFO_FILE, Flavour, Variant, parse_repo
@@ -208,6 +211,28 @@ def test_a_wheel_under_a_false_name_is_refused(
     target.write_bytes(wheels["x86_64"].read_bytes())
     with pytest.raises(HubError, match=message):
         judge([target])
+
+
+def test_flash_attention_2s_names_are_on_the_pip_side_only(hub: Hub, tmp_path: Path) -> None:
+    name = fa2.wheel_name()
+    files = fa2.wheel_files(name)
+    path = tmp_path / name.file
+    path.write_bytes(wheel_bytes(name, files))
+    before = hub.index()
+    done = publish(hub, judge([path]))
+    index = hub.index()
+    assert done.changed and done.repos == {} and index.repos == before.repos
+    assert index.wheels[path.name].name == "flash_attn"
+    assert b"flash_attn-2.8.3" in (hub.layout.root / "www" / "simple" / "flash-attn" / "index.html").read_bytes()
+    prune(hub, 1)  # a wheel of those names is no release: it neither goes nor pushes another out
+    assert set(hub.index().wheels) == set(index.wheels)
+    with pytest.raises(HubError, match="has no kernel"):
+        publish(hub, judge([path]), repos={RepoName.parse(VARUNNEAL): Flavour.FA3})
+    described = f"{name.dist_info}/METADATA"
+    alien = files | {described: files[described].replace(b"Requires-Dist: flash_attn3_sm121", b"Requires-Dist: torch")}
+    path.write_bytes(wheel_bytes(name, alien))
+    with pytest.raises(HubError, match="somebody else's"):
+        judge([path])
 
 
 def test_a_truncated_wheel_is_refused(tmp_path: Path, wheels: Mapping[str, Path]) -> None:
