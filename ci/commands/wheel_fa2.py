@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 
 from ci.cache.folders import put_file
-from ci.console import format_bytes
 from ci.wheel import fa2
 from ci.wheel.wheel import wheel_bytes
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import OverrideError
 from flash_attn3_sm121.fa2 import names
 
