@@ -14,7 +14,7 @@ from ci.build.ninja import Ninja, in_order, measuring, unit_edge
 from ci.build.workdir import WorkFolder, work_folder
 from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
-from ci.plan.ninja import concurrency
+from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan, PlannedUnit
 from ci.settings import Settings
 from ci.sources import SourceTree

@@ -23,7 +23,8 @@ import ninja
 from ci import ROOT
 from ci.build.compile import command
 from ci.cache.folders import put_file
-from ci.plan.ninja import Concurrency, Edge, ninja_text
+from ci.plan.costs import Concurrency
+from ci.plan.ninja import Edge, ninja_text
 from ci.plan.plan import BuildPlan, PlannedUnit
 from ci.process import failure_text
 from ci.toolchain import Toolchain

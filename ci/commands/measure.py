@@ -23,7 +23,8 @@ from ci.build.workdir import WorkFolder
 from ci.cache.folders import put_file
 from ci.commands import common, options
 from ci.plan.costs import Cost as PlannedCost
-from ci.plan.ninja import Edge, concurrency
+from ci.plan.costs import concurrency
+from ci.plan.ninja import Edge
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
 from flash_attn3_sm121.console import Narrator

@@ -1,10 +1,13 @@
-"""What a unit costs to compile: CPU seconds and peak memory, from measurements on CUDA 13.0 (docs/results/build.json).
+"""The cost of compiling a unit, CPU seconds and peak memory, and how many compilers run at once. Pure.
 
-Good for an ETA, and for how many compilers fit into memory at once; nothing in a library depends on it.
+Costs are from measurements on CUDA 13.0 (docs/results/build.json). They give an ETA, and nothing in a library depends
+on them. Ninja counts jobs, not gigabytes. So the hungry units are put into a pool of their own, whose depth keeps any
+choice of running units within the machine's memory: two backward units need 14 GB where two of the small ones need 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ci.plan.units import Unit
@@ -54,3 +57,47 @@ def total(costs: tuple[Cost, ...]) -> Cost:
     return Cost(
         cpu_s=round(sum(cost.cpu_s for cost in costs), 1), rss_gb=max((cost.rss_gb for cost in costs), default=0)
     )
+
+
+MEMORY_MARGIN_GB = 1.0  # left to everything else on the machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concurrency:
+    """How many compilers run at once: `jobs` in all, and of those that need more than `hungry_gb` at most `hungry`."""
+
+    jobs: int
+    hungry: int
+    hungry_gb: float
+
+    def is_hungry(self, cost: Cost) -> bool:
+        return cost.rss_gb > self.hungry_gb
+
+    def seconds(self, costs: Sequence[Cost]) -> float:
+        """The least time that compiling takes.
+
+        It is the largest of: all units over all jobs, the hungry units over theirs, and the longest unit.
+        """
+        hungry = sum(cost.cpu_s for cost in costs if self.is_hungry(cost))
+        longest = max((cost.cpu_s for cost in costs), default=0.0)
+        return max(sum(cost.cpu_s for cost in costs) / self.jobs, hungry / max(1, self.hungry), longest)
+
+
+def concurrency(costs: Sequence[Cost], *, cores: int, memory_gb: float, wanted: int | None) -> Concurrency:
+    """The fastest choice for these units that memory holds, whichever of them run together; at least one runs.
+
+    Args:
+        wanted: as many jobs as the user asks for (`JOBS=`), instead of one a core; memory limits them all the same.
+    """
+    room = memory_gb - MEMORY_MARGIN_GB
+    needs = sorted({cost.rss_gb for cost in costs}, reverse=True)
+    best = Concurrency(jobs=1, hungry=1, hungry_gb=max(needs, default=0.0))
+    for light in needs:  # the largest need that does not count as hungry
+        for jobs in range(2, (wanted or cores) + 1):
+            hungry = jobs
+            while hungry > 0 and hungry * needs[0] + (jobs - hungry) * light > room:
+                hungry -= 1
+            choice = Concurrency(jobs=jobs, hungry=hungry, hungry_gb=light)
+            if hungry > 0 and choice.seconds(costs) < best.seconds(costs):
+                best = choice
+    return best

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ci.plan import archs as archlist
-from ci.plan.ninja import concurrency
+from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find

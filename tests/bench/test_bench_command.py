@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flash_attn3_sm121.bench import command, workloads
-from flash_attn3_sm121.bench.contenders import densemask, ours
+from flash_attn3_sm121.bench.contenders import ours, sdpa
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.cli import main
 from tests.bench.samples import TINY, dense, report
@@ -72,7 +72,7 @@ def test_a_contender_that_blows_up_is_shown_and_the_run_goes_on(
     def broken(self: object, case: object) -> None:
         raise PtxasError("ptxas fatal: no such chip")
 
-    monkeypatch.setattr(densemask.DenseMask, "prepare", broken)
+    monkeypatch.setattr(sdpa.DenseMask, "prepare", broken)
     assert main(["bench", "--quick", "--device", "cpu", "--workload", "small", "--backend", "sdpa"]) == 0
     assert "PtxasError: ptxas fatal: no such chip" in capsys.readouterr().out
 

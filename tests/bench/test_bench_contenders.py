@@ -10,10 +10,9 @@ import torch
 from flash_attn3_sm121.bench.case import build
 from flash_attn3_sm121.bench.check import check_results, reference
 from flash_attn3_sm121.bench.contenders import Refused, contenders
-from flash_attn3_sm121.bench.contenders.densemask import DenseMask
 from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
 from flash_attn3_sm121.bench.contenders.ours import Ours
-from flash_attn3_sm121.bench.contenders.sdpa import TorchSdpa
+from flash_attn3_sm121.bench.contenders.sdpa import DenseMask, TorchSdpa
 from tests.bench.samples import TINY
 
 CPU = torch.device("cpu")

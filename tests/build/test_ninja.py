@@ -22,8 +22,8 @@ from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.unit import main as compile_unit
 from ci.build.workdir import work_folder
 from ci.machine import parse_meminfo
-from ci.plan.costs import Cost
-from ci.plan.ninja import Concurrency, Edge, concurrency, ninja_text
+from ci.plan.costs import Concurrency, Cost, concurrency
+from ci.plan.ninja import Edge, ninja_text
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, DiskError, ToolchainError
 from tests.fakes.units import KEY, NAME, builder, built, toolchain, unit
@@ -338,9 +338,9 @@ from tests.fakes.units import builder, built, unit
 
 class Slow:
     @staticmethod
-    def configure(parser): pass
+    def configure_slow(parser): pass
     @staticmethod
-    def run(args):
+    def do_slow(args):
         here = Path(sys.argv[1])
         made = builder(here, f"echo $$ > {here}/pid; sleep 600 & wait")
         built(made, sm8x=[Keyed(planned=unit(), key="a" * 64)])

@@ -15,7 +15,7 @@ from ci.commands.plan import to_text
 from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import plan
-from ci.plan.ninja import concurrency
+from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import PROFILES, find, select

@@ -9,8 +9,8 @@ import pytest
 
 from ci.__main__ import main
 from ci.plan import archs, matrix
+from ci.plan.costs import concurrency
 from ci.plan.matrix import RUNNERS, all_targets, document, make_matrix
-from ci.plan.ninja import concurrency
 from ci.plan.plan import Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import PROFILES, find

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
-from flash_attn3_sm121.bench.contenders.densemask import DenseMask
 from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
 from flash_attn3_sm121.bench.contenders.ours import Ours
-from flash_attn3_sm121.bench.contenders.sdpa import TorchSdpa
+from flash_attn3_sm121.bench.contenders.sdpa import DenseMask, TorchSdpa
 
 __all__ = ["Contender", "Refused", "Runner", "contenders"]
 

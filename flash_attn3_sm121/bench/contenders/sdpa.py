@@ -1,13 +1,15 @@
-"""torch's own `scaled_dot_product_attention`, one backend at a time, for workloads that need no mask tensor."""
+"""torch's own `scaled_dot_product_attention`: one backend at a time without a mask tensor, and with a dense mask."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flash_attn3_sm121.bench.case import Case
 from flash_attn3_sm121.bench.contenders.base import Refused, Runner, with_backward
+from flash_attn3_sm121.bench.workloads import Workload
 
 BACKENDS = {
     "flash": (SDPBackend.FLASH_ATTENTION, frozenset({"cpu", "cuda"})),
@@ -54,3 +56,67 @@ class TorchSdpa:
                 raise
             raise Refused(f"torch has no {self.name.removeprefix('torch-')} kernel for this call") from error
         return run
+
+
+def _mask(rows: int, keys: int, window: int, device: torch.device) -> Tensor:
+    at = torch.arange(rows, device=device)[:, None] + (keys - rows)
+    key = torch.arange(keys, device=device)[None]
+    allowed = key <= at
+    return allowed & (at - key <= window) if window >= 0 else allowed
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, work: Workload, mask: Tensor | None = None) -> Tensor:
+    """(b, s, h, d) in and out; the shortcuts a careful writer takes, then the mask."""
+    gqa = q.size(2) != k.size(2)
+    rows, keys = q.size(1), k.size(1)
+    qt, kt, vt = (x.transpose(1, 2) for x in (q, k, v))
+    window = work.window if 0 <= work.window < keys else -1
+    if mask is None and rows == 1:
+        if window >= 0:
+            kt, vt = kt[:, :, keys - window - 1 :], vt[:, :, keys - window - 1 :]
+        out = F.scaled_dot_product_attention(qt, kt, vt, enable_gqa=gqa)
+    elif mask is None and window < 0 and rows == keys:
+        out = F.scaled_dot_product_attention(qt, kt, vt, is_causal=work.causal, enable_gqa=gqa)
+    else:
+        mask = _mask(rows, keys, window, q.device) if mask is None else mask
+        out = F.scaled_dot_product_attention(qt, kt, vt, attn_mask=mask, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+class DenseMask:
+    """What nanochat-like code does without FlashAttention: a (Tq, Tk) bool mask for SDPA. Written from its description.
+
+    Its known faults are kept, since they are what is compared against: it holds tensors the other way round (heads
+    before time) and so transposes, it writes out the whole mask, and of a cache it reads the first row's length only.
+    So are its shortcuts: plain causal squares take is_causal, one token takes no mask and slices its window, grouped
+    heads go through enable_gqa and are not repeated, and everything stays in the tensors' own type.
+    """
+
+    name = "dense-mask"
+    about = "nanochat-style fallback: SDPA with a dense (Tq, Tk) bool mask"
+    devices = frozenset({"cpu", "cuda", "mps"})
+
+    def prepare(self, case: Case) -> Runner:
+        work = case.workload
+        if work.kind == "paged":
+            raise Refused("it knows no page table")
+        if work.kind == "dense":
+            return with_backward(case, lambda q, k, v: _attend(q, k, v, work))
+        if work.kind == "cache":
+            return with_backward(case, lambda q, k, v: self._cached(case, q, k, v))
+        return with_backward(case, lambda q, k, v: self._packed(case, q, k, v))
+
+    @staticmethod
+    def _cached(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert case.cache_seqlens is not None
+        used = int(case.cache_seqlens[0])
+        return _attend(q, k[:, :used], v[:, :used], case.workload)
+
+    @staticmethod
+    def _packed(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert case.cu_seqlens is not None
+        at = torch.arange(q.size(0), device=q.device)
+        document = torch.searchsorted(case.cu_seqlens[1:], at, right=True)
+        same = document[:, None] == document[None]
+        mask = same & _mask(q.size(0), k.size(0), case.workload.window, q.device)
+        return _attend(q[None], k[None], v[None], case.workload, mask)[0]
