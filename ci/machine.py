@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ci.plan.platforms import Platform
 from ci.process import execute
+from flash_attn3_sm121.doctor.collect import gpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +24,10 @@ class Machine:
     gpus: tuple[str, ...]  # compute capabilities, each once
 
 
-def parse_compute_caps(text: str) -> tuple[str, ...]:
-    """Capabilities out of `nvidia-smi --query-gpu=compute_cap --format=csv,noheader`; [N/A] lines say nothing."""
-    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())))
-
-
 def parse_meminfo(text: str) -> float:
     """MemAvailable of /proc/meminfo in GB."""
     match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
     return int(match[1]) / 1e6 if match else 4.0
-
-
-def gpus() -> tuple[str, ...]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    done = execute([tool, "--query-gpu=compute_cap", "--format=csv,noheader"], timeout=60)
-    return parse_compute_caps(done.stdout) if done.returncode == 0 else ()
 
 
 def cgroup_headroom_gb(root: Path = Path("/sys/fs/cgroup")) -> float | None:
@@ -65,14 +53,12 @@ def cores() -> int:
 
 def this_machine() -> Machine:
     """What this machine has."""
-    return Machine(platform=Platform.parse(platform.machine()), cores=cores(), memory_gb=memory_gb(), gpus=gpus())
-
-
-def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor as the system names it; its architecture where it names none (many ARM kernels)."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.machine()
+    return Machine(
+        platform=Platform.parse(platform.machine()),
+        cores=cores(),
+        memory_gb=memory_gb(),
+        gpus=tuple(dict.fromkeys("{}.{}".format(*gpu.capability) for gpu in gpus()[2])),
+    )
 
 
 def commit_of(root: Path) -> str:

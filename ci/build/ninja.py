@@ -80,7 +80,6 @@ def planned_text(plan: BuildPlan, *, at_once: Concurrency) -> str:
         target=str(plan.platform),
         root=Path(cuda),
         nvcc=Path(cuda / "bin" / "nvcc"),
-        ptxas=Path(cuda / "bin" / "ptxas"),
         cuobjdump=Path(cuda / "bin" / "cuobjdump"),
         nvdisasm=Path(cuda / "bin" / "nvdisasm"),
         include_dirs=(Path(cuda / "include"),),

@@ -6,6 +6,7 @@ no folder of the tree belong to the toolchain or the system, whose fingerprints 
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -36,19 +37,8 @@ def names(text: str, *, origin: str) -> tuple[str, ...]:
 
 
 def _candidates(name: str, including: PurePosixPath, roots: Iterable[str]) -> Iterable[PurePosixPath]:
-    yield _normal(including.parent / name)
-    for root in roots:
-        yield _normal(PurePosixPath(root) / name)
-
-
-def _normal(path: PurePosixPath) -> PurePosixPath:
-    parts: list[str] = []
-    for part in path.parts:
-        if part == ".." and parts and parts[-1] != "..":
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-    return PurePosixPath(*parts)
+    for folder in (str(including.parent), *roots):
+        yield PurePosixPath(posixpath.normpath(posixpath.join(folder, name)))
 
 
 class Closures:

@@ -27,6 +27,7 @@ from ci.plan.costs import concurrency
 from ci.plan.ninja import Edge
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
+from flash_attn3_sm121.bench.machine import cpu_name
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 
@@ -77,7 +78,7 @@ def do_measure(args: argparse.Namespace) -> int:
         "cuda": ".".join(str(part) for part in inputs.toolchain.version),
         "archs": [target.name for target in session.plan.targets],
         "profile": session.plan.profile,
-        "machine": f"{machine.cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
+        "machine": f"{cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
     }
     earlier = _earlier(args.output) if args.resume else {}
     results = measure.carried(earlier, facts=facts)

@@ -13,7 +13,7 @@ from ci.toolchain.hostcxx import find_cxx
 from ci.toolchain.installed import RUNTIME, Toolkit, ask_nvcc, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import Pins, read_pins
-from flash_attn3_sm121.errors import ToolchainError, UsageError
+from flash_attn3_sm121.errors import ToolchainError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,6 @@ class Toolchain:
     target: str
     root: Path  # CUDA_HOME for the tools: bin/, nvvm/, include/, lib/
     nvcc: Path
-    ptxas: Path
     cuobjdump: Path
     nvdisasm: Path
     include_dirs: tuple[Path, ...]  # for a plain C++ compile; nvcc finds them by itself
@@ -34,16 +33,6 @@ class Toolchain:
     version: tuple[int, int]  # CUDA version, e.g. (13, 0)
     origin: str  # "pinned packages" or the toolkit's folder
     fingerprint: str  # changes whenever what the tools produce may change; holds no path
-
-
-def machine(name: str | None = None) -> str:
-    """The name of a machine as wheels spell it; this machine's by default."""
-    raw = platform.machine() if name is None else name
-    try:
-        return str(Platform.parse(raw))
-    except UsageError as error:
-        known = " and ".join(Platform)
-        raise ToolchainError(f"no CUDA compiler for machine {raw!r}; there is one for {known} (Linux)") from error
 
 
 def resolve(
@@ -65,11 +54,12 @@ def resolve(
         pins: the toolchain's lock (default: the repository's).
 
     Raises:
+        UsageError: there is no CUDA compiler for such a machine.
         ToolchainError: a compiler or a piece of a toolkit is missing, or too old or new.
         FetchError: a pinned package cannot be had.
     """
-    host = machine(host)
-    target = machine(target) if target else host
+    host = str(Platform.parse(host or platform.machine()))
+    target = str(Platform.parse(target or host))
     if cuda_home is None:
         toolkit = _pinned(pins or read_pins(), settings, host=host, target=target)
     else:
@@ -84,7 +74,6 @@ def resolve(
         target=target,
         root=toolkit.root,
         nvcc=tools / "nvcc",
-        ptxas=tools / "ptxas",
         cuobjdump=tools / "cuobjdump",
         nvdisasm=tools / "nvdisasm",
         include_dirs=tuple(folder for folder in (include, include / "cccl") if folder.is_dir()),

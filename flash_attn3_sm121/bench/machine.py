@@ -7,13 +7,16 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from flash_attn3_sm121._version import __version__
 
+if TYPE_CHECKING:
+    import torch
 
-def _cpu_name() -> str:
+
+def cpu_name() -> str:
+    """The processor as the system names it; its architecture where it names none (many ARM kernels)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -52,6 +55,8 @@ def today() -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Facts for the head of a report, in the order in which they are shown."""
+    import torch
+
     facts = {"torch": torch.__version__, "python": platform.python_version(), "system": _system(), "triton": _triton()}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
@@ -66,7 +71,7 @@ def machine(device: torch.device) -> dict[str, str]:
         }
     cores = os.cpu_count() or 1
     return {
-        "device": _cpu_name() if device.type == "cpu" else device.type,
+        "device": cpu_name() if device.type == "cpu" else device.type,
         "threads": f"{torch.get_num_threads()} of {cores} CPUs",
         "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -31,7 +31,6 @@ def toolchain(nvcc: Path) -> Toolchain:
         target="x86_64",
         root=nvcc.parent,
         nvcc=nvcc,
-        ptxas=nvcc,
         cuobjdump=nvcc,
         nvdisasm=nvcc,
         include_dirs=(),

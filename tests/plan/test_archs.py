@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ci.machine import parse_compute_caps
+from ci.machine import this_machine
 from ci.plan import archs
+from ci.plan.platforms import Platform
 from flash_attn3_sm121.arch import CAPABILITIES
+from flash_attn3_sm121.doctor.collect import parse_gpus
 from flash_attn3_sm121.errors import ArchError
 
 CUDA = (13, 0)
@@ -98,6 +100,11 @@ def test_gencode() -> None:
     assert str(ptx.ptx_image) == "compute_121"
 
 
-def test_nvidia_smi_output() -> None:
-    assert parse_compute_caps("12.1\n12.1\n9.0\n") == ("12.1", "9.0")
-    assert parse_compute_caps("[N/A]\nNo devices were found\n") == ()
+def test_platforms_have_several_names() -> None:
+    assert [Platform.parse(name) for name in ("arm64", "AMD64", "linux_aarch64")] == ["aarch64", "x86_64", "aarch64"]
+
+
+def test_each_capability_of_this_machine_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parse_gpus("A, 12.1, 580, [N/A]\nA, 12.1, 580, [N/A]\nB, 9.0, 580, 80000 MiB\nNo devices were found\n")[1]
+    monkeypatch.setattr("ci.machine.gpus", lambda: (None, None, found))
+    assert this_machine().gpus == ("12.1", "9.0")

@@ -46,7 +46,6 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         target="x86_64",
         root=tmp_path,
         nvcc=nvcc,
-        ptxas=nvcc,
         cuobjdump=nvcc,
         nvdisasm=nvcc,
         include_dirs=(),

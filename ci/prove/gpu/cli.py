@@ -24,6 +24,7 @@ from ci.prove.gpu.runner import run_all
 from ci.prove.gpu.stage import Stage, StageResult
 from ci.prove.gpu.wheelfolder import OpenedWheel, open_wheel
 from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.doctor import collect
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """It builds nothing and needs no network: torch, this checkout and the wheel are enough. Each stage is a
@@ -56,18 +57,12 @@ def sanitizer() -> tuple[str | None, bool]:
 def machine(device: str) -> dict[str, Any]:
     """The driver's GPU and this Python's torch, asked in a child process: a broken torch must not end the run."""
     facts: dict[str, Any] = {"name": platform.processor() or platform.machine()}
-    smi = shutil.which("nvidia-smi")
-    if device.startswith("cuda") and smi is not None:
-        index = device.partition(":")[2] or "0"
-        argv = [smi, f"--id={index}", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-        said = execute(argv, timeout=60)
-        words = [word.strip() for word in said.stdout.strip().split(",")]
-        if said.returncode == 0 and len(words) == 3:
-            facts = dict(zip(("name", "driver", "capability"), words, strict=True))
-    script = "import torch; print(torch.__version__, torch.version.cuda)"
-    said = execute([sys.executable, "-c", script], timeout=300)
-    torch = said.stdout.split() if said.returncode == 0 else ["does not import", ""]
-    facts |= {"torch": torch[0], "CUDA": torch[1] if torch[1] != "None" else ""}
+    index, (driver, _, devices) = int(device.partition(":")[2] or 0), collect.gpus()
+    if device.startswith("cuda") and index < len(devices):
+        gpu = devices[index]
+        facts = {"name": gpu.name, "driver": driver, "capability": "{}.{}".format(*gpu.capability)}
+    torch = collect.torch_facts()
+    facts |= {"torch": torch.version or "does not import", "CUDA": torch.cuda or ""}
     return {**facts, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
 
 
