@@ -30,7 +30,7 @@ def execute(
 
     Args:
         shown: whether its stdout goes to our stderr as it comes, and is not captured.
-        narrate: prints the command first. None for questions to the system that nobody wants to read (`git rev-parse`).
+        narrate: prints the command first. None where it is no news for a user (`git rev-parse`).
 
     Raises:
         ToolchainError: the command cannot be started.

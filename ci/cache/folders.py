@@ -1,7 +1,7 @@
 """The content cache: one folder outside every clone, whose entries are named by what they hold.
 
 An entry is made in a private folder and renamed into place, under a lock that dies with its holder: a reader sees a
-whole entry or none, two runs never make the same one twice, and `kill -9` leaves only litter that the next run sweeps.
+whole entry or none, two runs never make the same one twice, and `kill -9` leaves a folder that the next run removes.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def put_file(path: Path, content: str | bytes) -> Path:
 def making(cache: Path, key: str) -> Iterator[Path]:
     """An empty folder to make entry `key` in, renamed to `cache/key` when the block ends well, else removed.
 
-    Call with the lock of `key` held: what a killed run left of the same entry is swept first, and an entry that is
+    Call with the lock of `key` held: what a killed run left of the same entry is removed first, and an entry that is
     already there (a damaged one) is replaced.
     """
     scratch = cache / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     prefix = key.replace("/", "-") + "."
-    for litter in scratch.glob(prefix + "*"):
-        remove_tree(litter)
+    for left in scratch.glob(prefix + "*"):
+        remove_tree(left)
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch))
     try:
         yield work

@@ -177,11 +177,11 @@ def make_plan(
     """Every family that the targets need, in the table's order. `families` narrows to some of those."""
     shard = shard or Shard()
     needed = tuple(family for family in FAMILIES if any(t.capability.family is family for t in targets))
-    strangers = [str(family) for family in families if family not in needed]
-    if strangers:
+    unneeded = [str(family) for family in families if family not in needed]
+    if unneeded:
         names = ", ".join(target.name for target in targets)
         raise UsageError(
-            f"family {', '.join(strangers)} serves none of the architectures {names}",
+            f"family {', '.join(unneeded)} serves none of the architectures {names}",
             hint=f"families of this list: {', '.join(str(family) for family in needed)}",
         )
     return BuildPlan(

@@ -74,11 +74,11 @@ def _machine_code(reading: LibraryReading, facts: BuildFacts, subject: str) -> I
     yield same("machine code is what the facts say", subject, found=reading.images, expected=facts.images)
     yield same("PTX is what the facts say", subject, found=reading.ptx, expected=facts.ptx)
     if not facts.proxy:
-        strangers = [name for name in reading.images if not _serves(Image.parse(name), Family(facts.family))]
+        foreign = [name for name in reading.images if not _serves(Image.parse(name), Family(facts.family))]
         yield nothing(
             "machine code is for devices of the family",
             subject,
-            bad=strangers,
+            bad=foreign,
             good=", ".join(reading.images),
             expected=f"images of family {facts.family}",
         )

@@ -61,7 +61,7 @@ def pure_name() -> WheelName:
 
 
 def package_files(root: Path = ROOT) -> dict[str, bytes]:
-    """The Python package as it lies in the repository; never a library that lies there by chance."""
+    """The files of the Python package in the repository, without libraries, some of which may lie there."""
     folder = root / PACKAGE
     files: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):

@@ -96,7 +96,7 @@ class Guard:
         caching = b"no-cache" if scope["path"].startswith("/static/") else b"no-store"
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
-        async def dressed(message: MutableMapping[str, Any]) -> None:
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 have = {name.lower() for name, _ in message["headers"]}
                 more = [*HEADERS, (b"cache-control", caching)]
@@ -105,9 +105,9 @@ class Guard:
 
         refused = judge(self.access, method=scope["method"], path=scope["path"], headers=headers)
         if refused is not None:
-            await _refuse(dressed, refused)
+            await _refuse(with_headers, refused)
             return
-        await self.app(scope, _limited(receive), dressed)
+        await self.app(scope, _limited(receive), with_headers)
 
 
 async def _refuse(send: Send, refused: Refused) -> None:
