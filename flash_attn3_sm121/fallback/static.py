@@ -155,7 +155,7 @@ class Keys:
         return self._typed(k, self.args.k, self.args.k_descale), self._typed(v, self.args.v, self.args.v_descale)
 
     def _zeroed(self, words: Tensor, unused: Tensor) -> Tensor:
-        """In one pass; copying and then filling would be two."""
+        """The elements, those of unused tokens 0. One pass makes them; copying and then filling would take two."""
         if words.dtype not in self._zeros:
             self._zeros[words.dtype] = torch.zeros((), dtype=words.dtype, device=words.device)
         return torch.where(unused[:, :, None, None], self._zeros[words.dtype], words)

@@ -34,7 +34,7 @@ PARTIAL_ENTRIES = 1 << 24
 
 
 def row_step(info: Facts) -> int:
-    """Rows of a block. With a window, more rows would see more keys that most of them don't want."""
+    """The number of rows in a block. A larger one would span more keys of a window that most rows do not see."""
     if info.band.left >= 0 or info.band.chunk > 0:
         return cuts.BLOCK_ROWS
     return max(LEAST_ROWS, ROWS // info.batch)
@@ -49,7 +49,7 @@ class Limits:
 
 
 def limits(info: Facts, positions: Tensor | None, keys: Tensor, *, gathered: bool) -> Limits:
-    """The band around `positions` (batch, rows) among `keys` (batch,) keys; what can be left out is a launch less.
+    """The band around `positions` (batch, rows) among `keys` (batch,) keys; a side that can be left out saves a launch.
 
     `gathered`: key numbers start at the first that the first row sees. Rows behind a sequence's used end may see more.
     """
@@ -117,7 +117,7 @@ class Fused:
         return out.reshape(self.batch, self.rows, heads, -1), lse.reshape(self.batch, heads, self.rows)
 
     def _parts(self, k: Tensor, v: Tensor) -> int:
-        """Parts of equal length that are views."""
+        """The number of parts of equal length into which keys are cut, each of them a view."""
         count = k.shape[1]
         if count < SPLIT_KEYS or (self.batch > 1 and any(x.stride(0) != count * x.stride(1) for x in (k, v))):
             return 1

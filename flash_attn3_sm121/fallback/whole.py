@@ -25,7 +25,7 @@ _NONE = (None,) * 16
 
 
 def serves(args: ForwardArgs) -> bool:
-    """Whether a call is such a call. Shapes, dtypes, strides and the arguments that are no tensors decide it."""
+    """Whether one call of the kernel is enough. Shapes, dtypes, strides and arguments that are no tensors decide it."""
     q, k, v = args.q, args.k, args.v
     if q.device.type != "cpu" or args.window_left >= 0 or args.attention_chunk > 0 or _EXTRAS(args) != _NONE:
         return False
