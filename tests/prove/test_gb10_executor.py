@@ -81,6 +81,11 @@ def errors(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return [found for found in answer["findings"] if not found["note"]]
 
 
+def test_what_is_compiled_serves_every_clone(bare: Executable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pybind11.get_include", lambda: "/another/clone/include")
+    assert executor(cache_root()).folder == bare.executor.folder
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_is_found_right(ran: dict[str, dict[str, Any]], name: str) -> None:
     assert errors(ran[name]) == [] and ran[name]["stopped"] == ""
