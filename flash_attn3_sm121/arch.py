@@ -66,6 +66,8 @@ class Capability:
 COMMON_FEATURES = frozenset(
     {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa", "chunk"}
 )
+# Ours, not upstream's: pointers that Hopper's kernels do not read.
+_ADDED_FEATURES = frozenset({"sinks", "dlse"})
 
 FAMILIES: dict[Family, FamilySpec] = {
     Family.SM80: FamilySpec(
@@ -74,7 +76,7 @@ FAMILIES: dict[Family, FamilySpec] = {
         smem_limit=166912,
         dtypes=("bf16", "fp16"),
         head_dims=(64, 96, 128, 192, 256),
-        features=COMMON_FEATURES,
+        features=COMMON_FEATURES | _ADDED_FEATURES,
         about="mma.sync and cp.async, large shared memory",
     ),
     Family.SM8X: FamilySpec(
@@ -83,7 +85,7 @@ FAMILIES: dict[Family, FamilySpec] = {
         smem_limit=101376,
         dtypes=("bf16", "fp16"),
         head_dims=(64, 96, 128, 192, 256),
-        features=COMMON_FEATURES,
+        features=COMMON_FEATURES | _ADDED_FEATURES,
         about="mma.sync and cp.async, 99 KB of shared memory",
     ),
     Family.SM90: FamilySpec(

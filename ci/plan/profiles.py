@@ -19,7 +19,8 @@ class Profile:
     about: str
 
 
-# `packgqa` costs nothing below Hopper (it is always on there); `chunk` is a form of local masking.
+# `packgqa` costs nothing below Hopper (it is always on there), nor do `sinks` and `dlse`, pointers that every kernel
+# reads; `chunk` is a form of local masking.
 _EXTRA = frozenset().union(*(spec.features for spec in FAMILIES.values()))
 
 PROFILES: dict[str, Profile] = {
@@ -29,14 +30,14 @@ PROFILES: dict[str, Profile] = {
             name="smoke",
             dtypes=("bf16",),
             head_dims=(64,),
-            features=frozenset({"causal", "varlen", "packgqa"}),
+            features=frozenset({"causal", "varlen", "packgqa", "sinks"}),
             about="one head dim, forward only: a real library in minutes, for tests",
         ),
         Profile(
             name="nanochat",
             dtypes=("bf16",),
             head_dims=(64, 128),
-            features=COMMON_FEATURES - {"softcap"} | {"deterministic"},
+            features=COMMON_FEATURES - {"softcap"} | {"deterministic", "sinks", "dlse"},
             about="bf16, head dims 64 and 128, forward, backward, sliding window, KV cache (append, paged, split)",
         ),
         Profile(

@@ -6,6 +6,7 @@ They are the same for all families: what differs comes from the defines that csr
 from __future__ import annotations
 
 from ci.sources.fault_patches import FAULT_PATCHES
+from ci.sources.feature_patches import FEATURE_PATCHES
 from ci.sources.patch import Change, Edit
 
 _API = "hopper/flash_api_stable.cpp"
@@ -338,4 +339,5 @@ EDITS: tuple[Edit, ...] = (
         ),
     ),
     *FAULT_PATCHES,
+    *FEATURE_PATCHES,
 )

@@ -142,6 +142,20 @@ CUSTOM: dict[str, str] = {
     "_flash_attn_backward": f"({_symbolic(_BACKWARD_IN_PYTHON).replace('seqused', 'sequed')}) -> Tensor",
 }
 
+# What our libraries' ops take behind upstream's arguments.
+_ADDED = {"fwd": "Tensor? s_aux=None", "bwd": "Tensor? dlse=None"}
+
+
+def with_ours(declared: Mapping[str, str]) -> dict[str, str]:
+    """Upstream's op schemas as a family library has them: with the arguments that are ours, behind the others."""
+    return {
+        name: text.replace(") -> ", f", {_ADDED[name]}) -> ", 1) if name in _ADDED else text
+        for name, text in declared.items()
+    }
+
+
+NATIVE = with_ours(PUBLIC)
+
 # `forward` is differentiable in q, k, v and s_aux. SymInt where a compiled program may see a changing number.
 _INPUTS = ("Tensor q", "Tensor k", "Tensor v", "Tensor? qv")
 _LENGTHS = (
@@ -329,11 +343,13 @@ def _tensors(schema: str) -> tuple[str, ...]:
 FWD_FIELDS = _fields(PUBLIC["fwd"])
 BWD_FIELDS = _fields(PUBLIC["bwd"])
 CUSTOM_BACKWARD_FIELDS = tuple(name.replace("sequed", "seqused") for name in _fields(CUSTOM["_flash_attn_backward"]))
+NATIVE_FWD_FIELDS = _fields(NATIVE["fwd"])
+NATIVE_BWD_FIELDS = _fields(NATIVE["bwd"])
 FORWARD_FIELDS = _fields(OWN["forward"])
 APPEND_FIELDS = _fields(OWN["append"])
 BACKWARD_FIELDS = _fields(OWN["backward"])
 METADATA_NAMES = argument_names(PUBLIC["get_scheduler_metadata"])
 
 # The tensors of a call, as fields. Scheduler metadata is none: nothing depends on what it looks like.
-FORWARD_TENSORS = (*(name for name in _tensors(PUBLIC["fwd"]) if name != "scheduler_metadata"), "s_aux")
+FORWARD_TENSORS = tuple(name for name in _tensors(NATIVE["fwd"]) if name != "scheduler_metadata")
 BACKWARD_TENSORS = (*_tensors(OWN["backward"]), "qv")

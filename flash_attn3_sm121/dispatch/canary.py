@@ -57,28 +57,39 @@ def _raised(error: RuntimeError) -> str:
     return f"the call raised {type(error).__name__}: {str(error).splitlines()[0]}"
 
 
+def _sinks(device: torch.device) -> Tensor:
+    return torch.linspace(-1.0, 2.0, HEADS_KV * GROUP, device=device)
+
+
 def run_forward(
-    ops: LoadedOps, fallback: _FORWARD, *, device: torch.device, dtype: torch.dtype, dims: tuple[int, int]
+    ops: LoadedOps,
+    fallback: _FORWARD,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    dims: tuple[int, int],
+    sinks: bool = False,
 ) -> str | None:
     """Compare one causal forward; the text of the mismatch, or None."""
+    s_aux = _sinks(device) if sinks else None
     q, k, v = _inputs(device, dtype, *dims)
     scale = dims[0] ** -0.5
     low_dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
     out = torch.full((*q.shape[:-1], dims[1]), float("nan"), dtype=low_dtype, device=device)
-    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out)
+    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out, s_aux=s_aux)
     try:
         out, lse, *_ = native.run_forward(ops, args)
     except RuntimeError as error:
         return _raised(error)
-    exact, exact_lse = fallback(_causal(_exact(q), _exact(k), _exact(v), scale))
-    low, low_lse = fallback(_causal(q.to(low_dtype), k.to(low_dtype), v.to(low_dtype), scale))
+    exact, exact_lse = fallback(_causal(_exact(q), _exact(k), _exact(v), scale, s_aux))
+    low, low_lse = fallback(_causal(q.to(low_dtype), k.to(low_dtype), v.to(low_dtype), scale, s_aux))
     if dtype == torch.float8_e4m3fn:  # P is rounded to fp8 inside the kernel: leave it that much room
         low = low + 0.06 * exact.abs().max().to(low.dtype)
     return judge("out", out, low, exact) or judge("softmax_lse", lse, low_lse, exact_lse)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> ForwardArgs:
-    return ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, window_right=0)
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, s_aux: Tensor | None = None) -> ForwardArgs:
+    return ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, window_right=0, s_aux=s_aux)
 
 
 def run_backward(
@@ -89,8 +100,9 @@ def run_backward(
     device: torch.device,
     dtype: torch.dtype,
     dims: tuple[int, int],
+    dlse: bool = False,
 ) -> str | None:
-    """Compare one causal backward; the text of the mismatch, or None."""
+    """Compare one causal backward; the text of the mismatch, or None. `dlse`: with a gradient of the LSE."""
     q, k, v = _inputs(device, dtype, *dims)
     dout = _inputs(device, dtype, dims[1], dims[1])[0]
     scale = dims[0] ** -0.5
@@ -105,6 +117,7 @@ def run_backward(
             v=mine_v,
             out=out,
             softmax_lse=lse,
+            dlse=kind(dout)[..., 0].transpose(1, 2).float().contiguous() if dlse else None,
             softmax_scale=scale,
             causal=True,
             window_right=0,

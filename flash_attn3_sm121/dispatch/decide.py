@@ -14,7 +14,7 @@ from flash_attn3_sm121.call.facts import BACKENDS, FEATURE_WORDS, CallFacts, Dev
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 # Features of a call that a library must list by name; others need nothing of it.
-_LISTED = ("local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv")
+_LISTED = ("local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv", "sinks", "dlse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +108,6 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
 
 
 def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
-    if "sinks" in call.features:
-        return "attention sinks (s_aux) are not in upstream's kernels"
-    if "dlse" in call.features:
-        return "upstream's kernels drop the gradient of the LSE"
     if call.direction == "backward":
         if "backward" not in build.features:
             return f"the {build.family} library is built without backward"

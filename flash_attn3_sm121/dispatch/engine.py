@@ -59,7 +59,7 @@ class Engine:
         self._libraries = libraries
         self._gather = gather
         self._lock = threading.RLock()
-        self._verified: set[tuple[torch.device, str, str]] = set()
+        self._verified: set[tuple[Any, ...]] = set()
         self._turned_off: dict[torch.device, str] = {}
         self._warned: set[str] = set()
 
@@ -164,7 +164,8 @@ class Engine:
         self, device: torch.device, dtype: torch.dtype, call: CallFacts, family: str, ops: native.LoadedOps
     ) -> bool | None:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
-        key = (device, family, call.direction)
+        added = call.features & {"sinks" if call.direction == "forward" else "dlse"}
+        key = (device, family, call.direction, *added)
         if not self.settings.canary or key in self._verified:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -173,10 +174,12 @@ class Engine:
         dims = (call.head_dim, call.head_dim_v)
         with torch.inference_mode(False), torch.no_grad():
             if call.direction == "forward":
-                text = canary.run_forward(ops, fallback.forward, device=device, dtype=dtype, dims=dims)
+                text = canary.run_forward(
+                    ops, fallback.forward, device=device, dtype=dtype, dims=dims, sinks=bool(added)
+                )
             else:
                 text = canary.run_backward(
-                    ops, fallback.forward, fallback.backward, device=device, dtype=dtype, dims=dims
+                    ops, fallback.forward, fallback.backward, device=device, dtype=dtype, dims=dims, dlse=bool(added)
                 )
         if text is None:
             self._verified.add(key)

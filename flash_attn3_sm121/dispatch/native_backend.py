@@ -51,7 +51,7 @@ class NativePlan:
 
     def __post_init__(self) -> None:
         if self.can_split:
-            schema = schemas.PUBLIC["fwd"]
+            schema = schemas.NATIVE["fwd"]
             self._dense = schemas.caller(self.ops.fwd, schema, *_DENSE, is_rotary_interleaved=True)
             self.decode_op = schemas.caller(self.ops.fwd, schema, *_DECODE)
 
@@ -60,7 +60,8 @@ class NativePlan:
         return self._dense if q.numel() and is_readable(q) and is_readable(k) and is_readable(v) else None
 
     def forward(self, args: ForwardArgs, tensors: Tensors) -> Results:
-        if args.q.numel() == 0:  # kernels divide by the number of heads, and cannot be launched for nothing
+        # Kernels divide by the number of heads, and cannot be launched for nothing.
+        if args.q.numel() == 0 or (args.k.numel() == 0 and args.s_aux is not None):
             return self._by_fallback(python_backend.load("sdpa"), args)
         if args.k_new is not None:
             if self.check_cache:
@@ -81,6 +82,8 @@ class NativePlan:
             args = replace(args, num_splits=1)
         if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata):
             args = replace(args, scheduler_metadata=None)  # a fallback's zeros would be taken at their word
+        if args.s_aux is not None:
+            return native.readable(args)
         for tensor in tensors:
             if tensor is not None and not is_readable(tensor):
                 return native.readable(args)
@@ -94,7 +97,7 @@ class NativePlan:
         if args.q.numel() == 0 or args.k.numel() == 0:
             check_backward(args)
             return python_backend.backward(python_backend.load("sdpa"), args, into)
-        args = native.readable(args)
+        given, args = args, native.readable(args)
         dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
         native.blank_unused_gradients(dq, dk, dv, args)
         try:
@@ -102,8 +105,9 @@ class NativePlan:
         except RuntimeError as error:
             other = self.instead(error)
             check_backward(args)
-            return python_backend.backward(other, args, into)
-        return BackwardResult(dq=dq, dk=dk, dv=dv, softmax_d=softmax_d)
+            return python_backend.backward(other, given, into)
+        ds_aux = None if args.s_aux is None else native.sink_gradient(args, softmax_d)
+        return BackwardResult(dq=dq, dk=dk, dv=dv, ds_aux=ds_aux, softmax_d=softmax_d)
 
 
 def _fresh(like: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ Op = Callable[..., Any]
 OPS = ("fwd", "bwd", "fwd_combine", "get_scheduler_metadata")
 REQUIRED_OPS = ("fwd", "get_scheduler_metadata")
 
-# A call as the positional arguments of upstream's `fwd` op. attrgetter does it in C.
-_forward_values: Callable[[ForwardArgs], tuple[Any, ...]] = operator.attrgetter(*schemas.FWD_FIELDS)
+# A call as the positional arguments of a library's `fwd` op. attrgetter does it in C.
+_forward_values: Callable[[ForwardArgs], tuple[Any, ...]] = operator.attrgetter(*schemas.NATIVE_FWD_FIELDS)
 _GRADIENTS = ("dq", "dk", "dv")
 _backward_values: Callable[[BackwardArgs], tuple[Any, ...]] = operator.attrgetter(
-    *(name for name in schemas.BWD_FIELDS if name not in _GRADIENTS)
+    *(name for name in schemas.NATIVE_BWD_FIELDS if name not in _GRADIENTS)
 )
-_FIRST_GRADIENT = schemas.BWD_FIELDS.index("dq")  # dk and dv follow
+_FIRST_GRADIENT = schemas.NATIVE_BWD_FIELDS.index("dq")  # dk and dv follow
 _Call = TypeVar("_Call", ForwardArgs, BackwardArgs)
 
 
@@ -44,7 +44,7 @@ def run_forward(ops: LoadedOps, args: ForwardArgs) -> tuple[Tensor, Tensor, Tens
 
 
 def run_backward(ops: LoadedOps, args: BackwardArgs, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-    """Write the gradients into dq, dk and dv; softmax_d (rowsum of dO * O) is returned."""
+    """Write the gradients into dq, dk and dv; softmax_d (rowsum of dO * O, minus dlse) is returned."""
     assert ops.bwd is not None, "the library lists backward among its features"
     values = _backward_values(args)
     results = ops.bwd(*values[:_FIRST_GRADIENT], dq, dk, dv, *values[_FIRST_GRADIENT:])
@@ -55,17 +55,42 @@ def run_backward(ops: LoadedOps, args: BackwardArgs, dq: Tensor, dk: Tensor, dv:
 def readable(args: _Call) -> _Call:
     """The same call with tensors that kernels read: their last dimension has stride 1.
 
-    `out` stays as it is, since results must land there. The LSE of a backward becomes contiguous as a whole.
+    `out` stays as it is, since results must land there. What is read row by row (the sinks; the LSE of a backward and
+    its gradient) becomes fp32, and contiguous as a whole.
     """
+    import torch
+
     forward = isinstance(args, ForwardArgs)
     changed: dict[str, Tensor] = {}
     for name in schemas.FORWARD_TENSORS if forward else schemas.BACKWARD_TENSORS:
         tensor: Tensor | None = getattr(args, name)
         if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
             changed[name] = tensor.contiguous()
-    if isinstance(args, BackwardArgs) and not args.softmax_lse.is_contiguous():
-        changed["softmax_lse"] = args.softmax_lse.contiguous()
+    for name in ("s_aux",) if forward else ("softmax_lse", "dlse"):
+        tensor = getattr(args, name)
+        if tensor is not None and not (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+            changed[name] = tensor.to(torch.float32).contiguous()
     return replace(args, **changed) if changed else args  # type: ignore[arg-type]
+
+
+def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
+    """The gradient of the sinks (h,): minus the sum over rows of exp(sink - lse) * delta.
+
+    `softmax_d`, which a library's backward returned, is delta where all sequences are as long as the tensors. Otherwise
+    its rows lie apart, and delta is computed anew.
+    """
+    import torch
+
+    assert args.s_aux is not None
+    lse, lengths = args.softmax_lse, (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k)
+    if all(tensor is None for tensor in lengths):
+        delta = softmax_d[..., : lse.shape[-1]]
+    else:
+        delta = (args.dout.float() * args.out.float()).sum(-1).transpose(-1, -2)
+        delta = delta if args.dlse is None else delta - args.dlse
+    there = lse.isfinite()  # rows past the used ones are not
+    share = torch.where(there, (args.s_aux.to(lse.dtype)[:, None] - lse).exp() * delta, torch.zeros_like(lse)).sum(-1)
+    return -(share if args.cu_seqlens_q is not None else share.sum(0)).to(args.s_aux.dtype)
 
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
@@ -209,9 +234,15 @@ def load_ops(path: Path, facts: BuildFacts) -> LoadedOps:
         packet = getattr(namespace, name, None)
         found[name] = None if packet is None else packet.default
     missing = [name for name in REQUIRED_OPS if found[name] is None]
-    if missing:
+    other = [
+        name
+        for name, op in found.items()
+        if op is not None and len(op._schema.arguments) != len(schemas.argument_names(schemas.NATIVE[name]))  # type: ignore[attr-defined]
+    ]
+    if missing or other:
         raise NativeLoadError(
-            f"{path} was loaded and registers no op {', '.join(missing)} in namespace {facts.namespace}",
+            f"{path} was loaded and registers no op {', '.join(missing or other)} in namespace {facts.namespace}"
+            + (" with the arguments that this version gives it" if other and not missing else ""),
             hint="the library and its facts file do not belong together; reinstall the wheel",
         )
     return LoadedOps(**found)  # type: ignore[arg-type]

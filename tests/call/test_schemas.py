@@ -21,11 +21,12 @@ SCALARS: dict[str, Any] = {
 
 def test_every_argument_of_an_op_is_a_field() -> None:
     forward, backward = set(ForwardArgs.__slots__), set(BackwardArgs.__slots__)
-    assert set(schemas.FWD_FIELDS) | {"s_aux"} == forward
+    assert set(schemas.FWD_FIELDS) | {"s_aux"} == set(schemas.NATIVE_FWD_FIELDS) == forward
     assert set(schemas.FORWARD_FIELDS) - forward == {"deterministic"}
     assert set(schemas.APPEND_FIELDS) <= forward
     assert set(schemas.BACKWARD_FIELDS) | {"qv"} == backward
     assert set(schemas.BWD_FIELDS) - backward == {"dq", "dk", "dv"}
+    assert schemas.NATIVE_BWD_FIELDS == (*schemas.BWD_FIELDS, "dlse"), "ours stand behind upstream's"
 
 
 def test_a_caller_puts_each_argument_at_its_place() -> None:

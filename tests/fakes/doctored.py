@@ -11,10 +11,11 @@ from ci.verify.elf import SharedLibrary, Symbol
 from ci.verify.kernels import Kernel
 from ci.verify.policy import SYSTEM_LIBRARIES
 from ci.verify.reading import LibraryReading, WheelReading
-from flash_attn3_sm121.call.schemas import PUBLIC, one_spelling
+from flash_attn3_sm121.call.schemas import NATIVE, PUBLIC, one_spelling
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 SCHEMAS = {name: one_spelling(f"{name}{text}") for name, text in PUBLIC.items()}
+OURS = {name: one_spelling(f"{name}{text}") for name, text in NATIVE.items()}
 SHA = "ab" * 32
 VERSION = "3.0.0.post1+g3effce8.121.smoke"
 NAME = f"flash_attn3_sm121-{VERSION}-py3-none-manylinux_2_34_aarch64.whl"
@@ -107,7 +108,7 @@ LIBRARY = LibraryReading(
     images=("sm_121",),
     ptx=(),
     kernels=KERNELS,
-    schemas=SCHEMAS,
+    schemas=OURS,
     paths=(),
 )
 

@@ -49,12 +49,19 @@ void run_mha_fwd_<86, T, 64, 64, true, false, false, true>(Flash_fwd_params& par
     run_flash_fwd<86, 64, 64, 1, T, T, false, false, false, true, false, true, false, true, true, false>(params,
                                                                                                          stream);
 }
+// Unsplit: a window, no lengths (for tests/prove/test_sinks.py).
 template <>
-void run_mha_fwd_<86, T, 64, 64, false, false, false, true>(Flash_fwd_params&, cudaStream_t) {
+void run_mha_fwd_<86, T, 64, 64, false, false, false, true>(Flash_fwd_params& params, cudaStream_t stream) {
+#ifdef FEW_MORE
+    if (!params.is_local || params.cu_seqlens_q || params.seqused_q || params.seqused_k) absent();
+    run_flash_fwd<86, 64, 64, 1, T, T, false, true, false, false, false, false, false, true, false, false>(params,
+                                                                                                           stream);
+#else
     absent();
+#endif
 }
 
-// The same from pages, without new keys.
+// Split, from pages, without new keys.
 template <>
 void run_mha_fwd_<86, T, 64, 64, true, true, false, true>(Flash_fwd_params& params, cudaStream_t stream) {
 #ifdef FEW_MORE

@@ -15,7 +15,7 @@ PROFILE = Profile(
     name="few",
     dtypes=("bf16",),
     head_dims=(64,),
-    features=frozenset({"causal", "varlen", "append", "paged", "split", "packgqa", "backward"}),
+    features=frozenset({"causal", "local", "varlen", "append", "paged", "split", "packgqa", "backward"}),
     about="what the host code may ask of the few kernels",
 )
 

@@ -69,7 +69,7 @@ class Kernels:
         self.spoil = spoil
 
     def fwd(self, *values: Any) -> tuple[Tensor, ...]:
-        args = ForwardArgs(**dict(zip(schemas.FWD_FIELDS, values, strict=True)))
+        args = ForwardArgs(**dict(zip(schemas.NATIVE_FWD_FIELDS, values, strict=True)))
         self.calls.append(args)
         out, lse = fallback.forward(args)
         self.spoil(out)
@@ -77,14 +77,16 @@ class Kernels:
 
     def bwd(self, *values: Any) -> tuple[Tensor, ...]:
         self.backward_calls += 1
-        given = dict(zip(schemas.BWD_FIELDS, values, strict=True))
+        given = dict(zip(schemas.NATIVE_BWD_FIELDS, values, strict=True))
         into = [given.pop(name) for name in ("dq", "dk", "dv")]
         args = BackwardArgs(**{**given, "window_right": 0 if given["causal"] else given["window_right"]})
         for mine, found in zip(into, fallback.backward(args), strict=False):
             assert found is not None
             mine.copy_(found)
         self.spoil(into[0])
-        return (*into, (args.dout * args.out).sum(-1), *(torch.empty(0) for _ in range(4)))
+        softmax_d = (args.dout.float() * args.out.float()).sum(-1).transpose(-1, -2)
+        softmax_d = softmax_d if args.dlse is None else softmax_d - args.dlse
+        return (*into, softmax_d, *(torch.empty(0) for _ in range(4)))
 
     def metadata(self, *values: Any) -> Tensor:
         return torch.ones(native.metadata_length(values, arch=121), dtype=torch.int32)

@@ -101,7 +101,7 @@ def test_rows_past_seqused_q_are_zero(layout: str) -> None:
     assert torch.isneginf(first).all()
 
 
-def test_backward_goes_native_and_the_lse_gradient_does_not(kernels: Kernels) -> None:
+def test_backward_goes_native_with_the_gradient_of_the_lse(kernels: Kernels) -> None:
     q, k, v = half()
     serving = engine(kernels.open)
     out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
@@ -109,9 +109,38 @@ def test_backward_goes_native_and_the_lse_gradient_does_not(kernels: Kernels) ->
     first = serving.backward(BackwardArgs(**args))
     assert kernels.backward_calls == 1
     assert first.softmax_d is not None
-    second = serving.backward(BackwardArgs(**args, dlse=torch.zeros_like(lse)))
-    assert kernels.backward_calls == 1
+    same = torch.zeros(()).expand(lse.shape)  # as autograd hands a sum's gradient on; kernels read it row by row
+    second = serving.backward(BackwardArgs(**args, dlse=same))
+    assert kernels.backward_calls == 2
     torch.testing.assert_close(first.dq, second.dq, atol=2e-2, rtol=2e-2)  # bf16, by two ways
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "used"])
+def test_sinks_go_native_and_their_gradient_is_arithmetic_afterwards(kernels: Kernels, layout: str) -> None:
+    q, k, v = half(sq=6, sk=6)
+    sinks = torch.linspace(-1, 1, q.shape[2]).bfloat16()
+    given: dict[str, Any] = {}
+    if layout == "packed":
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        cu = torch.tensor([0, 3, 12], dtype=torch.int32)
+        given = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 9, "max_seqlen_k": 9}
+    if layout == "used":
+        given = {
+            "seqused_q": torch.tensor([2, 3], dtype=torch.int32),
+            "seqused_k": torch.tensor([3, 0], dtype=torch.int32),
+        }
+    serving = engine(kernels.open)
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, s_aux=sinks, **given, **CAUSAL))
+    assert kernels.calls[0].s_aux is not None and kernels.calls[0].s_aux.dtype == torch.float32
+    args = BackwardArgs(
+        dout=torch.randn_like(out), dlse=torch.randn(lse.shape), q=q, k=k, v=v, out=out, softmax_lse=lse, s_aux=sinks,
+        **given, **CAUSAL,
+    )  # fmt: skip
+    found = serving.backward(args).ds_aux
+    assert kernels.backward_calls == 1 and found is not None and found.dtype == torch.bfloat16
+    right = fallback.backward(args)[3]
+    assert right is not None
+    torch.testing.assert_close(found, right, atol=2e-2, rtol=2e-2)
 
 
 def test_metadata_of_a_fallback_is_never_handed_to_a_kernel(kernels: Kernels) -> None:

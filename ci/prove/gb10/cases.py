@@ -40,13 +40,15 @@ class Case:
     seed: int = 0
     lazy: bool = False
     sweep: bool = False  # many short calls instead of one: keys around every bound of a tile, and many numbers of rows
+    sinks: bool = False  # attention sinks
+    dlse: bool = False  # backward: a gradient of the LSE
 
     @property
     def name(self) -> str:
         words = [self.op, f"hd{self.dim}", self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
         words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
-        words += ["sweep"] * self.sweep
+        words += ["sweep"] * self.sweep + ["sinks"] * self.sinks + ["dlse"] * self.dlse
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -151,6 +153,28 @@ def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
             yield _sweep(turns, op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap)
 
 
+def _added(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+    """What our edits give the kernels: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
+    counts = (1, *((3,) if chosen.has("split") else ()))
+    if chosen.has("sinks"):
+        every = product(chosen.head_dims, _types(chosen), _masks(chosen), _modes(chosen), counts, _caps(chosen))
+        for dim, dtype, mask, mode, splits, cap in every:
+            more = turns.next() | {"page": (64, 16, 256)[turns.count % 3] if "paged" in mode else 64}
+            yield Case(
+                op="fwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap, batch=_batch(mode), splits=splits,
+                sinks=True, **more,
+            )  # fmt: skip
+    if chosen.has("backward") and chosen.has("dlse"):
+        modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
+        dims = chosen.backward_head_dims
+        for dim, dtype, mask, mode, heads in product(dims, _types(chosen), _masks(chosen), modes, ((2, 2), (4, 2))):
+            more = turns.next() | {"heads": heads}
+            yield Case(
+                op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, batch=_batch(mode), sinks=heads[0] > heads[1],
+                dlse=True, **more,
+            )  # fmt: skip
+
+
 def _helpers(chosen: Selection) -> Iterator[Case]:
     """Combine by itself, at the counts of splits between which its kernels differ, and the scheduler's metadata."""
     if chosen.has("split"):
@@ -179,4 +203,5 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     found = list(_forwards(chosen, turns, times))
     if chosen.has("backward"):
         found += _backwards(chosen, turns, times)
+    found += _added(chosen, turns)
     return tuple(dict.fromkeys((*found, *_helpers(chosen))))

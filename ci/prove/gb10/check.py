@@ -116,6 +116,8 @@ def starts(lengths: Sequence[int]) -> Tensor:
 def common(case: Case) -> dict[str, Any]:
     """The arguments that say what stands between Q, K and the softmax."""
     made: dict[str, Any] = {"softcap": case.softcap}
+    if case.op == "fwd" and case.sinks:
+        made["s_aux"] = sinks_of(case)
     if "causal" in case.mask:
         made["is_causal"] = True
     if "chunk" in case.mask:
@@ -125,8 +127,16 @@ def common(case: Case) -> dict[str, Any]:
     return made
 
 
+def sinks_of(case: Case) -> Tensor | None:
+    """A sink a head, from one that counts next to nothing to one that leaves the keys little; None without sinks."""
+    return torch.linspace(-6.0, 6.0, case.heads[0]) if case.sinks else None
+
+
 def scores(case: Case) -> Scores:
-    return Scores(mask=case.mask, softcap=case.softcap, scale=case.dim**-0.5)
+    sinks = sinks_of(case)
+    return Scores(
+        mask=case.mask, softcap=case.softcap, scale=case.dim**-0.5, sinks=None if sinks is None else sinks.double()
+    )
 
 
 def run_case(gpu: Gpu, case: Case) -> tuple[Judge, list[Tensor]]:

@@ -24,31 +24,38 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     q, dout = (maker.normal(sum(rows), heads, case.dim) for _ in range(2))
     k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
     out, lse = maker.normal(sum(rows), heads, case.dim), torch.empty(heads, sum(rows))
+    dlse = torch.randn(lse.shape, generator=maker.random)
     right = [torch.zeros(x.shape, dtype=torch.float64) for x in (q, k, v)]
     for b in range(case.batch):
         mine, theirs = slice(int(at_q[b]), int(at_q[b + 1])), slice(int(at_k[b]), int(at_k[b + 1]))
         leaves = [x[part].double().requires_grad_() for x, part in ((q, mine), (k, theirs), (v, theirs))]
         result, own = scores(case).attention(*leaves)
         out[mine], lse[:, mine] = result.detach().to(out.dtype), own.detach().float()
-        given = gradients(result, leaves, dout[mine])
+        given = gradients(case, result, own, leaves, dout[mine], dlse[:, mine])
         for whole, part, value in zip(right, (mine, theirs, theirs), given, strict=True):
             whole[part] = value
     tensors: dict[str, Any] = {"dout": dout, "q": q, "k": k, "v": v, "out": out}
+    by_row = {"softmax_lse": lse} | ({"dlse": dlse} if case.dlse else {})
     if packed:
-        tensors |= {"softmax_lse": lse, "cu_seqlens_q": at_q, "cu_seqlens_k": at_k}
+        tensors |= by_row | {"cu_seqlens_q": at_q, "cu_seqlens_k": at_k}
         tensors |= {"max_seqlen_q": max(rows), "max_seqlen_k": max(keys)}
     else:
         tensors = {name: x.reshape(case.batch, -1, *x.shape[1:]) for name, x in tensors.items()}
-        tensors["softmax_lse"] = lse.view(heads, case.batch, -1).transpose(0, 1).contiguous()
+        tensors |= {n: x.view(heads, case.batch, -1).transpose(0, 1).contiguous() for n, x in by_row.items()}
     dq, dk, dv, *_ = gpu.call("bwd", **tensors, **common(case))
     for name, found, value in zip(("dq", "dk", "dv"), (dq, dk, dv), right, strict=True):
         judge.near(name, found if packed else found.flatten(0, 1), value, kind="grad")
     return [dq, dk, dv]
 
 
-def gradients(result: Tensor, leaves: list[Tensor], dout: Tensor) -> list[Tensor]:
-    """Of a sequence; zeros where there are no keys, on which no output depends."""
-    return list(torch.autograd.grad(result, leaves, dout.double(), allow_unused=True, materialize_grads=True))
+def gradients(
+    case: Case, result: Tensor, lse: Tensor, leaves: list[Tensor], dout: Tensor, dlse: Tensor
+) -> list[Tensor]:
+    """Of a sequence, through the output and, where the case has it, the LSE; zeros where there are no keys."""
+    loss = (result * dout.double()).sum()
+    if case.dlse:
+        loss = loss + (lse.where(lse.isfinite(), torch.zeros_like(lse)) * dlse.double()).sum()
+    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
 
 
 def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
@@ -59,6 +66,7 @@ def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     q, dout, out = (maker.normal(case.batch, case.rows, heads, case.dim) for _ in range(3))
     k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
     lse = torch.full((case.batch, heads, case.rows), torch.nan)
+    dlse = torch.randn(lse.shape, generator=maker.random)
     right: list[list[Tensor]] = []
     for b in range(case.batch):
         leaves = [x[b, :n].double().requires_grad_() for x, n in ((q, rows[b]), (k, keys[b]), (v, keys[b]))]
@@ -67,8 +75,10 @@ def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
             x[b, rows[b] :] = torch.nan
         k[b, keys[b] :], v[b, keys[b] :] = torch.nan, torch.nan
         out[b, : rows[b]], lse[b, :, : rows[b]] = result.detach().to(out.dtype), own.detach().float()
-        right.append(gradients(result, leaves, dout[b, : rows[b]]))
+        right.append(gradients(case, result, own, leaves, dout[b, : rows[b]], dlse[b, :, : rows[b]]))
+        dlse[b, :, rows[b] :] = torch.nan
     given = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse}
+    given |= {"dlse": dlse} if case.dlse else {}
     found = gpu.call("bwd", **given, seqused_q=ints(rows), seqused_k=ints(keys), **common(case))[:3]
     for b in range(case.batch):
         for name, x, value in zip(("dq", "dk", "dv"), found, right[b], strict=True):

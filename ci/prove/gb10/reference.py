@@ -21,6 +21,7 @@ class Scores:
     mask: str
     softcap: float
     scale: float
+    sinks: Tensor | None = None  # a head each: the score of one more key, whose value is zero
 
     def keep(self, rows: int, keys: int) -> Tensor:
         """Which key each row sees; the last row sees the last key."""
@@ -43,8 +44,10 @@ class Scores:
         """(rows, heads, d), (keys, groups, d) twice, in fp64: the output, and the LSE by head and row."""
         import torch
 
+        sinks = self.sinks
         if k.shape[0] == 0:
-            return q * 0.0, torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+            empty = torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+            return q * 0.0, empty if sinks is None else torch.logaddexp(empty, sinks[:, None])
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
         if self.softcap:
@@ -52,6 +55,8 @@ class Scores:
         kept = self.keep(q.shape[0], k.shape[0])
         scores = scores.masked_fill(~kept, -math.inf)
         lse = scores.logsumexp(-1)
+        if sinks is not None:
+            lse = torch.logaddexp(lse, sinks[:, None])
         weights = torch.where(kept, (scores - lse.where(lse.isfinite(), torch.zeros_like(lse))[..., None]).exp(), 0.0)
         return torch.einsum("hqk,khd->qhd", weights, v), lse
 
