@@ -41,6 +41,20 @@ def window(call: Op) -> dict[str, float]:
     )
 
 
+def gpt_oss(call: Op) -> dict[str, float]:
+    """Prefill of one of gpt-oss' layers with a window: head dim 64, eight heads a group, 128 keys a row."""
+    q, k, v = _random(1, 384, 8, DIM), _random(1, 384, 1, DIM), _random(1, 384, 1, DIM)
+    sinks = torch.linspace(-2, 4, 8)
+    out, lse, *_ = call("fwd", q=q, k=k, v=v, window_size_left=127, window_size_right=0, s_aux=sinks, num_splits=1)
+    kept = torch.ones(384, 384, dtype=torch.bool).tril().triu(-127)
+    scores = torch.einsum("qhd,kd->hqk", q[0].double(), k[0, :, 0].double()) * DIM**-0.5
+    right_lse = torch.logaddexp(scores.masked_fill(~kept, -math.inf).logsumexp(-1), sinks.double()[:, None])
+    right = torch.einsum(
+        "hqk,kd->qhd", torch.where(kept, (scores - right_lse[..., None]).exp(), 0), v[0, :, 0].double()
+    )
+    return _judged([(out[0], right)], [(lse[0], right_lse)])
+
+
 def split_pages(call: Op) -> dict[str, float]:
     """Keys in pages, split in three; the second sequence has none, the third few enough for one split."""
     held, page, pages = (201, 0, 17), 16, 16
@@ -80,15 +94,17 @@ def gradients(call: Op) -> dict[str, float]:
                 whole[b, : own.shape[0]] = own
         right_sinks += part
     used = {"seqused_q": _ints(*(n for n, _ in lengths)), "seqused_k": _ints(*(n for _, n in lengths))}
-    given = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse, "dlse": dlse, **used}
+    given: dict[str, Any] = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "softmax_lse": lse, "dlse": dlse, **used}
     found = [torch.zeros_like(x) for x in (q, k, v)]
     call("bwd", **given, **dict(zip(("dq", "dk", "dv"), found, strict=True)))
     args = BackwardArgs(**given, softmax_scale=DIM**-0.5, s_aux=SINKS)
-    errors = {name: _furthest([pair]) for name, *pair in zip(("dq", "dk", "dv"), found, right, strict=True)}
+    errors = {name: _furthest([(x, y)]) for name, x, y in zip(("dq", "dk", "dv"), found, right, strict=True)}
     return {**errors, "ds_aux": _furthest([(sink_gradient(args, lse), right_sinks)])}
 
 
-CASES: dict[str, Callable[[Op], dict[str, float]]] = {case.__name__: case for case in (window, split_pages, gradients)}
+CASES: dict[str, Callable[[Op], dict[str, float]]] = {
+    case.__name__: case for case in (window, gpt_oss, split_pages, gradients)
+}
 
 
 def show(gpu: Any, case: str, seed: int = 0) -> dict[str, float]:
