@@ -11,10 +11,10 @@ namespace fa3 {
 // for 192). Two such blocks share an SM, by registers, so that one computes while the other waits; 8 warps of 16 rows
 // instead would read K and V from shared memory twice as often.
 constexpr Tile tile_64(Variant const& v) {
-    // Masks beside tanh, page pointers for appending under a causal mask, and appending under a window (fp16 alone
-    // spills there), keep more alive: 48 columns.
+    // Masks beside tanh, page pointers for appending under a causal mask, and appending under a mask to a cache without
+    // pages (bf16 spills there since sinks are read, fp16 did under a window before), keep more alive: 48 columns.
     bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal) ||
-                      (v.append && v.local && !v.paged && !v.varlen_split);
+                      (v.append && (v.causal || v.local) && !v.paged && !v.varlen_split);
     // The one variant with everything at once but a page table still spills at 48.
     bool const busiest = v.softcap && v.local && v.append && v.varlen_split && !v.paged;
     int const few = busiest ? 32 : 48;
