@@ -35,6 +35,8 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         *COMMON,
     ),
     "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
+    "transformers-batching": ("transformers==5.24.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    "upstream": ("einops==0.8.1",),  # for the tests of FlashAttention-3 itself
     "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
 }
 # Taken without what they ask for: CUDA libraries, a torch of their own, or FlashAttention-2.
@@ -51,7 +53,7 @@ BARE = {
         "torch-einops-utils==0.2.0",
     ),
 }
-TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith("transformers"))
+TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith(("transformers-4", "transformers-5")))
 
 
 @functools.cache
