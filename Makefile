@@ -18,7 +18,7 @@ SAMPLE ?= 4
 HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
-.PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +28,13 @@ $(VENV)/.stamp-%: requirements-%.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# The harness needs no torch: torch's headers are fetched and pinned by themselves.
-$(VENV)/.stamp-torch: | $(VENV)/.stamp-dev
+# The harness needs no torch: torch's headers are fetched and pinned by themselves. Another TORCH is another stamp.
+$(VENV)/.stamp-torch-$(TORCH): | $(VENV)/.stamp-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	@rm -f $(VENV)/.stamp-torch*
 	@touch $@
 
-venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch  ## the virtual environment of the tests (.venv)
+venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch-$(TORCH)  ## the virtual environment of the tests (.venv)
 
 lint: venv  ## ruff, mypy --strict, import-linter, clang-format, shellcheck
 	$(PY) -m ruff check .
@@ -162,6 +163,10 @@ prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, A
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh"
+
+test-torch: venv  ## what depends on torch, with TORCH=2.9.1 or another
+	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh" \
+	  tests/api tests/call tests/core tests/dispatch tests/flex tests/fallback tests/native
 
 test-aarch64: venv  ## a cross-compiled aarch64 wheel, installed and used under emulation (qemu-user, debootstrap, root)
 	$(PY) -m pytest -q -m emulated

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ci.cache.folders import cache_root, locked, making
+from ci.plan.matrix import PYTHONS
 from flash_attn3_sm121.arch import CAPABILITIES
 from tests.workflows.files import FILES, ROOT, steps_of
 
@@ -81,14 +82,28 @@ def test_hooks_have_the_versions_of_the_requirements() -> None:
 
 
 def test_a_package_has_one_version_in_all_requirements() -> None:
-    found: dict[str, set[str]] = {}
+    found: dict[tuple[str, str], set[str]] = {}
     for path in sorted(ROOT.glob("requirements-*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            name, equals, version = line.partition("==")
+            pin, _, condition = line.partition(" ; ")
+            name, equals, version = pin.partition("==")
             assert equals or line.startswith("#") or not line, f"{path.name}: not pinned: {line}"
             if equals and not line.startswith("#"):
-                found.setdefault(name, set()).add(version)
+                found.setdefault((name, condition), set()).add(version)
     assert len(found) > 15 and all(len(versions) == 1 for versions in found.values()), found
+
+
+def test_every_python_and_the_oldest_middle_and_newest_torch() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    pythons = jobs["quick"]["strategy"]["matrix"]["python"]
+    assert pythons == [f"3.{minor}" for minor in range(10, 15)] and (pythons[0], pythons[-1]) == PYTHONS
+    rows = jobs["torch"]["strategy"]["matrix"]["include"]
+    oldest, middle, newest = (tuple(int(part) for part in row["torch"].split(".")) for row in rows)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"torch>={oldest[0]}.{oldest[1]}"' in project
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"TORCH ?= {'.'.join(map(str, middle))}\n" in makefile and newest > middle
+    assert [rows[0]["python"], rows[-1]["python"]] == [*PYTHONS]
 
 
 @pytest.fixture(scope="module")
