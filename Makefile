@@ -158,8 +158,8 @@ reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches in two folde
 measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's files and flags (SAMPLE=)
 	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
 
-prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, ARCHS=, JOBS=)
-	@$(PY) -m ci prove $(HARNESS_FLAGS)
+prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, ARCHS=, JOBS=, WRITE=)
+	@$(PY) -m ci prove $(HARNESS_FLAGS) $(if $(WRITE),--write "$(WRITE)")
 
 test-quick: venv  ## no GPU, compiler or network: under a minute
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh"

@@ -15,7 +15,7 @@ from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError
 
-CHUNK = 12  # a process needs seconds to start, and is lost whole when it is stopped
+CHUNK = 24  # a process needs seconds to start, and is lost whole when it is stopped
 FUNCTION = "ci.prove.gb10.check:run"
 Results = list[dict[str, Any]]
 Counts = dict[str, list[int]]  # kernel -> how often each of its instructions ran

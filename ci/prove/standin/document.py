@@ -11,11 +11,11 @@ from ci.plan.profiles import Selection
 from ci.prove.standin.library import Answer
 from ci.verify import kernels
 from flash_attn3_sm121.bench import bounds
-from flash_attn3_sm121.bench.bounds import Bounds
+from flash_attn3_sm121.bench.bounds import REGISTERS, WARPS, Bounds
 from flash_attn3_sm121.errors import UsageError
 
-# Per SM of compute capability 12.x: registers, warps, shared memory, and what the system takes of that a block.
-REGISTERS, WARPS, SMEM, SMEM_RESERVED = 65536, 48, 102400, 1024
+# Per SM of compute capability 12.x: shared memory, and what the system takes of it a block.
+SMEM, SMEM_RESERVED = 102400, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
