@@ -31,8 +31,8 @@ LIMITS = {
     ("fp16", "grad"): (2e-3, 1.5e-3),
 }
 LSE_LIMIT = (5e-6, 1e-6)
-# A product of two fp16 has more bits than fp32 can add to a sum without rounding. Where large terms cancel, what is left
-# is off by their rounding: the formula in fp32, a term at a time, is off by up to 4e-5 there.
+# A product of two fp16 has more bits than fp32 can add to a sum without rounding. Where large terms cancel, the rest is
+# off by their rounding: the formula in fp32, a term at a time, is off by up to 4e-5 there.
 STEEP_FP16_LSE = 2e-4
 
 
