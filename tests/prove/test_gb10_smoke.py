@@ -15,6 +15,7 @@ from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.pool import Counts, Pool, Results
 from ci.verify import kernels
+from ci.verify.reading import Disassembler
 from flash_attn3_sm121.console import Narrator
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -68,7 +69,7 @@ def test_the_work_of_a_tile_is_what_the_machine_code_says(smoke: Smoke) -> None:
     inputs = common.gather_inputs(session)
     build = common.builder(session, inputs)
     (unit,) = [key for key in build.keys(family.units) if key.planned.unit.name.startswith("fwd_hd64")]
-    listing = common.disassembler(inputs).listing("-sass", build.store.object(unit.key), QUIET)
+    listing = Disassembler.of(inputs.toolchain, QUIET).listing("-sass", build.store.object(unit.key))
     loop = kernels.loop_of(counted["kernel"], kernels.parse_sass(listing)["sm_121", counted["kernel"]].loop)
     assert loop["warps"] == 4
     for name in ("tensor", "mufu", "matrices", "copies"):
