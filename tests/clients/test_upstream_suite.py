@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ci.console import Narrator
 
 from ci.cache.folders import cache_root
-from ci.console import Narrator
 from ci.sources.fetch import fetch
 from ci.sources.lock import read_lock
 from tests.clients.envs import run
