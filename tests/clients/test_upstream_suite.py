@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ci.console import Narrator
 
 from ci.cache.folders import cache_root
 from ci.sources.fetch import fetch
 from ci.sources.lock import read_lock
+from flash_attn3_sm121.console import Narrator
 from tests.clients.envs import run
 
 HERE = Path(__file__).parent
