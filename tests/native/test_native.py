@@ -159,6 +159,17 @@ def test_metadata_of_a_fallback_is_never_handed_to_a_kernel(kernels: Kernels) ->
 # -- trust
 
 
+def test_what_is_ours_has_a_canary_of_its_own(kernels: Kernels) -> None:
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    for sinks in (None, torch.zeros(q.shape[2]), torch.ones(q.shape[2])):
+        out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, s_aux=sinks, **CAUSAL))
+    assert [seen.s_aux is not None for seen in kernels.calls] == [False, False, True, True, True]
+    for dlse in (None, torch.ones_like(lse), torch.zeros_like(lse)):
+        serving.backward(BackwardArgs(dout=out, dlse=dlse, q=q, k=k, v=v, out=out, softmax_lse=lse, **CAUSAL))
+    assert kernels.backward_calls == 5
+
+
 def spoiled(out: Tensor) -> None:
     out += 0.5
 
