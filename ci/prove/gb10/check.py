@@ -31,19 +31,23 @@ LIMITS = {
     ("fp16", "grad"): (2e-3, 1.5e-3),
 }
 LSE_LIMIT = (5e-6, 1e-6)
+# Rotary turns Q away from the key that `spike` has turned it to, so that large terms cancel. A product of two fp16 has
+# more bits than fp32 can add to a sum without rounding: what is left is off by the rounding of terms in the hundreds.
+TURNED_FP16_LSE = 2e-4
 
 
 class Judge:
     """Collects figures: the largest error by name, as a part of what is allowed. More than 1 is wrong."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, *, turned: bool = False) -> None:
         self.dtype = dtype
+        self.lse = (TURNED_FP16_LSE, LSE_LIMIT[1]) if turned and dtype == "fp16" else LSE_LIMIT
         self.errors: dict[str, float] = {}
         self.parts: dict[str, float] = {}
 
     def near(self, name: str, found: Tensor, right: Tensor, *, kind: str) -> None:
         """`found` is right but for rounding; NaN and a wrong infinity are infinitely far."""
-        absolute, relative = LSE_LIMIT if kind == "lse" else LIMITS[self.dtype, kind]
+        absolute, relative = self.lse if kind == "lse" else LIMITS[self.dtype, kind]
         found, right = found.double(), right.double()
         same = found == right  # infinities
         error = torch.where(same, 0.0, (found - right).abs()).nan_to_num(math.inf, math.inf)
@@ -143,7 +147,7 @@ def run_case(gpu: Gpu, case: Case) -> tuple[Judge, list[Tensor]]:
     """The figures of a case, and every tensor that the kernels wrote."""
     from ci.prove.gb10 import check_bwd, check_fwd
 
-    judge = Judge(case.dtype)
+    judge = Judge(case.dtype, turned=bool(case.rotary))
     checks: dict[str, Callable[[Gpu, Case, Judge], list[Tensor]]] = {
         "fwd": check_fwd.forward,
         "bwd": check_bwd.backward,
