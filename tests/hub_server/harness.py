@@ -169,6 +169,7 @@ def running(
         server.stop()
         thread.join(10)
         process.stdout.close()
+        assert not thread.is_alive(), "a worker has outlived the server"
         process.stderr.close()
 
 

@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -321,4 +322,7 @@ def load() -> App:
     log.handlers[:], log.propagate = [handler], False
     # Have Linux end this process when the one that started it is gone, however it went.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        raise SystemExit("the server that started this worker is gone")  # before it could be asked for
     return App.of(ServeConfig.from_environ())
