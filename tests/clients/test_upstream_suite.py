@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.cache.folders import cache_root
+from ci.settings import Settings
 from ci.sources.fetch import fetch
 from ci.sources.lock import read_lock
 from flash_attn3_sm121.console import Narrator
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 @pytest.mark.network
 @pytest.mark.slow
 def test_upstreams_tests_pass_on_the_fallback(tmp_path: Path) -> None:
-    tree = fetch(read_lock(), source=None, cache=cache_root(), narrate=Narrator())
+    tree = fetch(read_lock(), Settings())
     for name in ("test_flash_attn.py", "test_util.py", "padding.py"):
         text = (tree.hopper / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text.replace('device = "cuda"', 'device = "cpu"'), encoding="utf-8")
