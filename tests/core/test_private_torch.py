@@ -20,6 +20,7 @@ USED = {
     "torch._C._len_torch_dispatch_stack",
     "torch._assert_async",
     "torch._dynamo.exc.TorchDynamoException",
+    "torch._guards.TracingContext.extract_stack",
     "torch._inductor.compile_fx.compile_fx",
     "torch.ops.aten._scaled_dot_product_efficient_attention.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention_backward.default",
