@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,20 @@ def _transformers() -> Client | None:
     return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, fix=fix)
 
 
+def _xformers() -> Client | None:
+    """A word for the xformers whose check of the op's results is older than upstream's 3.0.0."""
+    version = _installed("xformers")
+    if version is None or tuple(map(int, re.findall(r"\d+", version)[:3])) >= (0, 0, 35):
+        return None
+    return Client(
+        name=f"xformers {version}",
+        gets="its other kernels",
+        ours=False,
+        problem="it wants eight results of flash_attn_3::bwd, and since upstream's 3.0.0 there are five",
+        fix=f"{sys.executable} -m pip install -U 'xformers>=0.0.35'",
+    )
+
+
 def _torch_hook() -> Client:
     title = "torch's own hook (F.scaled_dot_product_attention)"
     answer = probes.ask("torch_hook")
@@ -106,8 +121,7 @@ def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
     """What every client gets. Clients that import torch are left out where torch does not import."""
     clients: list[Client] = [_module("flash_attn_interface"), _module("flash_attn_3"), fa2_names()]
     if torch_works:
-        transformers = _transformers()
-        clients += [transformers] if transformers is not None else []
+        clients += [client for client in (_transformers(), _xformers()) if client is not None]
         clients.append(_torch_hook())
         versions = {name: version for name in known.KNOWN if (version := _installed(name)) is not None}
         clients += known.installed(versions)

@@ -11,8 +11,8 @@ __all__ = ["override", "restore"]
 def override(repos: Mapping[str, str] | None = None, *, hub: str | Path | None = None, quiet: bool = False) -> None:
     """Serve `kernels.get_kernel` for the known FlashAttention-3 repositories from here, in this process.
 
-    Call it before the client runs `from kernels import get_kernel`. `repos` adds repositories (name -> "fa3" or
-    "vllm"); `hub` names a hub folder to serve from instead of the installed package.
+    Call it before the client runs `from kernels import get_kernel`. `repos` adds repositories (name -> "fa3",
+    "vllm" or "sgl"); `hub` names a hub folder to serve from instead of the installed package.
     """
     from flash_attn3_sm121.hub.layout import KNOWN_REPOS
     from flash_attn3_sm121.hub.patch import OverrideConfig, activate

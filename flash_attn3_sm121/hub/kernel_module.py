@@ -11,7 +11,11 @@ from typing import Any
 from flash_attn3_sm121._version import UPSTREAM_VERSION
 from flash_attn3_sm121.errors import HubError
 
-INTERFACES = {"fa3": "flash_attn3_sm121.api.interface", "vllm": "flash_attn3_sm121.hub.vllm_interface"}
+INTERFACES = {
+    "fa3": "flash_attn3_sm121.api.interface",
+    "vllm": "flash_attn3_sm121.hub.vllm_interface",
+    "sgl": "flash_attn3_sm121.hub.sgl_interface",
+}
 PUBLIC = (
     "flash_attn_func",
     "flash_attn_varlen_func",

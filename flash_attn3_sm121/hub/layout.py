@@ -14,7 +14,7 @@ Wheels, their METADATA, each file of a kernel repository, and each revision's ma
     site       generated files (the pip index, answers for huggingface_hub, pages): path -> sha256, size
     hub        a random name of the hub, so that a generation of one is not taken for a newer one of another
     wheels     file name -> sha256, size, metadata_sha256 (PEP 658), version, platform, families, verify, ...
-    repos      <org>/<name> -> flavour ("fa3" or "vllm"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
+    repos      <org>/<name> -> flavour ("fa3", "vllm" or "sgl"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
                revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "added", "wheels"}}
 
 "added" is the number of the generation that brought a thing in: it orders them, whatever a clock said. As manifests
@@ -57,7 +57,14 @@ KNOWN_REPOS: dict[str, str] = {
     "varunneal/flash-attention-3": "fa3",
     "kernels-community/flash-attn3": "fa3",
     "kernels-community/vllm-flash-attn3": "vllm",
+    "kernels-community/sgl-flash-attn3": "sgl",
 }
+
+
+def guessed_flavour(name: str) -> str:
+    """The flavour of a repository of this name (without its organisation), where nobody says which."""
+    return next((flavour for flavour in ("vllm", "sgl") if name.startswith(flavour)), "fa3")
+
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")

@@ -1,6 +1,6 @@
-"""`kernels.get_kernel` and `has_kernel` for chosen repositories: patched before a client can bind them.
+"""`kernels.get_kernel`, `load_kernel` and `has_kernel` for chosen repositories: patched before a client binds them.
 
-A finder in front of `sys.meta_path` lets the real `kernels` package load and then wraps the two functions wherever
+A finder in front of `sys.meta_path` lets the real `kernels` package load and then wraps these functions wherever
 the package keeps them (`kernels`, `kernels.utils` to 0.16, `kernels.load` from 0.17). Works for kernels 0.9 and up.
 """
 
@@ -23,7 +23,7 @@ from flash_attn3_sm121.errors import OverrideError
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
 KERNELS = "kernels"
-NAMES = ("get_kernel", "has_kernel")
+NAMES = ("get_kernel", "load_kernel", "has_kernel")
 # The order of the first three is the same in every version; whatever follows changes nothing for us.
 POSITIONAL = ("repo_id", "revision", "version", "backend", "user_agent", "trust_remote_code", "check_arch")
 
@@ -112,8 +112,11 @@ def serve(call: KernelCall) -> ModuleType:
 def _wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if _asked_repo(args, kwargs) is None:
+        repo = _asked_repo(args, kwargs)
+        if repo is None:
             return original(*args, **kwargs)
+        if name == "load_kernel":  # its revision stands in a lock file, and is one of the hub's own builds
+            return serve(KernelCall(repo=repo, revision=None, version=None))
         call = KernelCall.parse(name, args, kwargs)
         return serve(call) if name == "get_kernel" else True
 
@@ -194,7 +197,7 @@ class KernelsFinder(importlib.abc.MetaPathFinder):
 
 
 class StandInLoader(importlib.abc.Loader):
-    """A `kernels` module of two functions, for a client in an environment that has no such package."""
+    """A `kernels` module of three functions, for a client in an environment that has no such package."""
 
     def exec_module(self, module: ModuleType) -> None:
         def missing(*args: Any, **kwargs: Any) -> Any:
@@ -206,7 +209,7 @@ class StandInLoader(importlib.abc.Loader):
         def absent(*args: Any, **kwargs: Any) -> bool:
             return False
 
-        vars(module).update(get_kernel=missing, has_kernel=absent, __version__="0.0.0")
+        vars(module).update(get_kernel=missing, load_kernel=missing, has_kernel=absent, __version__="0.0.0")
         say("stand-in", "the kernels package is not installed: a stand-in gives the overridden repositories only")
         patch_loaded()
 

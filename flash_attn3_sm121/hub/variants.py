@@ -16,7 +16,7 @@ from typing import Any
 
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.index import FileEntry, dump_json
-from flash_attn3_sm121.hub.layout import KNOWN_REPOS, SCHEMA, RepoName, payload_path, variant_path
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS, SCHEMA, RepoName, guessed_flavour, payload_path, variant_path
 
 ANY = "any"
 INTERFACE_VERSION = 1  # what `get_kernel(..., version=1)` asks for
@@ -25,17 +25,18 @@ LOADER_SOURCE = "variant_loader.py"  # beside this file; becomes a variant's __i
 
 
 class Flavour(str, Enum):
-    """Which functions a repository's module has: upstream's, or those of vLLM's fork (s_aux, always a tuple)."""
+    """Which functions a repository's module has: upstream's, or those of vLLM's or SGLang's fork."""
 
     FA3 = "fa3"
     VLLM = "vllm"
+    SGL = "sgl"
 
     def __str__(self) -> str:
         return self.value
 
     @property
     def kernel_name(self) -> str:
-        return {Flavour.FA3: "flash-attn3", Flavour.VLLM: "vllm-flash-attn3"}[self]
+        return "flash-attn3" if self is Flavour.FA3 else f"{self}-flash-attn3"
 
 
 class Variant(str, Enum):
@@ -71,11 +72,10 @@ _FLAVOURED = re.compile(r"(?P<repo>[^=]+)=(?P<flavour>[a-z0-9]+)")
 
 
 def parse_repo(text: str) -> tuple[RepoName, Flavour]:
-    """`ORG/NAME` or `ORG/NAME=FLAVOUR`; a known alias has its flavour, another is fa3 unless it says vllm."""
+    """`ORG/NAME` or `ORG/NAME=FLAVOUR`; a known alias has its flavour, another the one that its name begins with."""
     match = _FLAVOURED.fullmatch(text)
     repo = RepoName.parse(match["repo"] if match else text)
-    guess = Flavour.VLLM if repo.name.startswith("vllm") else Flavour.FA3
-    known = ALIASES.get(str(repo), guess)
+    known = ALIASES.get(str(repo), Flavour(guessed_flavour(repo.name)))
     if match is None:
         return repo, known
     try:

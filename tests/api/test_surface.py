@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,23 @@ def test_an_autograd_function_can_be_compiled() -> None:
     compiled = torch.compile(lambda *x: dropin.FlashAttnVarlenFunc.apply(*x), backend="aot_eager", fullgraph=True)
     expected = torch.autograd.grad(dropin.FlashAttnVarlenFunc.apply(*given).sum(), q)
     same(torch.autograd.grad(compiled(*given).sum(), q), expected)
+
+
+def test_a_checkpointing_policy_sees_our_op() -> None:
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    seen = []
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        seen.append((op, context.is_recompute))
+        ours = op is torch.ops.flash_attn3_sm121.forward.default
+        return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
+
+    q, k, v = dense(grad=True)
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    out = checkpoint(fa3.flash_attn_func, q, k, v, use_reentrant=False, context_fn=contexts)
+    same(torch.autograd.grad(out.sum(), q), torch.autograd.grad(fa3.flash_attn_func(q, k, v).sum(), q))
+    assert (torch.ops.flash_attn3_sm121.forward.default, False) in seen
 
 
 # -- helpers and flags

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_attn3_sm121.doctor import collect, probes
+from flash_attn3_sm121.doctor import clients, collect, probes
 from flash_attn3_sm121.doctor.facts import Gpu
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -151,3 +151,16 @@ def test_this_very_machine_is_diagnosed() -> None:
     )
     assert done.returncode in (0, 1), done.stderr
     assert "torch 2." in done.stdout and "Who would serve a typical call" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [(None, False), ("0.0.33.post2", True), ("0.0.34", True), ("0.0.35+cu130", False), ("0.1", False)],
+)
+def test_an_xformers_that_wants_eight_results_is_named(
+    version: str | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "_installed", lambda name: version)
+    found = clients._xformers()
+    assert (found is not None) == told
+    assert found is None or "eight results of flash_attn_3::bwd" in str(found.problem)

@@ -12,6 +12,7 @@ import pytest
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.export import MARKER, export
 from flash_attn3_sm121.hub.generation import upgrade
+from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.maintain import collect, prune, rollback, sign
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.site.tree import Trees
@@ -91,7 +92,7 @@ def test_prune_says_what_it_would_take(hub: Hub, newer_wheel: Path) -> None:
     publish(hub, judge([newer_wheel]))
     before = hub.index()
     _, planned = prune(hub, 1, dry_run=True)
-    assert hub.index() == before and len(planned) == 3 + 3
+    assert hub.index() == before and len(planned) == 3 + len(KNOWN_REPOS)
     assert prune(hub, 1)[1] == planned and prune(hub, 5)[1] == []
 
 

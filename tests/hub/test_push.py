@@ -17,7 +17,7 @@ from flash_attn3_sm121.hub.variants import Flavour
 
 pytest.importorskip("huggingface_hub")
 REPO = "kernels-community/flash-attn3"
-NAMES = ("my-org/flash-attn3", "my-org/vllm-flash-attn3")
+NAMES = ("my-org/flash-attn3", "my-org/vllm-flash-attn3", "my-org/sgl-flash-attn3")
 
 
 class Recorder:

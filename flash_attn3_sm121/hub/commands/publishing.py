@@ -44,7 +44,7 @@ def configure_publish(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ORG/NAME[=FLAVOUR]",
-        help="publish under this name as well (flavours: fa3, vllm)",
+        help="publish under this name as well (flavours: fa3, vllm, sgl)",
     )
     parser.add_argument(
         "--allow-unverified", action="store_true", help="take a wheel whose verify report is not a pass"

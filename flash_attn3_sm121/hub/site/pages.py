@@ -25,6 +25,7 @@ PLATFORM_NAMES = {"linux_aarch64": "Linux aarch64", "linux_x86_64": "Linux x86-6
 FLAVOUR_NAMES = {
     "fa3": "FlashAttention-3's own interface",
     "vllm": "The interface of vLLM's fork: attention sinks, and always (out, lse)",
+    "sgl": "The interface of SGLang's fork: attention sinks, pages for packed queries, forward only",
 }
 VERIFY_NAMES = {"pass": "machine code verified", "no-library": "Python only", "unverified": "not verified"}
 FAVOURITE = "kernels-community/flash-attn3"  # in the example, where the hub has it

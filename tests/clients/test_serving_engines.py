@@ -1,0 +1,164 @@
+"""The code of vLLM and SGLang that calls FlashAttention-3, out of their wheels, against the interfaces of the hub.
+
+Only the files that are read come through the network. Neither engine is installed or started: on 12.1 both ask for
+another GPU before they come to these calls, which docs/clients.md says.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flash_attn3_sm121 as fa3
+from ci.index import Wanted
+from ci.index.members import NoParts, opened
+from flash_attn3_sm121.hub import sgl_interface, vllm_interface
+from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
+from tests.fakes.worlds import narrator
+
+pytestmark = pytest.mark.network
+VLLM = Wanted(
+    project="vllm",
+    filename="vllm-0.33.0-cp38-abi3-manylinux_2_28_aarch64.whl",
+    sha256="e9e404f52c8494b69bd83fe99fe7ecfa9f6b89fbd156d2a9639c24ea41d6d606",
+)
+SGLANG = Wanted(
+    project="sglang",
+    filename="sglang-0.5.23-cp311-cp311-manylinux_2_34_x86_64.whl",
+    sha256="00b3cd5b265ac76c64185fbb6b95424f324ddd9f428d0306b77bc9db9d859937",
+)
+ATTENTION = "vllm/v1/attention/"
+CALLERS = (  # those of FlashAttention for CUDA: others have functions of the same name from elsewhere
+    f"{ATTENTION}backends/flash_attn.py",
+    f"{ATTENTION}backends/flash_attn_diffkv.py",
+    f"{ATTENTION}backends/turboquant_attn.py",
+    f"{ATTENTION}backends/mla/flashattn_mla.py",
+    f"{ATTENTION}backends/mla/flashattn_mla_sparse.py",
+    f"{ATTENTION}backends/mla/prefill/flash_attn.py",
+    f"{ATTENTION}ops/vit_attn_wrappers.py",
+)
+WRAPPER = "vllm/vllm_flash_attn/flash_attn_interface.py"
+SGLANG_WRAPPER = "sglang/kernels/ops/attention/flash_attention_v3.py"
+INT = torch.int32
+
+
+def texts(wanted: Wanted, *names: str) -> dict[str, str]:
+    try:
+        with opened(wanted, narrator()) as wheel:
+            return {name: wheel.read(name).decode() for name in names}
+    except NoParts as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def vllm() -> dict[str, str]:
+    return texts(VLLM, WRAPPER, *CALLERS)
+
+
+def calls(text: str, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+            yield node
+
+
+@pytest.mark.parametrize("name", ["flash_attn_varlen_func", "get_scheduler_metadata"])
+def test_every_call_of_vllm_binds(vllm: dict[str, str], name: str) -> None:
+    signature = inspect.signature(getattr(vllm_interface, name))
+    found = [call for path in CALLERS for call in calls(vllm[path], name)]
+    for call in found:
+        named = {keyword.arg: keyword.arg for keyword in call.keywords if keyword.arg is not None}
+        assert len(call.args) <= 3 or name == "get_scheduler_metadata", "what follows q, k and v has another order"
+        signature.bind_partial(*call.args, **named)
+    assert len(found) >= (10 if name == "flash_attn_varlen_func" else 2)
+
+
+def test_vllms_wrapper_has_no_argument_that_ours_lacks(vllm: dict[str, str]) -> None:
+    functions = {node.name: node for node in ast.parse(vllm[WRAPPER]).body if isinstance(node, ast.FunctionDef)}
+    for name in ("flash_attn_varlen_func", "get_scheduler_metadata"):
+        theirs = {argument.arg for argument in functions[name].args.args}
+        assert theirs <= set(inspect.signature(getattr(vllm_interface, name)).parameters)
+
+
+# -- SGLang
+
+
+@pytest.fixture
+def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Its own wrapper. Faked: what it imports of SGLang, a GPU of 9.0, and a `kernels` library where none is."""
+    text = texts(SGLANG, SGLANG_WRAPPER)[SGLANG_WRAPPER]
+    off = SimpleNamespace(get=lambda: False)
+    folder = SimpleNamespace(get=lambda: str(tmp_path))
+    stubs: dict[str, dict[str, Any]] = {
+        "sglang.kernels.jit.utils": {"cache_once": functools.cache},
+        "sglang.kernels.kernel_api_logging": {"debug_kernel_api": lambda function: function},
+        "sglang.srt.environ": {"envs": SimpleNamespace(SGLANG_USE_SGL_FA3_KERNEL=off, SGLANG_CACHE_DIR=folder)},
+        "sglang.srt.utils": {"get_device_capability": lambda: (9, 0), "is_musa": lambda: False},
+    }
+    for name, contents in stubs.items():
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(parts[depth - 1]))
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    wrapper = ModuleType("sglang_flash_attention_v3")
+    exec(compile(text, SGLANG_WRAPPER, "exec"), vars(wrapper))
+    activate(OverrideConfig(stand_in=True, quiet=True))
+    yield wrapper
+    deactivate()
+    sys.modules.pop("kernels", None)
+
+
+def test_sglang_gets_our_kernel_by_its_name(sglang: ModuleType) -> None:
+    loaded = sglang._load_fa3_kernels()
+    assert loaded["flash_attn_with_kvcache"] is sgl_interface.flash_attn_with_kvcache
+    assert loaded["flash_attn_varlen_func"] is sgl_interface.flash_attn_varlen_func
+
+
+def test_sglangs_decode_and_prefill(sglang: ModuleType) -> None:
+    pages, table = torch.randn(2, 6, 4, 2, 16), torch.tensor([[5, 1], [0, 3]], dtype=INT)
+    lengths, cu, sinks = torch.tensor([7, 3], dtype=INT), torch.tensor([0, 1, 3], dtype=INT), torch.randn(4)
+    q = torch.randn(3, 4, 16)
+    given: dict[str, Any] = {"page_table": table, "causal": True, "softmax_scale": 0.25, "window_size": (3, 0)}
+    right, lse, *_ = fa3.flash_attn_with_kvcache(
+        q, *pages, cache_seqlens=lengths, cu_seqlens_q=cu, max_seqlen_q=2, s_aux=sinks, return_softmax_lse=True, **given
+    )
+    out = torch.empty_like(q)
+    decode = sglang.flash_attn_with_kvcache(
+        q, *pages, cache_seqlens=lengths, cu_seqlens_q=cu, max_seqlen_q=2, sinks=sinks, return_softmax_lse=True,
+        out=out, **given,
+    )  # fmt: skip
+    assert decode[0] is out
+    prefill = sglang.flash_attn_varlen_func(
+        q, *pages, cu, None, 2, 8, seqused_k=lengths, sinks=sinks, return_softmax_lse=True, **given
+    )
+    for found in (decode, prefill):
+        torch.testing.assert_close(found[0], right)
+        torch.testing.assert_close(found[1], lse)
+    plain = sglang.flash_attn_varlen_func(q, *pages, cu, None, 2, 8, seqused_k=lengths, **given)
+    assert isinstance(plain, Tensor) and not torch.equal(plain, right)
+
+
+def test_sglangs_scores_of_qv_alone(sglang: ModuleType) -> None:
+    values, qv = torch.randn(2, 8, 1, 32), torch.randn(2, 1, 4, 32)
+    lengths = torch.tensor([8, 5], dtype=INT)
+    found = sglang.flash_attn_with_kvcache(
+        torch.zeros(2, 1, 4, 0), None, values, qv=qv, cache_seqlens=lengths, softmax_scale=0.1, only_qv=True
+    )
+    keys = torch.zeros(2, 8, 1, 16)
+    right = fa3.flash_attn_with_kvcache(
+        torch.zeros(2, 1, 4, 16), keys, values, qv=qv, cache_seqlens=lengths, softmax_scale=0.1
+    )
+    torch.testing.assert_close(found, right)
