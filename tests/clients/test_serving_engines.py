@@ -22,9 +22,9 @@ from torch import Tensor
 import flash_attn3_sm121 as fa3
 from ci.index import Wanted
 from ci.index.members import NoParts, opened
+from ci.settings import Settings
 from flash_attn3_sm121.hub import sgl_interface, vllm_interface
 from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
-from tests.fakes.worlds import narrator
 
 pytestmark = pytest.mark.network
 VLLM = Wanted(
@@ -54,7 +54,7 @@ INT = torch.int32
 
 def texts(wanted: Wanted, *names: str) -> dict[str, str]:
     try:
-        with opened(wanted, narrator()) as wheel:
+        with opened(wanted, Settings()) as wheel:
             return {name: wheel.read(name).decode() for name in names}
     except NoParts as error:
         pytest.skip(str(error))
