@@ -79,6 +79,13 @@ def test_the_gpu_tests_stage_agrees_and_finds_a_lost_window(tmp_path: Path) -> N
     assert {name for name, findings in spoilt.items() if not all(findings)} == {n for n in right if "window" in n}
 
 
+def test_transformers_continuous_batching(tmp_path: Path) -> None:
+    """Decode batches are padded to powers of two with rows of cache_seqlens -1; they killed the process once."""
+    report: dict[str, Any] = run("transformers-batching", HERE / "probe_batching.py", home=tmp_path)
+    assert report["got"] == report["want"] and [len(tokens) for tokens in report["got"]] == [8, 8, 8]
+    assert report["decoded"] > 0 and report["padded"] > 0
+
+
 def test_diffusers(tmp_path: Path) -> None:
     report: dict[str, Any] = run("diffusers-0.42", HERE / "probe_diffusers.py", home=tmp_path)
     assert (report["detected"], report["imported"]) == (True, True)
