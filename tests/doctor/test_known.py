@@ -12,8 +12,8 @@ from flash_attn3_sm121.doctor import clients, known, probes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("| client |")
-TABLE = PAGE[1] + PAGE[2].partition("\n\n")[0]
-ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in TABLE.splitlines() if line.startswith("| ")]
+TABLE = (PAGE[1] + PAGE[2].partition("\n\n")[0]).splitlines()
+ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in TABLE if line.startswith("| ")]
 
 
 def test_the_page_and_doctor_know_the_same_clients() -> None:
