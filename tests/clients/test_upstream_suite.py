@@ -9,7 +9,6 @@ import pytest
 from ci.settings import Settings
 from ci.sources.fetch import fetch
 from ci.sources.lock import read_lock
-from flash_attn3_sm121.console import Narrator
 from tests.clients.envs import run
 
 HERE = Path(__file__).parent
