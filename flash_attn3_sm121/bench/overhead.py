@@ -39,12 +39,12 @@ def _shapes(batch: int, rows: int, heads: int, dim: int) -> tuple[Tensor, Tensor
 
 
 def trivial_ops() -> Any:
-    """`torch.ops.flash_attn3_overhead` with upstream's schemas; every call gives the same tensors back."""
+    """`torch.ops.flash_attn3_overhead` with a library's schemas; every call gives the same tensors back."""
     global _LIBRARY
     if _LIBRARY is None:
         library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
         for name in ("fwd", "bwd", "get_scheduler_metadata"):
-            library.define(f"{name}{schemas.PUBLIC[name]}")
+            library.define(f"{name}{schemas.NATIVE[name]}")
         out, lse = _shapes(4, 1, 8, 128)
         nothing = torch.zeros(0)
         forward = (out, lse, nothing, nothing)

