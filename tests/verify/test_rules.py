@@ -12,7 +12,7 @@ from ci.verify.checks import Check, passed
 from ci.verify.elf import Symbol
 from ci.verify.libraryrules import kernel_checks, label, library_checks
 from ci.verify.wheelrules import wheel_checks
-from flash_attn3_sm121.call.schemas import PUBLIC, differences, with_ours
+from flash_attn3_sm121.call.schemas import NATIVE, PUBLIC, differences, with_ours
 from flash_attn3_sm121.console import plain
 from flash_attn3_sm121.errors import VerifyError
 from tests.fakes import doctored
@@ -236,6 +236,8 @@ def test_differences_of_schemas() -> None:
     assert differences({**SCHEMAS, "bwd": f"{arguments} -> (Tensor,Tensor)"})[0].startswith("bwd: returns (Tensor,Te")
     pin = f"{arguments} -> (Tensor(dq!),Tensor(dk!),Tensor(dv!),{returns[1:]}"
     assert differences({**SCHEMAS, "bwd": pin}) == [], "what the pin declares can be called too"
+    library = with_ours({**PUBLIC, "bwd": pin})
+    assert differences(library, NATIVE) == [], "with our arguments behind too, which is what libraries have"
     assert differences({**SCHEMAS, "bwd": pin}, SCHEMAS), "a library still has to declare what its source does"
     assert differences({**SCHEMAS, "more": "more() -> Tensor"}) == ["more: unknown"]
     assert differences({name: text for name, text in SCHEMAS.items() if name != "fwd"}) == ["fwd: missing"]
