@@ -145,7 +145,8 @@ class Ninja:
         reader = Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
         reader.start()
         try:
-            with self.narrate.progress("compiling, as estimated", sum(said.costs.values()), unit="CPU s") as progress:
+            total = sum(edge.cost.cpu_s for edge in edges if not (self.root / edge.output).exists())
+            with self.narrate.progress("compiling, as estimated", total, unit="CPU s") as progress:
                 self._follow(child, lines, said, progress)
                 if child.returncode != 0:
                     raise said.error(argv, child.returncode)
