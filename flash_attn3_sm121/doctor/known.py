@@ -8,7 +8,10 @@ from __future__ import annotations
 from flash_attn3_sm121.doctor.facts import Client
 
 ASKED = ("transformers", "torch", "kernels")  # by the probes in clients.py
-PROGRAMS = ("nanochat", "modded-nanogpt")  # no distribution tells that they are there
+# No distribution tells that these are there.
+PROGRAMS = ("nanochat", "modded-nanogpt", "Wan, Wan2GP, kijai's nodes", "ComfyUI")
+
+AS_FA2 = "flash-attn3 run --as flash_attn serves it"
 
 # distribution -> how it comes to us
 KNOWN: dict[str, str] = {
@@ -17,6 +20,11 @@ KNOWN: dict[str, str] = {
     "torchtitan": "after flash_attn3_sm121.activate(), what torch serves",
     "yunchang": "AttnType.FA3 works",
     "xformers": "its fa3 op finds us by itself",
+    "vllm": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "ring-flash-attn": AS_FA2,
+    "x-transformers": AS_FA2,
+    "unsloth": AS_FA2,
 }
 
 
