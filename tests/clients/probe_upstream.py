@@ -2,8 +2,8 @@
 
 The folder has upstream's files with the device "cuda" read as "cpu". Faked: the capability, which they ask when they
 are imported, and pytest's `parametrize`: it would make 90,000 tests. Cases are drawn from its values instead. Left out:
-the tests that repeat a call 100 and 1000 times to find a GPU's races, long sequences, and `test_flash3_bw_compatibility`:
-the pin's wants eight returns of `bwd`, 3.0.0's five, which is what our op has.
+the tests that repeat a call 100 and 1000 times to find a GPU's races, long sequences, and the test of schemas, where
+the pin wants eight returns of `bwd` and 3.0.0 five, which is what our op has.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import pytest
 
 from ci.index import Wanted
 from ci.index.pages import download_file
+from ci.settings import Settings
 from tests.clients.envs import TRANSFORMERS, run
-from tests.fakes.worlds import narrator
 
 HERE = Path(__file__).parent
 SDIST = Wanted(
@@ -69,7 +69,7 @@ def test_a_program_finds_the_names(client: str, program: str, tmp_path: Path) ->
 
 def test_flash_attentions_own_python_files(tmp_path: Path) -> None:
     """Signatures, bert_padding and the modules against the real 2.8.3; its code is fetched and never kept."""
-    with tarfile.open(download_file(SDIST, tmp_path, narrator())) as archive:
+    with tarfile.open(download_file(SDIST, tmp_path, Settings())) as archive:
         wanted = [m for m in archive if m.name.endswith(".py") and "/flash_attn/" in m.name and "/cute/" not in m.name]
         archive.extractall(tmp_path, members=wanted, filter="data")
     folder = tmp_path / SDIST.filename.removesuffix(".tar.gz")
