@@ -9,13 +9,16 @@ PY := $(VENV)/bin/python
 TORCH ?= 2.13.0
 
 PROFILE ?= nanochat
+MODELS ?=
 ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
 JOBS ?=
 PLATFORM ?=
 PROXY ?=
 OUT ?= wheels
 SAMPLE ?= 4
-HARNESS_FLAGS = --profile $(PROFILE) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
+# PROFILE and MODELS together are refused by the command; the default gives way to MODELS.
+HARNESS_PART = $(if $(and $(MODELS),$(filter file,$(origin PROFILE))),,--profile $(PROFILE)) $(if $(MODELS),--models "$(MODELS)")
+HARNESS_FLAGS = $(HARNESS_PART) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
 .PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
@@ -143,7 +146,7 @@ ci-manylinux: $(CI_VENV)/.stamp
 plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
 
-wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
+wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE= or MODELS=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
 	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
 
 wheel-fa2: $(BUILD_VENV)/.stamp  ## FlashAttention-2's names (flash_attn) as a small wheel of their own, over the other one

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ci.machine import Machine
 from ci.plan import archs as archlist
-from ci.plan import profiles
+from ci.plan import models, profiles
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from flash_attn3_sm121.arch import FAMILIES, Family
@@ -38,7 +38,15 @@ class Request:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide the plan."""
-    parser.add_argument("--profile", help=f"one of {', '.join(profiles.PROFILES)} (default: {profiles.DEFAULT})")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--profile", help=f"one of {', '.join(profiles.PROFILES)} (default: {profiles.DEFAULT})")
+    part.add_argument(
+        "--models",
+        dest="profile",
+        type=models.profile_name,
+        metavar="NAMES",
+        help=f"no more than these models need: {', '.join(models.MODELS)}",
+    )
     parser.add_argument(
         "--archs", metavar="LIST", help='as TORCH_CUDA_ARCH_LIST: "12.1", "9.0 10.0 12.1", "12.0f;12.1+PTX", Blackwell'
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ci.plan import models
+from ci.plan.models import Model
 from flash_attn3_sm121.arch import COMMON_FEATURES, FAMILIES, Family, FamilySpec
 from flash_attn3_sm121.errors import TableError, UsageError
 
@@ -17,6 +19,7 @@ class Profile:
     head_dims: tuple[int, ...]
     features: frozenset[str]
     about: str
+    models: tuple[Model, ...] = ()  # that every family must be able to serve
 
 
 # `packgqa` costs nothing below Hopper (it is always on there), nor do `sinks` and `dlse`, pointers that every kernel
@@ -75,16 +78,36 @@ class Selection:
         return feature in self.features
 
 
+def for_models(name: str) -> Profile:
+    """The smallest profile that serves the models of its name: each head dim by a tile of its own size.
+
+    What every kernel reads anyway is left on, so that no call is refused for nothing.
+    """
+    chosen = models.of_profile(name)
+    wanted = frozenset[str]().union(*(model.features for model in chosen))
+    return Profile(
+        name=models.PREFIX + ".".join(sorted(model.name for model in chosen)),
+        dtypes=tuple(dict.fromkeys(dtype for model in chosen for dtype in model.dtypes)),
+        head_dims=tuple(sorted({dim for model in chosen for dim in model.head_dims})),
+        features=wanted | {"packgqa", "sinks", "dlse"} | ({"chunk"} if "local" in wanted else frozenset()),
+        about=", ".join(model.title for model in chosen),
+        models=chosen,
+    )
+
+
 def find(name: str) -> Profile:
+    if name.startswith(models.PREFIX):
+        return for_models(name)
     if name not in PROFILES:
         known = "; ".join(f"{profile.name}: {profile.about}" for profile in PROFILES.values())
-        raise UsageError(f"unknown profile {name!r}", hint=f"allowed: {known}")
+        raise UsageError(f"unknown profile {name!r}", hint=f"allowed: {known}; or name models with --models")
     return PROFILES[name]
 
 
 def select(profile: Profile, family: Family) -> Selection:
     """What of this profile the family can give. An empty share is an error of the table, not a silent skip."""
     spec = FAMILIES[family]
+    models.refuse_missing(profile.models, spec)
     chosen = Selection(
         profile=profile.name,
         spec=spec,

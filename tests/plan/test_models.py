@@ -1,0 +1,171 @@
+"""Wheels for named models: what they need is served, nothing else is built, and what cannot be is said."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+from packaging.version import Version
+
+from ci.build.artifact import Identity
+from ci.build.family import facts_of
+from ci.commands.options import Request, plan_of
+from ci.machine import Machine
+from ci.plan import models
+from ci.plan.models import MODELS, Model
+from ci.plan.plan import BuildPlan
+from ci.plan.platforms import Platform
+from ci.plan.profiles import find, select
+from ci.wheel.wheel import native_version
+from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Direction
+from flash_attn3_sm121.dispatch.decide import NativeState, native_refusal
+from flash_attn3_sm121.errors import TableError, UsageError
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.wheels import ROOT
+
+MACHINE = Machine(platform=Platform.AARCH64, cores=20, memory_gb=100.0, gpus=())
+GB10 = DeviceFacts(type="cuda", capability=(12, 1), smem_limit=101376)
+SERVED = [name for name in MODELS if name != "deepseek"]
+
+
+def planned(text: str, archs: str = "12.1") -> BuildPlan:
+    request = Request(profile=models.profile_name(text), archs=archs)
+    return plan_of(request, machine=MACHINE, cuda=(13, 0))
+
+
+def facts(text: str) -> BuildFacts:
+    (family,) = planned(text).families
+    words = dict.fromkeys(Identity.__dataclass_fields__, "x") | {"cuda": "13.0", "proxy": ""}
+    return facts_of(family, identity=Identity(**words), sha256="0", platform_tag="any")
+
+
+def refusals(build: BuildFacts, model: Model) -> list[str]:
+    """Why the GB10's dispatch would not take a library for the calls of this model."""
+    asked = model.features - {"backward"}
+    cache = {"paged", "append", "split"}
+    calls: list[tuple[Direction, frozenset[str]]] = [("forward", asked)]
+    if "backward" in model.features:
+        calls.append(("backward", asked - cache | {"dlse"}))
+    found = [
+        native_refusal(
+            GB10,
+            NativeState(builds=(build,)),
+            CallFacts(
+                device_type="cuda",
+                dtype=dtype,
+                dtype_kv=dtype,
+                head_dim=dim,
+                head_dim_v=model.head_dim_v or dim,
+                direction=direction,
+                features=features,
+            ),
+        )
+        for direction, features in calls
+        for dtype in model.dtypes
+        for dim in model.head_dims
+    ]
+    return [answer for answer in found if isinstance(answer, str)]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_wheel_for_a_model_serves_its_calls_with_tiles_of_their_size(name: str) -> None:
+    build = facts(name)
+    assert refusals(build, MODELS[name]) == []
+    assert build.head_dims == MODELS[name].head_dims
+
+
+def test_a_wheel_for_all_models_serves_each_of_them() -> None:
+    build = facts(" ".join(SERVED))
+    assert [refusals(build, MODELS[name]) for name in SERVED] == [[] for _ in SERVED]
+
+
+@pytest.mark.parametrize(("built", "run"), [("qwen3", "gemma3"), ("gemma3", "gemma2"), ("qwen3", "gptoss")])
+def test_a_wheel_for_one_model_does_not_serve_what_only_another_needs(built: str, run: str) -> None:
+    assert refusals(facts(built), MODELS[run])
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_nothing_can_be_left_out(name: str) -> None:
+    """A library without any one of the features that are compiled for a model refuses some call of it."""
+    build = facts(name)
+    for word in MODELS[name].features - {"causal"}:
+        smaller = replace(build, features=tuple(feature for feature in build.features if feature != word))
+        assert refusals(smaller, MODELS[name]), word
+
+
+def test_a_wheel_for_models_costs_less_than_everything() -> None:
+    full = plan_of(Request(profile="full", archs="12.1"), machine=MACHINE, cuda=(13, 0)).cost.cpu_s
+    costs = {text: planned(text).cost.cpu_s for text in ("gptoss", "gptoss gemma3", " ".join(SERVED))}
+    assert sorted(costs.values()) == list(costs.values()) and costs["gptoss gemma3"] < full / 4
+
+
+def test_names_are_typed_in_any_way_and_order() -> None:
+    typed = {models.profile_name(text) for text in ("gpt-oss Gemma3", "gemma-3,GPT_OSS", " gptoss  gemma3 gptoss ")}
+    assert typed == {"models.gemma3.gptoss"}
+    plan = planned("gpt-oss gemma3")
+    assert find(plan.profile).name == plan.profile  # assembly finds the profile by the name in an artifact
+    assert plan.profile == find("models.gptoss.gemma3").name
+    version = native_version("3effce8", ["12.1"], profile=plan.profile, proxy=False)
+    assert version.endswith("+g3effce8.121.models.gemma3.gptoss") and str(Version(version)) == version
+
+
+def test_unknown_models_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match="unknown model 'gemm3'; did you mean gemma3") as caught:
+        planned("qwen3 gemm3")
+    assert all(name in str(caught.value) for name in MODELS)
+    with pytest.raises(UsageError, match="unknown model 'zzz'\n"):
+        planned("zzz")
+    with pytest.raises(UsageError, match="no model is named"):
+        planned(" , ")
+
+
+def test_a_model_that_a_family_cannot_serve_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"deepseek .* natively on capability .*12\.1: .*V of another head dim .*128"):
+        planned("qwen3 deepseek")
+    assert planned("deepseek", "9.0").families[0].selection.has("diff_headdim")
+    with pytest.raises(UsageError, match=r"gptoss .* natively on capability 9\.0: it needs sinks"):
+        planned("gptoss", "9.0")
+
+
+def test_a_row_that_no_family_serves_is_an_error_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, model in {
+        "gpt-oss": MODELS["gptoss"],
+        "fp4": replace(MODELS["qwen3"], dtypes=("fp4",)),
+        "odd": replace(MODELS["qwen3"], head_dims=(80,)),
+        "mla": replace(MODELS["deepseek"], head_dim_v=None),
+    }.items():
+        monkeypatch.setattr(models, "MODELS", {name: model})
+        with pytest.raises(TableError, match=name):
+            models.validate()
+
+
+def test_every_model_plans_where_its_kernels_are() -> None:
+    for model in MODELS.values():
+        families = [family for family, spec in FAMILIES.items() if not model.missing(spec)]
+        assert families
+        for family in families:
+            assert select(find(models.PREFIX + model.name), family).head_dims == model.head_dims
+    assert Family.SM8X not in [f for f, spec in FAMILIES.items() if not MODELS["deepseek"].missing(spec)]
+
+
+def test_the_table_is_in_the_documents() -> None:
+    text = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
+    assert models.table() in text, "print(ci.plan.models.table()) has the new one"
+
+
+@pytest.mark.parametrize("target", ["plan", "wheel"])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (["MODELS=gpt-oss gemma3"], 'ci {} --models "gpt-oss gemma3"'),
+        ([], "ci {} --profile nanochat"),
+        (["PROFILE=full", "MODELS=wan"], 'ci {} --profile full --models "wan"'),
+    ],
+    ids=["models", "default", "both"],
+)
+def test_make_hands_models_on(target: str, variables: list[str], said: str) -> None:
+    """The default profile gives way; a profile that somebody typed goes along, and the command refuses the two."""
+    done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.format(target) in " ".join(done.stdout.split())
