@@ -89,7 +89,7 @@ def for_models(name: str) -> Profile:
         name=models.PREFIX + ".".join(sorted(model.name for model in chosen)),
         dtypes=tuple(dict.fromkeys(dtype for model in chosen for dtype in model.dtypes)),
         head_dims=tuple(sorted({dim for model in chosen for dim in model.head_dims})),
-        features=wanted | {"packgqa", "sinks", "dlse"} | ({"chunk"} if "local" in wanted else frozenset()),
+        features=wanted | {"causal", "packgqa", "sinks", "dlse"} | ({"chunk"} if "local" in wanted else frozenset()),
         about=", ".join(model.title for model in chosen),
         models=chosen,
     )

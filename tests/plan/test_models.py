@@ -74,6 +74,7 @@ def test_a_wheel_for_a_model_serves_its_calls_with_tiles_of_their_size(name: str
     build = facts(name)
     assert refusals(build, MODELS[name]) == []
     assert build.head_dims == MODELS[name].head_dims
+    assert "causal" in build.features, "no switch leaves it out, so libraries have it, and verify counts it"
 
 
 def test_a_wheel_for_all_models_serves_each_of_them() -> None:
