@@ -35,7 +35,7 @@ NEAR = {
 
 
 def make(folder: Path, *, mended: bool) -> Executable:
-    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=1), Narrator(quiet=True))
+    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
     withheld = frozenset() if mended else frozenset(edit.name for edit in FAULT_PATCHES)
     inputs = common.gather_inputs(session, without=withheld)
     return executable.make(common.builder(session, inputs), fault_kernels.family(more=mended), output=folder)
