@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ci.toolchain.resolve import resolve
 from ci.verify import schemas
 from ci.wheel.finish import Finished, make_wheel
 from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.errors import MissingPackageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,15 @@ class Session:
     machine: Machine
     plan: BuildPlan
     settings: Settings
+
+
+def require_torch() -> None:
+    """Refuse a command that calls a library's host code, before anything is compiled, where Python has no torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackageError(
+            f"this command calls the library's host code, which needs torch; {sys.executable} has none",
+            hint="make venv, then .venv/bin/python -m ci ...",
+        )
 
 
 def begin(request: Request, narrate: Narrator) -> Session:

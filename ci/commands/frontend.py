@@ -1,4 +1,4 @@
-"""What a build front end (pip, build, uv) asks for, from the environment alone: the version, the wheel, the sdist.
+"""The version, the wheel and the sdist for a build front end (pip, build, uv). The environment alone decides them.
 
 setup.py is thin: it hands setuptools the two commands below.
 """
@@ -27,7 +27,7 @@ SKIP = "FLASH_ATTN3_SKIP_CUDA"
 
 
 def skips_cuda(environ: Mapping[str, str]) -> bool:
-    """Whether FLASH_ATTN3_SKIP_CUDA asks for the Python package alone. Empty, 0, false, no and off do not."""
+    """Tell whether FLASH_ATTN3_SKIP_CUDA asks for a wheel without libraries. Empty, 0, false, no and off are a no."""
     return environ.get(SKIP, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 

@@ -31,6 +31,7 @@ def configure_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def do_kernels(args: argparse.Namespace) -> int:
+    common.require_torch()
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
     family = next((item for item in session.plan.families if item.family is Family.SM8X), None)

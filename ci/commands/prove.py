@@ -52,6 +52,7 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
 
 
 def do_prove(args: argparse.Namespace) -> int:
+    common.require_torch()
     narrate = Narrator()
     session = common.begin(options.from_arguments(args), narrate)
     family = next((found for found in session.plan.families if found.family is Family.SM8X), None)

@@ -16,7 +16,7 @@ from flash_attn3_sm121.errors import TableError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What one model family needs. `name` is lower case letters and digits: it gets into the wheel's version."""
+    """A model family and what its attention needs. The wheel's version holds `name`: lower case letters and digits."""
 
     name: str
     title: str
@@ -27,7 +27,7 @@ class Model:
     sources: tuple[str, ...]
 
     def missing(self, spec: FamilySpec) -> list[str]:
-        """What this model needs and no library of that kernel family can have."""
+        """List the types, head dims and features that the model needs and the kernel family lacks."""
         lacking = [dtype for dtype in self.dtypes if dtype not in spec.dtypes]
         lacking += [f"head dim {dim}" for dim in self.head_dims if dim not in spec.head_dims]
         for feature in sorted(self.features - spec.features):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from ci import ROOT
 from ci.plan.profiles import find, select
+from ci.prove.gb10.build import Executor
 from ci.prove.gb10.cases import cases
+from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.mutants import Mutant, choose, reason
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.errors import CompileError
 
 KERNEL = "_ZN7cutlass13device_kernelIN5flash19enable_sm80_to_sm89INS1_16FlashAttnFwdSm80SingleTileScheduler"
 BODY = """\
@@ -74,3 +79,13 @@ def test_the_full_profile_is_executed_in_both_types_with_every_way_to_hold_a_cac
         for mode in ("cache", "append", "paged", "paged append"):
             assert {"", "leftpad", "picked"} == {case.cache for case in mine if case.mode == mode}
         assert {case.rotary for case in mine if case.cache == "leftpad"} == {"", "halves", "pairs"}
+
+
+@pytest.mark.parametrize(("code", "error"), [(-15, KeyboardInterrupt), (-2, KeyboardInterrupt), (-11, CompileError)])
+def test_a_stopped_run_has_no_result(code: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash is a finding. A process that somebody stopped is none, and must not be kept as a failed case."""
+    done = subprocess.CompletedProcess([], code, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    library = Executable(library=None, namespace="", ptx=(), executor=Executor(folder=Path()))
+    with pytest.raises(error):
+        library.run("a:b", {})

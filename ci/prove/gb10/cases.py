@@ -154,7 +154,7 @@ def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
 
 
 def _added(chosen: Selection, turns: _Turns) -> Iterator[Case]:
-    """What our edits give the kernels: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
+    """Cases for what our edits added: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
     counts = (1, *((3,) if chosen.has("split") else ()))
     if chosen.has("sinks"):
         every = product(chosen.head_dims, _types(chosen), _masks(chosen), _modes(chosen), counts, _caps(chosen))

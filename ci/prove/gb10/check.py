@@ -105,7 +105,7 @@ class Maker:
 
 
 def untouched(x: Tensor) -> Tensor:
-    """What a tensor of x's shape holds that was made in the executing process and that nobody wrote."""
+    """A tensor like x with the bytes that new memory has in the executing process, before anything is written."""
     return torch.full_like(x.contiguous().view(torch.int8), -1).view(x.dtype)
 
 

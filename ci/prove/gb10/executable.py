@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ class Executable:
 
         Raises:
             CompileError: the process failed; the message holds what it said.
+            KeyboardInterrupt: somebody stopped the process, so there is no result to keep.
         """
         document = {
             "library": str(self.library or ""),
@@ -107,6 +109,8 @@ class Executable:
             check=False,
             timeout=timeout,
         )
+        if -done.returncode in (signal.SIGINT, signal.SIGTERM):
+            raise KeyboardInterrupt
         if done.returncode != 0:
             raise CompileError(f"$ {' '.join(argv)} ({function})\nexit code {done.returncode}\n{done.stderr[-6000:]}")
         found = json.loads(done.stdout)
