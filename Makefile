@@ -8,7 +8,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 TORCH ?= 2.13.0
 
-PROFILE ?= nanochat
+# Empty: the default of ci/plan/profiles.py.
+PROFILE ?=
 MODELS ?=
 ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
 JOBS ?=
@@ -16,9 +17,7 @@ PLATFORM ?=
 PROXY ?=
 OUT ?= wheels
 SAMPLE ?= 4
-# PROFILE and MODELS together are refused by the command; the default gives way to MODELS.
-HARNESS_PART = $(if $(and $(MODELS),$(filter file,$(origin PROFILE))),,--profile $(PROFILE)) $(if $(MODELS),--models "$(MODELS)")
-HARNESS_FLAGS = $(HARNESS_PART) $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
+HARNESS_FLAGS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(MODELS),--models "$(MODELS)") $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY))
 
 .PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean

@@ -10,13 +10,14 @@ from packaging.version import Version
 
 from ci.build.artifact import Identity
 from ci.build.family import facts_of
-from ci.commands.options import Request, plan_of
+from ci.commands.options import Request, from_environment, plan_of
 from ci.machine import Machine
 from ci.plan import models
+from ci.plan.costs import concurrency
 from ci.plan.models import MODELS, Model
 from ci.plan.plan import BuildPlan
 from ci.plan.platforms import Platform
-from ci.plan.profiles import find, select
+from ci.plan.profiles import DEFAULT, PROFILES, find, select
 from ci.wheel.wheel import native_version
 from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Direction
@@ -36,7 +37,11 @@ def planned(text: str, archs: str = "12.1") -> BuildPlan:
 
 
 def facts(text: str) -> BuildFacts:
-    (family,) = planned(text).families
+    return facts_of_profile(models.profile_name(text))
+
+
+def facts_of_profile(name: str) -> BuildFacts:
+    (family,) = plan_of(Request(profile=name, archs="12.1"), machine=MACHINE, cuda=(13, 0)).families
     words = dict.fromkeys(Identity.__dataclass_fields__, "x") | {"cuda": "13.0", "proxy": ""}
     return facts_of(family, identity=Identity(**words), sha256="0", platform_tag="any")
 
@@ -161,12 +166,56 @@ def test_the_table_is_in_the_documents() -> None:
     ("variables", "said"),
     [
         (["MODELS=gpt-oss gemma3"], 'ci {} --models "gpt-oss gemma3"'),
-        ([], "ci {} --profile nanochat"),
+        (["PROFILE=nanochat"], "ci {} --profile nanochat"),
         (["PROFILE=full", "MODELS=wan"], 'ci {} --profile full --models "wan"'),
     ],
-    ids=["models", "default", "both"],
+    ids=["models", "profile", "both"],
 )
 def test_make_hands_models_on(target: str, variables: list[str], said: str) -> None:
-    """The default profile gives way; a profile that somebody typed goes along, and the command refuses the two."""
+    """What somebody typed goes along, and the command refuses the two."""
     done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.format(target) in " ".join(done.stdout.split())
+
+
+def test_one_place_names_the_default_profile() -> None:
+    done = subprocess.run(["make", "-n", "wheel", "prove"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--profile" not in done.stdout and Request().profile == from_environment({}).profile == DEFAULT
+    workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
+    assert f"options: [{', '.join(PROFILES)}]" in workflow
+    assert f"| `PROFILE=` | `--profile` | `FLASH_ATTN3_PROFILE` | `{DEFAULT}` (default" in (
+        ROOT / "docs" / "building.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_the_default_wheel_serves_the_models_in_both_types() -> None:
+    """But for one: softcap would double what is compiled. docs/building.md and README.md say so."""
+    build = facts_of_profile(DEFAULT)
+    refused = {
+        name: refusals(build, replace(MODELS[name], dtypes=dtypes))
+        for name in SERVED
+        for dtypes in (MODELS[name].dtypes, ("fp16",))
+    }
+    assert {name for name, reasons in refused.items() if reasons} == {"gemma2"}
+    assert all(reason.endswith("is built without: softcap") for reason in refused["gemma2"] if "dtype" not in reason)
+
+
+def test_the_default_wheel_is_built_in_time() -> None:
+    """25 minutes on 2 cores, 5 on a GB10: by the estimates of measured units."""
+    costs = plan_of(Request(archs="12.1"), machine=MACHINE, cuda=(13, 0)).costs
+    minutes = {
+        cores: concurrency(costs, cores=cores, memory_gb=memory, wanted=None).seconds(costs) / 60
+        for cores, memory in ((2, 22.0), (20, 110.0))
+    }
+    assert minutes[2] <= 25 and minutes[20] <= 5
+
+
+def test_objects_of_the_default_profile_are_among_those_of_full() -> None:
+    """A unit's key hashes its file and flags (and what is the same for both): all but the host file's are equal."""
+    objects = {
+        name: {
+            (item.unit.file, item.unit.text, item.flags)
+            for item in plan_of(Request(profile=name, archs="12.1"), machine=MACHINE, cuda=(13, 0)).families[0].units
+        }
+        for name in (DEFAULT, "full")
+    }
+    assert {file for file, _, _ in objects[DEFAULT] - objects["full"]} == {"api.cpp"}
