@@ -42,9 +42,14 @@ def flash_attn_func(
     v_descale: Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
     num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
     s_aux: Tensor | None = None, cp_world_size: int = 1, cp_rank: int = 0, cp_tot_seqused_k: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention over dense tensors -> (out, lse (b, h, sq) in fp32)."""
+    """Attention over dense tensors -> (out, lse (b, h, sq) in fp32).
+
+    `dropout_p` is there because `flash_attn_varlen_func` has it: transformers asks that one what both functions take.
+    """
     _refuse_context_parallel(cp_world_size, cp_rank, cp_tot_seqused_k)
+    refuse(dropout_p=(dropout_p, 0.0))
     out, lse = interface.flash_attn_func(
         q, k, v, softmax_scale=softmax_scale, causal=causal, qv=qv, q_descale=q_descale, k_descale=k_descale,
         v_descale=v_descale, window_size=window_size, attention_chunk=attention_chunk, softcap=softcap,

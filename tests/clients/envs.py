@@ -36,6 +36,14 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     ),
     "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
     "transformers-batching": ("transformers==5.24.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    # With the `kernels` that it accepts: its gpt-oss asks for one of the hub's kernels.
+    "gpt-oss": (
+        "transformers==5.17.0",
+        "tokenizers==0.23.3",
+        "huggingface_hub==1.33.0",
+        "kernels==0.16.2",
+        *COMMON,
+    ),
     "upstream": ("einops==0.8.1",),  # for the tests of FlashAttention-3 itself
     "diffusers-0.42": ("diffusers==0.42.1", "huggingface_hub==2.4.0", "pillow==13.0.0", *COMMON),
 }

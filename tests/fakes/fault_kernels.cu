@@ -49,13 +49,16 @@ void run_mha_fwd_<86, T, 64, 64, true, false, false, true>(Flash_fwd_params& par
     run_flash_fwd<86, 64, 64, 1, T, T, false, false, false, true, false, true, false, true, true, false>(params,
                                                                                                          stream);
 }
-// Unsplit: a window, no lengths (for tests/prove/test_sinks.py).
+// Unsplit, no lengths: a window, and causal (for tests/prove/test_sinks.py and tests/clients/test_gpt_oss.py).
+#define FORWARD(CAUSAL, LOCAL) \
+    run_flash_fwd<86, 64, 64, 1, T, T, CAUSAL, LOCAL, false, false, false, false, false, true, false, false>
 template <>
 void run_mha_fwd_<86, T, 64, 64, false, false, false, true>(Flash_fwd_params& params, cudaStream_t stream) {
 #ifdef FEW_MORE
-    if (!params.is_local || params.cu_seqlens_q || params.seqused_q || params.seqused_k) absent();
-    run_flash_fwd<86, 64, 64, 1, T, T, false, true, false, false, false, false, false, true, false, false>(params,
-                                                                                                           stream);
+    if (params.cu_seqlens_q || params.seqused_q || params.seqused_k) absent();
+    if (params.is_local) return FORWARD(false, true)(params, stream);
+    if (params.is_causal) return FORWARD(true, false)(params, stream);
+    absent();
 #else
     absent();
 #endif
@@ -94,10 +97,12 @@ NO_COMBINE(float, 128)
 NO_COMBINE(cutlass::half_t, 64)
 NO_COMBINE(cutlass::half_t, 128)
 
-// Backward: no mask, no grouped heads. Where no kernel is, the error tells what the host code settled.
-#define BACKWARD(LENGTHS)                                                                                             \
-    run_flash_bwd<86, 64, 64, 128, T, false, false, false, LENGTHS, false, false, 2, 2, false, false, false, 2, 2, 4, \
-                  2, true>
+// Backward: no mask, no grouped heads; or grouped heads without lengths, causal or in a window. Where no kernel is, the
+// error tells what the host code settled.
+#define BACKWARD_OF(CAUSAL, LOCAL, LENGTHS, GROUPED)                                                                  \
+    run_flash_bwd<86, 64, 64, 128, T, CAUSAL, LOCAL, false, LENGTHS, false, GROUPED, 2, 2, false, false, false, 2, 2, \
+                  4, 2, true>
+#define BACKWARD(LENGTHS) BACKWARD_OF(false, false, LENGTHS, false)
 
 static void tell(char const* kernel, Flash_bwd_params const& params) {
     throw std::runtime_error(std::string(kernel) + ", dk_batch_stride " + std::to_string(params.dk_batch_stride));
@@ -114,6 +119,12 @@ void BACKWARD(true)(Flash_bwd_params& params, cudaStream_t) {
 #endif
 template <>
 void run_mha_bwd_<86, T, 64, false>(Flash_bwd_params& params, cudaStream_t stream) {
+#ifdef FEW_MORE
+    if (params.h != params.h_k && !params.cu_seqlens_q && !params.seqused_q && !params.seqused_k) {
+        if (params.is_causal) return BACKWARD_OF(true, false, false, true)(params, stream);
+        if (params.is_local) return BACKWARD_OF(false, true, false, true)(params, stream);
+    }
+#endif
     if (params.is_causal || params.h != params.h_k) absent();
     run_mha_bwd_dispatch<86, T, 64, 128, 64, false, false, false, 2, 2, false, false, false, 2, 2, 4, 2, true>(params,
                                                                                                                stream);

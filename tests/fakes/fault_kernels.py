@@ -15,7 +15,9 @@ PROFILE = Profile(
     name="few",
     dtypes=("bf16",),
     head_dims=(64,),
-    features=frozenset({"causal", "local", "varlen", "append", "paged", "split", "packgqa", "backward"}),
+    features=frozenset(
+        {"causal", "local", "varlen", "append", "paged", "split", "packgqa", "backward", "sinks", "dlse"}
+    ),
     about="what the host code may ask of the few kernels",
 )
 

@@ -48,6 +48,16 @@ def test_a_paged_call_of_vllms(window: list[int] | None) -> None:
     torch.testing.assert_close(pair, (right, lse))
 
 
+def test_what_transformers_gives_both_functions_of_the_vllm_flavour() -> None:
+    """It looks for `dropout_p` among the arguments of flash_attn_varlen_func, and gives it to flash_attn_func too."""
+    q, k, v = dense()
+    right = fa3.flash_attn_func(q, k, v, causal=True, return_attn_probs=True)
+    given: dict[str, Any] = {"causal": True, "softmax_scale": None, "deterministic": False}
+    torch.testing.assert_close(vllm_interface.flash_attn_func(q, k, v, dropout_p=0.0, **given), right)
+    with pytest.raises(CallError, match=r"dropout_p is not supported here: found 0\.1"):
+        vllm_interface.flash_attn_func(q, k, v, dropout_p=0.1, **given)
+
+
 def test_who_gets_a_pair() -> None:
     q, k, v, cu = packed()
     given = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 7, "max_seqlen_k": 7}

@@ -75,6 +75,7 @@ class Executable:
         ptx: Sequence[Path] | None = None,
         settings: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        python: str = sys.executable,
     ) -> Run:
         """Run `module:name` as name(gpu, **arguments) in a process of its own; it returns what JSON can hold.
 
@@ -82,6 +83,7 @@ class Executable:
             sms: how many SMs the GB10 has that is posed as; the host code asks once a process.
             ptx: the files that are read; all, where it is left out.
             settings: see `child.Gpu`.
+            python: of this version, with torch; another one where the function needs packages that this one lacks.
 
         Raises:
             CompileError: the process failed; the message holds what it said.
@@ -97,7 +99,7 @@ class Executable:
             "function": function,
             "arguments": dict(arguments),
         }
-        argv = [sys.executable, "-m", "ci.prove.gb10.child"]
+        argv = [python, "-m", "ci.prove.gb10.child"]
         env = {**os.environ, "LD_PRELOAD": str(self.executor.arena), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             argv,
