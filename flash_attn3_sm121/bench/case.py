@@ -49,6 +49,8 @@ def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:
     dtype = DTYPES[workload.dtype]
 
     def normal(*shape: int) -> Tensor:
+        if device.type == "meta":  # shapes alone: what `--count` asks for
+            return torch.empty(shape, dtype=dtype, device=device)
         return torch.randn(shape, generator=generator).to(dtype).to(device)
 
     heads, heads_kv, dim = workload.heads, workload.heads_kv, workload.head_dim

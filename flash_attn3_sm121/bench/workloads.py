@@ -63,12 +63,14 @@ class Workload:
         """Each operand moved once: q, the keys and values that are seen, out; with backward also dout and gradients."""
         item = ITEM[self.dtype]
         q = sum(rows for rows, _ in self.sequences) * self.heads * self.head_dim * item
-        kv = 2 * sum(self._seen(rows, keys) for rows, keys in self.sequences) * self.heads_kv * self.head_dim * item
+        kv = 2 * sum(self.keys_seen) * self.heads_kv * self.head_dim * item
         forward = 2 * q + kv
         return forward + (4 * q + 2 * kv) if self.backward else forward
 
-    def _seen(self, rows: int, keys: int) -> int:
-        return keys if self.window < 0 else min(keys, rows + self.window)
+    @property
+    def keys_seen(self) -> tuple[int, ...]:
+        """How many keys of each sequence some query sees."""
+        return tuple(keys if self.window < 0 else min(keys, rows + self.window) for rows, keys in self.sequences)
 
     @property
     def score_bytes(self) -> int:
