@@ -8,6 +8,7 @@ later, as torchtitan does, gets our kernels. Opt-in, undone by `torch.nn.attenti
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -235,11 +236,11 @@ KERNELS = {
 class Handle:
     """Keeps the registration alive; torch calls `remove` when another implementation is activated or restored."""
 
-    def __init__(self) -> None:
-        self.library: Any = torch.library.Library("aten", "IMPL", "CUDA")  # type: ignore[no-untyped-call]
+    def __init__(self, key: str) -> None:
+        self.library: Any = torch.library.Library("aten", "IMPL", key)  # type: ignore[no-untyped-call]
         for name, kernel in KERNELS.items():
             if torch._C._dispatch_has_kernel(f"aten::{name}"):
-                self.library.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
+                self.library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         self.library = None
@@ -248,7 +249,7 @@ class Handle:
 def _require_registry() -> Any:
     from torch.nn import attention
 
-    needed = ("register_flash_attention_impl", "activate_flash_attention_impl")
+    needed = ("register_flash_attention_impl", "restore_flash_attention_impl")
     missing = [name for name in needed if not hasattr(attention, name)]
     if missing:
         raise BackendError(
@@ -283,5 +284,5 @@ def activate(device: str | torch.device = "cuda") -> None:
     if decision.backend != "native":
         raise BackendError(f"activate: our kernels do not serve {where}\n{decision}", hint="run `flash-attn3 doctor`")
     for name in (IMPLEMENTATION, *ASKED_FOR):
-        attention.register_flash_attention_impl(name, register_fn=Handle)
+        attention.register_flash_attention_impl(name, register_fn=partial(Handle, where.type.upper()))
     attention.activate_flash_attention_impl(IMPLEMENTATION)

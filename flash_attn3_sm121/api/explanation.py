@@ -158,7 +158,10 @@ def hidden_modules() -> tuple[str, ...]:
 def _explanation(
     serving: Engine, where: torch.device, capability: tuple[int, int] | None, facts: CallFacts
 ) -> Explanation:
+    import torch
+
     from flash_attn3_sm121.api.ops import owner, register
+    from flash_attn3_sm121.call.torches import lacking
 
     device = serving.device_facts(where) if capability is None else _pretended(capability)
 
@@ -168,6 +171,7 @@ def _explanation(
         notes.insert(0, source_tree)
     if register().foreign:
         notes.append(f"torch.ops.flash_attn_3 belongs to {owner()}")
+    notes += lacking(torch.__version__)
     forward = serving.decision(where, facts, device)
     backward = None
     if facts.dtype != "e4m3" and not facts.features & _FORWARD_ONLY:

@@ -102,8 +102,10 @@ def _transformers() -> dict[str, Any]:
 def _torch_hook() -> dict[str, Any]:
     import torch.nn.attention
 
-    there = hasattr(torch.nn.attention, "register_flash_attention_impl")
-    return {"available": there, "why": None if there else f"torch {torch.__version__} has no hook to register with"}
+    from flash_attn3_sm121.call.torches import lacking
+
+    there = hasattr(torch.nn.attention, "restore_flash_attention_impl")
+    return {"available": there, "why": "; ".join(lacking(torch.__version__))}
 
 
 def _override() -> dict[str, Any]:

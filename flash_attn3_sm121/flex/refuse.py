@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
+import re
 from dataclasses import dataclass
 
 from flash_attn3_sm121.arch import capability
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 
 MIN_TORCH = (2, 9)  # AuxRequest, the way to ask for the LSE that will stay
+MIN_TRITON_OF_121 = (3, 6)  # brings a ptxas that knows sm_121a; torch 2.10 is the first to come with it
 DTYPES = ("bf16", "fp16", "fp32")
 # Above this head dim torch's backward template finds no tile for devices with 99 KB of shared memory a block.
 SMALL_SMEM_LIMIT = 101376
@@ -33,6 +36,7 @@ class Software:
 
     torch: tuple[int, int]
     triton: str | None
+    ptxas: bool = False  # TRITON_PTXAS_PATH names another one than triton's own
 
 
 @functools.cache
@@ -46,7 +50,7 @@ def software() -> Software:
             break
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Software(torch=(int(major), int(minor)), triton=triton)
+    return Software(torch=(int(major), int(minor)), triton=triton, ptxas=bool(os.environ.get("TRITON_PTXAS_PATH")))
 
 
 def refusal(call: CallFacts, device: DeviceFacts | None = None, versions: Software | None = None) -> str | None:
@@ -80,6 +84,11 @@ def _gpu_refusal(call: CallFacts, device: DeviceFacts, versions: Software) -> st
         return f"torch's FlexAttention gives no LSE on {device.type}"
     if versions.triton is None:
         return "FlexAttention compiles through triton, which is not installed"
+    if device.capability == (12, 1) and not versions.ptxas and _numbers(versions.triton) < MIN_TRITON_OF_121:
+        return (
+            f"the ptxas of triton {versions.triton} does not know 12.1: triton 3.6 (torch 2.10) or later, or "
+            "TRITON_PTXAS_PATH=<CUDA 12.9 or later>/bin/ptxas"
+        )
     narrow, wide = sorted((call.head_dim, call.head_dim_v))
     if narrow < 16:
         return f"FlexAttention's CUDA kernels need head dims of 16 or more; found {narrow}"
@@ -95,6 +104,10 @@ def _gpu_refusal(call: CallFacts, device: DeviceFacts, versions: Software) -> st
             f"than the {limit} bytes of this device; found {wide}"
         )
     return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _smem_limit(device: DeviceFacts) -> int | None:

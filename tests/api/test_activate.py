@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,25 +13,8 @@ from torch.nn import attention
 
 from flash_attn3_sm121.api import activation
 from flash_attn3_sm121.errors import BackendError
-from tests.fakes.libraries import Kernels, engine, half
-
-# torch has the hook since 2.11; `activate` says so to an older one.
-hooked = pytest.mark.skipif(
-    not hasattr(attention, "register_flash_attention_impl"), reason=f"torch {torch.__version__} has no hook"
-)
-
-
-@pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
-    """The CPU, taken for a GB10 whose kernels are faked."""
-    kernels = Kernels()
-    serving = engine(kernels.open)
-    monkeypatch.setattr(activation, "engine", lambda: serving)
-    before = dict(attention._registry._FLASH_ATTENTION_IMPLS)
-    yield kernels
-    attention.restore_flash_attention_impl(_raise_warn=False)
-    attention._registry._FLASH_ATTENTION_IMPLS.clear()
-    attention._registry._FLASH_ATTENTION_IMPLS.update(before)
+from tests.fakes.libraries import Kernels, half
+from tests.fakes.torch_hook import hooked
 
 
 def heads_first(**sizes: int) -> list[torch.Tensor]:
@@ -97,15 +79,23 @@ def test_every_op_that_torchs_own_flash_attention_serves_is_registered() -> None
 
 @hooked
 def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
-    probe = ("aten::_flash_attention_forward.quantized", "CUDA")
-    before = torch._C._dispatch_has_kernel_for_dispatch_key(*probe)  # a torch with CUDA may have one of its own
+    ops = [f"aten::{name}" for name in activation.KERNELS]
     activation.activate("cpu")
     assert attention.current_flash_attention_impl() == activation.IMPLEMENTATION
     assert activation.IMPLEMENTATION in attention.list_flash_attention_impls()
-    for name in activation.KERNELS:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA")
+    assert all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") for name in ops)
     attention.restore_flash_attention_impl()
     assert attention.current_flash_attention_impl() is None
+    assert not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") for name in ops)
+
+
+@hooked
+def test_a_cuda_device_is_registered_as_one(native: Kernels) -> None:
+    probe = ("aten::_flash_attention_forward", "CUDA")
+    before = torch._C._dispatch_has_kernel_for_dispatch_key(*probe)  # a torch with CUDA has one of its own
+    handle = activation.Handle("CUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(*probe)
+    handle.remove()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(*probe) is before
 
 

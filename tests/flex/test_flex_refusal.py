@@ -40,6 +40,7 @@ def test_an_ordinary_call_is_served() -> None:
         ({"dtype": "fp32"}, CPU, NOW, "one dtype"),
         ({}, GB10, Software(torch=(2, 8), triton="3.4.0"), "needs torch 2.9"),
         ({}, GB10, Software(torch=(2, 13), triton=None), "triton, which is not installed"),
+        ({}, GB10, Software(torch=(2, 9), triton="3.5.1"), "the ptxas of triton 3.5.1 does not know 12.1"),
         ({"direction": "backward"}, CPU, NOW, "no backward on CPU"),
         ({}, DeviceFacts(type="mps"), NOW, "no LSE on mps"),
         ({"head_dim": 8, "head_dim_v": 8}, GB10, NOW, "16 or more"),
@@ -51,13 +52,31 @@ def test_an_ordinary_call_is_served() -> None:
             "found 192",
         ),
     ],
-    ids=["fp8", "fp64", "mixed", "old-torch", "no-triton", "cpu-backward", "mps", "tiny-head", "smem", "smem-table"],
+    ids=[
+        "fp8",
+        "fp64",
+        "mixed",
+        "old-torch",
+        "no-triton",
+        "ptxas",
+        "cpu-backward",
+        "mps",
+        "tiny-head",
+        "smem",
+        "smem-table",
+    ],
 )
 def test_refused_with_the_reason(
     changes: dict[str, object], device: DeviceFacts, versions: Software, said: str
 ) -> None:
     reason = refusal(call(**changes), device, versions)
     assert reason is not None and said in reason
+
+
+def test_another_ptxas_or_another_device_is_served_with_the_older_triton() -> None:
+    older = Software(torch=(2, 9), triton="3.5.1")
+    assert refusal(CALL, GB10, dataclasses.replace(older, ptxas=True)) is None
+    assert refusal(CALL, H100, older) is None
 
 
 def test_a_wide_backward_is_served_where_shared_memory_allows() -> None:
