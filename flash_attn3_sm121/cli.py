@@ -12,7 +12,10 @@ from flash_attn3_sm121.errors import FlashAttn3Error
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("flash_attn3_sm121.hub.run", "run a command with get_kernel() of the kernels library served from here"),
-    "override": ("flash_attn3_sm121.hub.override_cli", "the same for every Python of a virtual environment, to stay"),
+    "override": (
+        "flash_attn3_sm121.hub.override_cli",
+        "override get_kernel() for every Python of a virtual environment",
+    ),
     "hub": ("flash_attn3_sm121.hub.cli", "the local kernel hub: publish, serve, check, export wheels and kernels"),
     "explain": (
         "flash_attn3_sm121.api.explain_cli",

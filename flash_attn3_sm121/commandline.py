@@ -96,7 +96,13 @@ class Parser(argparse.ArgumentParser):
     """Shows the usage of the subcommand that failed, and suggests the nearest name for a misspelt one."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """argparse asks subcommands for what they know and lets the main parser complain of the rest: too late."""
+        """argparse asks subcommands for what they know and lets the main parser complain of the rest: too late.
+
+        For a misspelt option where a subcommand should stand, argparse would only say that the subcommand is missing.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        if given and given[0].startswith("--") and given[0] not in self._option_string_actions and self._subparsers:
+            self.error(f"unrecognized arguments: {given[0]}")
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -120,7 +120,7 @@ def read(folder: Path) -> Part:
     path = folder / MANIFEST
     if not path.is_file():
         raise AssembleError(
-            f"no artifact in {folder}: {MANIFEST} is missing", hint="give folders that `ci build` wrote"
+            f"no artifact in {folder}: {MANIFEST} is missing", hint="give folders that `python -m ci build` wrote"
         )
     artifact = _from_json(path.read_text(encoding="utf-8"), origin=str(path))
     for name, expected in artifact.files.items():

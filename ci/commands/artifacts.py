@@ -19,7 +19,10 @@ from flash_attn3_sm121.errors import AssembleError
 
 def configure_build(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("build/artifacts"), help="folder for the artifacts")
+    options.add_shard_argument(parser)
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/artifacts"), help="folder for the artifacts (default: %(default)s)"
+    )
 
 
 def do_build(args: argparse.Namespace) -> int:
@@ -33,7 +36,7 @@ def do_build(args: argparse.Namespace) -> int:
 
 def configure_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifacts", nargs="+", type=Path, help="folders that `python -m ci build` wrote")
-    parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel")
+    parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel (default: wheels)")
     options.add_input_arguments(parser)
     parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
 

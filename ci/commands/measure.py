@@ -42,7 +42,9 @@ def configure_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the groups and stop")
     parser.add_argument("--built", action="store_true", help="our side: what the build in the object cache has cost")
     parser.add_argument("--resume", action="store_true", help="keep the files that --output already holds")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/build.json"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/results/build.json"), help="the result (default: %(default)s)"
+    )
 
 
 def chosen(groups: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, ...]:

@@ -52,9 +52,13 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--platform", help="aarch64 or x86_64 (default: this machine's)")
     parser.add_argument("--family", action="append", default=[], help="only this family of the list; may be repeated")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="compile only part I of N")
     parser.add_argument("--proxy", metavar="CAP", help="machine code for another device (9.0), to test on it")
     parser.add_argument("--jobs", type=int, help="compilers at once (default: as many as cores and memory allow)")
+
+
+def add_shard_argument(parser: argparse.ArgumentParser) -> None:
+    """For the stages that end with artifacts. A wheel needs all shards."""
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="only part I of N, for one of N machines")
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,13 +109,13 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] | None =
     """The command line, with the environment where it says nothing."""
     base = from_environment(os.environ if environ is None else environ)
     if args.jobs is not None and args.jobs < 1:
-        raise UsageError(f"--jobs: expected a number of jobs, found {args.jobs}")
+        raise UsageError(f"--jobs: expected 1 or more, found {args.jobs}")
     return Request(
         profile=args.profile or base.profile,
         archs=args.archs or base.archs,
         platform=args.platform or base.platform,
         families=tuple(args.family),
-        shard=args.shard,
+        shard=getattr(args, "shard", "1/1"),
         proxy=args.proxy or "",
         jobs=args.jobs or base.jobs,
         launcher=getattr(args, "launcher", None) or base.launcher,

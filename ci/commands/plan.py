@@ -19,6 +19,7 @@ from flash_attn3_sm121.console import Table, format_seconds, show
 
 def configure_plan(parser: argparse.ArgumentParser) -> None:
     options.add_plan_arguments(parser)
+    options.add_shard_argument(parser)
     parser.add_argument(
         "--cuda-home", type=Path, help="plan for an installed CUDA toolkit instead of the pinned packages"
     )

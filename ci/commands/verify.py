@@ -27,6 +27,8 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
 def do_verify(args: argparse.Namespace) -> int:
     if not args.wheels:
         raise UsageError("no wheel to verify", hint="make wheel builds one; then: python -m ci verify wheels/*.whl")
+    if missing := [path for path in args.wheels if not path.is_file()]:
+        raise UsageError(f"no such wheel: {missing[0]}", hint="ls wheels; make wheel builds one")
     settings = Settings()
     tool = Disassembler.of(resolve(settings, cuda_home=args.cuda_home), settings.narrate)
     good = True

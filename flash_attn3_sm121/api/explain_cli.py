@@ -27,7 +27,9 @@ def configure_explain(parser: argparse.ArgumentParser) -> None:
         metavar="FEATURE",
         help=f"what the call asks for; may be given several times: {', '.join(FEATURE_WORDS)}",
     )
-    parser.add_argument("--backend", help="as if FLASH_ATTN3_BACKEND were this")
+    parser.add_argument(
+        "--backend", choices=("auto", "native", "flex", "sdpa"), help="as if FLASH_ATTN3_BACKEND were this"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

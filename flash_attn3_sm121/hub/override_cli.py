@@ -112,11 +112,12 @@ def read(folder: Path) -> OverrideConfig | None:
 
 def configure_override(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    on = actions.add_parser("enable", help="override get_kernel for every Python of this virtual environment")
+    about = "override get_kernel for every Python of this virtual environment"
+    on = actions.add_parser("enable", help=about, description=about)
     add_override_options(on)
     on.add_argument("--system", action="store_true", help="allow it outside of a virtual environment")
-    actions.add_parser("disable", help="take it back")
-    status = actions.add_parser("status", help="what is overridden here")
+    actions.add_parser("disable", help="take the override back", description="take the override back")
+    status = actions.add_parser("status", help="what is overridden here", description="what is overridden here")
     status.add_argument("--json", action="store_true", help="for programs")
 
 

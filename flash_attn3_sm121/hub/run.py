@@ -23,7 +23,7 @@ HOOK_FOLDER = Path(__file__).absolute().parent / "sitehook"
 CONFIG_ENV = "FLASH_ATTN3_OVERRIDE"
 EPILOG = """examples:
   flash-attn3 run -- python -m scripts.chat_cli -i sft -p "Test"
-  flash-attn3 run --repo my-lab/attention -- torchrun --nproc_per_node=8 train.py
+  flash-attn3 run --repo my-lab/attn -- torchrun --nproc_per_node=8 train.py
   flash-attn3 run --hub /srv/hub -- python train.py
   flash-attn3 run --as flash_attn -- python train.py
 

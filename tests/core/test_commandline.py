@@ -19,6 +19,7 @@ from ci.__main__ import COMMANDS as STAGES
 from ci.__main__ import main as ci
 from flash_attn3_sm121.cli import COMMANDS, main
 from flash_attn3_sm121.commandline import as_error, exit_codes
+from flash_attn3_sm121.hub.cli import ACTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]
@@ -44,6 +45,9 @@ def refused(program: Main, *words: str) -> int | str | None:
         (main, ["hub", "list", "--jsn"], "usage: flash-attn3 hub list [-h]", "did you mean --json?"),
         (main, ["explain", "--dtype", "bf61"], "usage: flash-attn3 explain [-h]", "did you mean bf16?"),
         (main, ["bench", "--xyzzy"], "usage: flash-attn3 bench [-h]", "unrecognized arguments: --xyzzy\n"),
+        (main, ["--versoin"], "usage: flash-attn3 [-h]", "did you mean --version?"),
+        (main, ["hub", "--hlep"], "usage: flash-attn3 hub [-h]", "did you mean --help?"),
+        (main, ["explain", "--backend", "nativ"], "usage: flash-attn3 explain [-h]", "did you mean native?"),
         (ci, ["pln"], "usage: python -m ci [-h]", "did you mean plan?"),
         (ci, ["plan", "--shrd", "1/2"], "usage: python -m ci plan [-h]", "did you mean --shard?"),
     ],
@@ -105,18 +109,44 @@ def test_the_documented_table_is_the_programs_own(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [("flash_attn3_sm121", name) for name in COMMANDS] + [("ci", name) for name in STAGES],
-    ids=lambda value: value,
+    ("program", "words"),
+    [(main, [name]) for name in COMMANDS]
+    + [(main, ["hub", name]) for name in ACTIONS]
+    + [(main, ["override", name]) for name in ("enable", "disable", "status")]
+    + [(ci, [name]) for name in STAGES],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_help_of_every_subcommand_fits_eighty_columns(
-    module: str, name: str, capsys: pytest.CaptureFixture[str]
+    program: Main, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(main if module == "flash_attn3_sm121" else ci, name, "--help") == 0
+    assert refused(program, *words, "--help") == 0
     out = capsys.readouterr().out
-    assert out.startswith("usage: ")
-    example = re.compile(r"  (python|flash-attn3) ")  # may be copied, so it is not broken
-    assert [line for line in out.splitlines() if len(line) > 80 and not example.match(line)] == []
+    usage, about = out.split("\n\n")[:2]
+    assert usage.startswith("usage: ") and not about.startswith(("positional arguments:", "options:"))
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["verify", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
+        (["wheel", "--jobs", "0", "--plan"], 2, "--jobs: expected 1 or more, found 0"),
+        (["assemble", "/nowhere"], 16, "python -m ci build"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_said_before_anything_is_fetched(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ci(words) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("ci: error: ") and said in err
+
+
+def test_a_wheel_is_never_of_one_shard(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be refused when all of the shard is compiled."""
+    assert refused(ci, "wheel", "--shard", "1/2") == 2
+    assert "unrecognized arguments: --shard" in capsys.readouterr().err
 
 
 def test_completion_knows_commands_actions_and_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   flash-attn3 hub publish wheels/*.whl
   flash-attn3 hub publish --repo my-lab/attention wheels/*.whl
-  flash-attn3 hub publish --to my-org wheels/*.whl          (says what would be uploaded; changes nothing)
-  flash-attn3 hub publish --to my-org --yes wheels/*.whl    (publishes here and uploads)"""
+  flash-attn3 hub publish --to my-org wheels/*.whl         (changes nothing)
+  flash-attn3 hub publish --to my-org --yes wheels/*.whl   (publishes, uploads)"""
 
 
 def configure_publish(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,10 @@ def configure_publish(parser: argparse.ArgumentParser) -> None:
         "--allow-unverified", action="store_true", help="take a wheel whose verify report is not a pass"
     )
     add_key_options(parser)
-    parser.add_argument("--to", metavar="ORG", help="also push to this organisation on the Hugging Face hub; a dry run")
-    parser.add_argument("--yes", action="store_true", help="with --to: really publish and upload")
+    parser.add_argument(
+        "--to", metavar="ORG", help="say what would be uploaded to this organisation on the Hugging Face hub"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --to: publish here, and upload")
 
 
 def publish(args: argparse.Namespace) -> int:

@@ -67,9 +67,9 @@ def prune(args: argparse.Namespace) -> int:
         open_hub(args), args.keep, key=signing_key(args), unsigned=args.unsigned, dry_run=args.dry_run
     )
     lines = [f"{'would remove' if args.dry_run else 'removed'} {name}" for name in gone]
-    next_step = f"generation {index.generation}; the space comes back with: flash-attn3 hub gc --keep 1"
+    after = "nothing was changed" if args.dry_run else "the space comes back with: flash-attn3 hub gc --keep 1"
     value = {"generation": index.generation, "dry_run": args.dry_run, "removed": gone}
-    return report(args, value, *lines, next_step)
+    return report(args, value, *lines, f"generation {index.generation}; {after}")
 
 
 def configure_rollback(parser: argparse.ArgumentParser) -> None:
@@ -82,5 +82,5 @@ def rollback(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import rollback as roll_back
 
     index = roll_back(open_hub(args), args.to, key=signing_key(args), unsigned=args.unsigned)
-    text = f"generation {index.generation} holds what that one held: {len(index.wheels)} wheels"
+    text = f"generation {index.generation} holds what was in the earlier one: {len(index.wheels)} wheels"
     return report(args, {"generation": index.generation}, text)

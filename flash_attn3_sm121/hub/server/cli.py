@@ -44,7 +44,10 @@ def configure_serve(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=DEFAULT_WORKERS, metavar="N", help="processes (default: %(default)s)"
     )
     parser.add_argument(
-        "--connections", type=int, metavar="N", help="that a worker holds at once (default: what descriptors allow)"
+        "--connections",
+        type=int,
+        metavar="N",
+        help="connections that a worker holds at once (default: as many as the limit of open files allows)",
     )
     access = parser.add_mutually_exclusive_group()
     access.add_argument(
