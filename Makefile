@@ -8,7 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 TORCH ?= 2.13.0
 
-# Empty: the default of ci/plan/profiles.py.
+# Empty: the default, which flash_attn3_sm121/builds.py names.
 PROFILE ?=
 MODELS ?=
 ARCHS ?= $(TORCH_CUDA_ARCH_LIST)

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from ci.plan import profiles
 from ci.plan.matrix import Matrix, all_targets, document, make_matrix
 from ci.plan.platforms import Platform
 from ci.toolchain.installed import planned_version
+from flash_attn3_sm121.builds import DEFAULT, PROFILES
 from flash_attn3_sm121.console import Block, Table, show
 
 EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow hands them to fromJSON()."""
@@ -17,7 +17,7 @@ EPILOG = """--github prints `part={...}` lines for $GITHUB_OUTPUT; a workflow ha
 
 def configure_matrix(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("--profile", default=profiles.DEFAULT, help=f"one of {', '.join(profiles.PROFILES)}")
+    parser.add_argument("--profile", default=DEFAULT, help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--archs", default="", metavar="LIST", help="default: every architecture of the table")
     parser.add_argument(
         "--platform", action="append", type=Platform.parse, help="may be repeated (default: x86_64 and aarch64)"

@@ -14,6 +14,7 @@ from ci.plan import models, profiles
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.builds import DEFAULT, MODELS, PROFILES
 from flash_attn3_sm121.errors import UsageError
 
 LAUNCHERS = ("ccache", "sccache")
@@ -23,7 +24,7 @@ LAUNCHERS = ("ccache", "sccache")
 class Request:
     """What the user wants, as written; nothing of it has been looked up yet."""
 
-    profile: str = profiles.DEFAULT
+    profile: str = DEFAULT
     archs: str | None = None
     platform: str | None = None
     families: tuple[str, ...] = ()
@@ -39,13 +40,13 @@ class Request:
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide the plan."""
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--profile", help=f"one of {', '.join(profiles.PROFILES)} (default: {profiles.DEFAULT})")
+    part.add_argument("--profile", help=f"one of {', '.join(PROFILES)} (default: {DEFAULT})")
     part.add_argument(
         "--models",
         dest="profile",
         type=models.profile_name,
         metavar="NAMES",
-        help=f"no more than these models need: {', '.join(models.MODELS)}",
+        help=f"no more than these models need: {', '.join(MODELS)}",
     )
     parser.add_argument(
         "--archs", metavar="LIST", help='as TORCH_CUDA_ARCH_LIST: "12.1", "9.0 10.0 12.1", "12.0f;12.1+PTX", Blackwell'
@@ -96,7 +97,7 @@ def from_environment(environ: Mapping[str, str]) -> Request:
     """What the environment alone asks for (`pip install .` has nothing else)."""
     jobs = _jobs(environ.get("JOBS"), origin="JOBS")
     return Request(
-        profile=environ.get("FLASH_ATTN3_PROFILE") or profiles.DEFAULT,
+        profile=environ.get("FLASH_ATTN3_PROFILE") or DEFAULT,
         archs=environ.get("TORCH_CUDA_ARCH_LIST") or None,
         platform=environ.get("FLASH_ATTN3_PLATFORM") or None,
         jobs=jobs if jobs is not None else _jobs(environ.get("MAX_JOBS"), origin="MAX_JOBS"),

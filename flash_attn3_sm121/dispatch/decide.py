@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from flash_attn3_sm121.arch import capability
 from flash_attn3_sm121.call.facts import BACKENDS, FEATURE_WORDS, CallFacts, DeviceFacts
+from flash_attn3_sm121.dispatch import remedy
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 # Features of a call that a library must list by name; others need nothing of it.
@@ -30,7 +31,8 @@ class Decision:
     """The backend that serves a call, and why each other one does not.
 
     `backend` is None only when one was forced and refuses. Where it is "native", `build` is the library that serves,
-    and `code` the machine code in it that would run.
+    and `code` the machine code in it that would run. `remedy` is set where native refuses for nothing but what its
+    library was built with: the command that builds a wheel whose kernels serve the call.
     """
 
     backend: str | None
@@ -39,6 +41,7 @@ class Decision:
     family: str | None = None
     code: str | None = None
     build: BuildFacts | None = None
+    remedy: str | None = None
 
     def __str__(self) -> str:
         chosen = self.backend or "none"
@@ -46,7 +49,10 @@ class Decision:
             chosen = f"native (family {self.family}, machine code {self.code})"
         how = f" (forced: {self.forced})" if self.forced else ""
         lines = [f"backend: {chosen}{how}"]
-        lines += [f"  not {refusal.backend}: {refusal.reason}" for refusal in self.refusals]
+        for refusal in self.refusals:
+            lines.append(f"  not {refusal.backend}: {refusal.reason}")
+            if refusal.backend == "native" and self.remedy:
+                lines.append(f"    a wheel whose kernels serve it: {self.remedy}")
         return "\n".join(lines)
 
 
@@ -131,7 +137,13 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
 
 
 def native_refusal(device: DeviceFacts, native: NativeState, call: CallFacts) -> str | BuildFacts:
-    """The library that serves this call, or why native does not. Shapes first: the cheapest to explain."""
+    """The library that serves this call, or why native does not."""
+    build = _usable_build(device, native)
+    return build if isinstance(build, str) else call_refusal(build, call) or build
+
+
+def _usable_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
+    """The library for a device, if it loads and fits there, or why there is none."""
     build = pick_build(device, native)
     if isinstance(build, str):
         return build
@@ -143,13 +155,18 @@ def native_refusal(device: DeviceFacts, native: NativeState, call: CallFacts) ->
             f"the {build.family} kernels may ask for {build.smem_limit} bytes of shared memory a block "
             f"and {device.name or 'this device'} gives {device.smem_limit}"
         )
+    return build
+
+
+def call_refusal(build: BuildFacts, call: CallFacts) -> str | None:
+    """Why a library does not serve a call, or None where it does. Shapes first: the cheapest to explain."""
     if call.dtype not in build.dtypes:
         return f"dtype {call.dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"
     if call.dtype_kv != call.dtype:
         return f"mixed dtypes (q {call.dtype}, k and v {call.dtype_kv}) are not in the kernels"
     if call.direction == "backward" and call.dtype == "e4m3":
         return "there is no fp8 backward"
-    return _shape_refusal(build, call) or _feature_refusal(build, call) or build
+    return _shape_refusal(build, call) or _feature_refusal(build, call)
 
 
 def decide(
@@ -168,10 +185,13 @@ def decide(
         flex_refusal: why FlexAttention cannot serve the call, or None.
         forced: the backend that was asked for, or None.
     """
-    served = native_refusal(device, native, call)
+    build = _usable_build(device, native)
+    refused_by_native = build if isinstance(build, str) else call_refusal(build, call)
+    remedied = None
     reasons: dict[str, str] = {}
-    if isinstance(served, str):
-        reasons["native"] = served
+    if refused_by_native is not None:
+        reasons["native"] = refused_by_native
+        remedied = None if isinstance(build, str) else remedy.command(build, call, call_refusal)
     if flex_refusal is not None:
         reasons["flex"] = flex_refusal
     if forced is not None:
@@ -185,9 +205,7 @@ def decide(
         otherwise = {"flex": "not measured to be faster here; it can be asked for"}
     refused = (*reasons, *(name for name in BACKENDS if name in otherwise and name not in reasons and name != backend))
     refusals = tuple(Refusal(backend=name, reason=reasons.get(name) or otherwise[name]) for name in refused)
-    if backend == "native" and not isinstance(served, str):
-        code = served.code_for(*(device.capability or (0, 0)))
-        return Decision(
-            backend=backend, forced=forced, refusals=refusals, family=served.family, code=code, build=served
-        )
-    return Decision(backend=backend, forced=forced, refusals=refusals)
+    if backend == "native" and not isinstance(build, str):
+        code = build.code_for(*(device.capability or (0, 0)))
+        return Decision(backend=backend, forced=forced, refusals=refusals, family=build.family, code=code, build=build)
+    return Decision(backend=backend, forced=forced, refusals=refusals, remedy=remedied)

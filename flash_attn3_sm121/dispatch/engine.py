@@ -118,6 +118,7 @@ class Engine:
                         hint="leave the choice open (backend auto), or ask for sdpa",
                     )
                 if decision.build is None:
+                    self._say_what_the_wheel_lacks(decision)
                     plan: Plan = PythonPlan(
                         decision=decision,
                         backend=python_backend.load(decision.backend),
@@ -155,10 +156,19 @@ class Engine:
             self._warn_once(f"flash_attn3_sm121: {error}\nThe fallback is used instead.")
             return None
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, text: str, *, about: str | None = None) -> None:
+        """Warn of something that was not warned of before; `about` tells it apart where the text does not."""
+        if (about or text) not in self._warned:
+            self._warned.add(about or text)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _say_what_the_wheel_lacks(self, decision: Decision) -> None:
+        """Once for each reason: a call that nobody sent to the fallback is there for how the wheel was built."""
+        if decision.remedy is None or decision.forced is not None:
+            return
+        (reason,) = (refusal.reason for refusal in decision.refusals if refusal.backend == "native")
+        text = f"{reason}. The fallback serves such calls; a wheel whose kernels do: {decision.remedy}"
+        self._warn_once(f"flash_attn3_sm121: {text}", about=reason)
 
     def _send_canary(
         self, device: torch.device, dtype: torch.dtype, call: CallFacts, family: str, ops: native.LoadedOps

@@ -7,9 +7,10 @@ from pathlib import Path
 from ci.plan import costs, flags
 from ci.plan.archs import Target
 from ci.plan.plan import FamilyPlan, PlannedUnit
-from ci.plan.profiles import Profile, select
+from ci.plan.profiles import select
 from ci.plan.units import Unit
 from flash_attn3_sm121.arch import CAPABILITIES, Family, Image
+from flash_attn3_sm121.builds import Profile
 
 PROFILE = Profile(
     name="few",

@@ -14,14 +14,15 @@ from ci.commands.options import Request, from_environment, plan_of
 from ci.machine import Machine
 from ci.plan import models
 from ci.plan.costs import concurrency
-from ci.plan.models import MODELS, Model
 from ci.plan.plan import BuildPlan
 from ci.plan.platforms import Platform
-from ci.plan.profiles import DEFAULT, PROFILES, find, select
+from ci.plan.profiles import find, select
 from ci.wheel.wheel import native_version
+from flash_attn3_sm121 import builds
 from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.builds import DEFAULT, MODELS, PREFIX, PROFILES, Model
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Direction
-from flash_attn3_sm121.dispatch.decide import NativeState, native_refusal
+from flash_attn3_sm121.dispatch.decide import NativeState, decide, native_refusal
 from flash_attn3_sm121.errors import TableError, UsageError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 from tests.wheels import ROOT
@@ -46,31 +47,31 @@ def facts_of_profile(name: str) -> BuildFacts:
     return facts_of(family, identity=Identity(**words), sha256="0", platform_tag="any")
 
 
-def refusals(build: BuildFacts, model: Model) -> list[str]:
-    """Why the GB10's dispatch would not take a library for the calls of this model."""
+def calls_of(model: Model) -> list[CallFacts]:
     asked = model.features - {"backward"}
     cache = {"paged", "append", "split"}
-    calls: list[tuple[Direction, frozenset[str]]] = [("forward", asked)]
+    kinds: list[tuple[Direction, frozenset[str]]] = [("forward", asked)]
     if "backward" in model.features:
-        calls.append(("backward", asked - cache | {"dlse"}))
-    found = [
-        native_refusal(
-            GB10,
-            NativeState(builds=(build,)),
-            CallFacts(
-                device_type="cuda",
-                dtype=dtype,
-                dtype_kv=dtype,
-                head_dim=dim,
-                head_dim_v=model.head_dim_v or dim,
-                direction=direction,
-                features=features,
-            ),
+        kinds.append(("backward", asked - cache | {"dlse"}))
+    return [
+        CallFacts(
+            device_type="cuda",
+            dtype=dtype,
+            dtype_kv=dtype,
+            head_dim=dim,
+            head_dim_v=model.head_dim_v or dim,
+            direction=direction,
+            features=features,
         )
-        for direction, features in calls
+        for direction, features in kinds
         for dtype in model.dtypes
         for dim in model.head_dims
     ]
+
+
+def refusals(build: BuildFacts, model: Model) -> list[str]:
+    """Why the GB10's dispatch would not take a library for the calls of this model."""
+    found = [native_refusal(GB10, NativeState(builds=(build,)), call) for call in calls_of(model)]
     return [answer for answer in found if isinstance(answer, str)]
 
 
@@ -118,7 +119,7 @@ def test_names_are_typed_in_any_way_and_order() -> None:
 
 
 def test_unknown_models_are_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match="unknown model 'gemm3'; did you mean gemma3") as caught:
+    with pytest.raises(UsageError, match="unknown model 'gemm3'; did you mean gemma3 or gemma2") as caught:
         planned("qwen3 gemm3")
     assert all(name in str(caught.value) for name in MODELS)
     with pytest.raises(UsageError, match="unknown model 'zzz'\n"):
@@ -142,9 +143,9 @@ def test_a_row_that_no_family_serves_is_an_error_of_the_table(monkeypatch: pytes
         "odd": replace(MODELS["qwen3"], head_dims=(80,)),
         "mla": replace(MODELS["deepseek"], head_dim_v=None),
     }.items():
-        monkeypatch.setattr(models, "MODELS", {name: model})
+        monkeypatch.setattr(builds, "MODELS", {name: model})
         with pytest.raises(TableError, match=name):
-            models.validate()
+            builds.validate()
 
 
 def test_every_model_plans_where_its_kernels_are() -> None:
@@ -152,7 +153,7 @@ def test_every_model_plans_where_its_kernels_are() -> None:
         families = [family for family, spec in FAMILIES.items() if not model.missing(spec)]
         assert families
         for family in families:
-            assert select(find(models.PREFIX + model.name), family).head_dims == model.head_dims
+            assert select(find(PREFIX + model.name), family).head_dims == model.head_dims
     assert Family.SM8X not in [f for f, spec in FAMILIES.items() if not MODELS["deepseek"].missing(spec)]
 
 
@@ -197,6 +198,20 @@ def test_the_default_wheel_serves_the_models_in_both_types() -> None:
     }
     assert {name for name, reasons in refused.items() if reasons} == {"gemma2"}
     assert all(reason.endswith("is built without: softcap") for reason in refused["gemma2"] if "dtype" not in reason)
+
+
+@pytest.mark.parametrize("built", ["smoke", "nanochat", DEFAULT, "models.gptoss"])
+def test_what_a_wheel_lacks_for_a_model_is_built_by_the_commands_that_dispatch_names(built: str) -> None:
+    build = facts_of_profile(built)
+    for name in SERVED:
+        for call in calls_of(MODELS[name]):
+            decision = decide(device=GB10, native=NativeState(builds=(build,)), call=call, flex_refusal="off")
+            assert (decision.backend == "native") == (decision.remedy is None)
+            for command in decision.remedy.split(" or ") if decision.remedy else ():
+                variable, value = command.removeprefix("make wheel ").split("=")
+                made = facts(value.strip('"')) if variable == "MODELS" else facts_of_profile(value)
+                assert isinstance(native_refusal(GB10, NativeState(builds=(made,)), call), BuildFacts), command
+                assert variable == "PROFILE" or name in value or not refusals(made, MODELS[name])
 
 
 def test_the_default_wheel_is_built_in_time() -> None:

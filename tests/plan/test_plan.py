@@ -18,9 +18,10 @@ from ci.plan import plan
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
-from ci.plan.profiles import PROFILES, find, select
+from ci.plan.profiles import find, select
 from ci.plan.units import forwards, units
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
+from flash_attn3_sm121.builds import PROFILES
 from flash_attn3_sm121.errors import ArchError, UsageError
 
 CUDA = (13, 0)
@@ -184,8 +185,12 @@ def test_environment_alone_is_a_request() -> None:
 
 
 def test_requests_that_make_no_sense() -> None:
-    with pytest.raises(UsageError, match="unknown profile 'tiny'"):
+    with pytest.raises(UsageError, match="unknown profile 'tiny'\n"):
         plan_of(Request(profile="tiny"), machine=MACHINE, cuda=CUDA)
+    with pytest.raises(UsageError, match="unknown profile 'comon'; did you mean common"):
+        plan_of(Request(profile="comon"), machine=MACHINE, cuda=CUDA)
+    with pytest.raises(UsageError, match=r"unknown profile 'Gemma-3'[^$]*--models gemma3"):
+        plan_of(Request(profile="Gemma-3"), machine=MACHINE, cuda=CUDA)
     with pytest.raises(UsageError, match="unknown platform 'riscv64'"):
         plan_of(Request(platform="riscv64"), machine=MACHINE, cuda=CUDA)
     with pytest.raises(UsageError, match="unknown family 'sm99'"):
