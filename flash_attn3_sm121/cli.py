@@ -26,11 +26,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("flash_attn3_sm121.doctor.cli", "what this machine has, what is wrong, and the command that fixes it"),
     "completion": ("flash_attn3_sm121.cli", "print a script with which bash or zsh completes this command line"),
 }
+
+
+def libraries() -> list[str]:
+    """A line for each kernel library of this install: pin, profile, capabilities."""
+    from flash_attn3_sm121.native.buildfacts import BuildFacts
+    from flash_attn3_sm121.native.location import locate
+
+    found = [BuildFacts.read(path) for path in sorted(locate().folder.glob("sm*.json"))]
+    return [f"library {facts.family}: {facts.line}" for facts in found]
+
+
 PROGRAM = Program(
     name="flash-attn3",
     short="flash-attn3",
     about="FlashAttention-3 for GPUs that upstream leaves out (GB10, RTX 50, ...).",
     commands=COMMANDS,
+    holds=libraries,
 )
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +45,7 @@ class Program:
     short: str  # as in `SHORT: error: ...`
     about: str
     commands: Mapping[str, tuple[str, str]]
+    holds: Callable[[], Iterable[str]] = tuple  # what `--version` says below the version, a line each
 
     def main(self, argv: Sequence[str]) -> int:
         """Run one subcommand. The result is the exit code: every error of ours ends here, as a message on stderr."""
@@ -80,7 +81,10 @@ class Program:
         None wants all of them, for a completion script.
         """
         parser = Parser(prog=self.name, description=self.about, epilog=_codes_for_help(), formatter_class=Paragraphs)
-        parser.add_argument("-V", "--version", action="version", version=f"{self.name} {version()}")
+        parser.add_argument(
+            "-V", "--version", action=ShowVersion, nargs=0, help="show the version and exit",
+            const=lambda: (f"{self.name} {version()}", *self.holds()),
+        )  # fmt: skip
         commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
         for name, (module, about) in self.commands.items():
             sub = commands.add_parser(name, help=about, description=about, formatter_class=Paragraphs)
@@ -90,6 +94,14 @@ class Program:
                 getattr(loaded, f"configure_{function}")(sub)
                 sub.set_defaults(run=getattr(loaded, f"do_{function}"))
         return parser
+
+
+class ShowVersion(argparse.Action):
+    """Prints the lines that `const` makes, unwrapped. They are made when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print("\n".join(self.const()))
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):

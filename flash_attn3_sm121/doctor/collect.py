@@ -152,6 +152,7 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
                 size=len(data),
                 intact=hashlib.sha256(data).hexdigest() == facts.sha256,
                 error=problem,
+                line=facts.line,
                 executed=executed if CAPABILITIES["12.1"].target in facts.images else "",
             )
         )

@@ -187,7 +187,6 @@ def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
 
 
 def _library(library: Library) -> Iterator[Finding]:
-    held = ", ".join((*library.images, *library.ptx))
     if library.error is not None:
         yield Finding(
             level="fault",
@@ -204,9 +203,7 @@ def _library(library: Library) -> Iterator[Finding]:
         )
     else:
         mark = " (PROXY: a test build, not for use)" if library.proxy else ""
-        dims = ", ".join(str(dim) for dim in library.head_dims)
-        detail = f"{held}; {', '.join(library.dtypes)}; head dims {dims}; profile {library.profile}"
-        detail += f"\n{library.executed}" if library.executed else ""
+        detail = "\n".join(filter(None, (library.line, library.executed)))
         yield Finding(level="ok", title=f"library {library.family}{mark}", detail=detail)
 
 

@@ -44,6 +44,7 @@ class Library:
     cuda: str  # the toolkit whose runtime is linked into it
     intact: bool  # the file's sha256 is the one its facts name
     error: str | None = None  # why it does not load
+    line: str = ""  # its pin, profile and capabilities, for people
     executed: str = ""  # what ran in software before the wheel was made, in a line
 
 

@@ -84,6 +84,18 @@ class BuildFacts:
             raise FactsError(f"cannot read {path}: {error.strerror}", hint="reinstall the wheel") from error
         return cls.from_json(text, origin=str(path))
 
+    @property
+    def line(self) -> str:
+        """What the library is, for people: pin, profile, machine code, types, head dims, features that are left out."""
+        lacking = sorted(FAMILIES[Family(self.family)].features - {*self.features})
+        parts = (
+            f"pin {self.upstream}, profile {self.profile}, {', '.join((*self.images, *self.ptx))}, CUDA {self.cuda}",
+            ", ".join(self.dtypes),
+            f"head dims {', '.join(str(dim) for dim in self.head_dims)}",
+            *([f"without {', '.join(lacking)}"] if lacking else []),
+        )
+        return "; ".join(parts)
+
     def code_for(self, major: int, minor: int) -> str | None:
         """The image (or PTX) in this library that a device of that capability would run, exact match first."""
         images = sorted((Image.parse(name) for name in self.images), key=lambda image: -image.number)

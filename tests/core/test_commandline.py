@@ -20,6 +20,7 @@ from ci.__main__ import main as ci
 from flash_attn3_sm121.cli import COMMANDS, main
 from flash_attn3_sm121.commandline import as_error, exit_codes
 from flash_attn3_sm121.hub.cli import ACTIONS
+from tests.fakes.libraries import build
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]
@@ -80,6 +81,11 @@ def test_the_version_of_an_install_has_its_local_part(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flash_attn3_sm121", "-V"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "flash-attn3 3.0.0.post1+g3effce8.121.smoke\n"
+    facts = build("sm8x", "sm_121", profile="smoke", dtypes=("bf16",))
+    (tmp_path / "flash_attn3_sm121" / "lib").mkdir()
+    (tmp_path / "flash_attn3_sm121" / "lib" / "sm8x.json").write_text(facts.to_json(), encoding="utf-8")
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [done.stdout.strip(), f"library sm8x: {facts.line}"]
     assert importlib.metadata.Distribution.at(info).version in done.stdout
 
 

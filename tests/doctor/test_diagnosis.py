@@ -31,6 +31,7 @@ LIBRARY = Library(
     size=9_000_000,
     cuda="13.0",
     intact=True,
+    line="pin 3effce8, profile nanochat, sm_121, CUDA 13.0; bf16; head dims 64, 128; without softcap",
     executed="executed in software: 96 attention kernels for 12.1 in 602 cases, none wrong",
 )
 TORCH = Torch(
@@ -88,7 +89,12 @@ SITUATIONS: dict[str, Machine] = {
     "tampered-library": dataclasses.replace(HEALTHY, libraries=(dataclasses.replace(LIBRARY, intact=False),)),
     "pure-python-wheel": dataclasses.replace(HEALTHY, libraries=(), canary=None),
     "library-for-another-gpu": dataclasses.replace(
-        HEALTHY, libraries=(dataclasses.replace(LIBRARY, images=("sm_86", "sm_89")),)
+        HEALTHY,
+        libraries=(
+            dataclasses.replace(
+                LIBRARY, images=("sm_86", "sm_89"), line=LIBRARY.line.replace("sm_121", "sm_86, sm_89")
+            ),
+        ),
     ),
     "upstream-in-the-way": dataclasses.replace(HEALTHY, distributions=(UPSTREAM, OURS, DROPIN)),
     "installed-twice": dataclasses.replace(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.errors import FactsError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -34,6 +36,15 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "sm8x.json"
     path.write_text(FACTS.to_json(), encoding="utf-8")
     assert BuildFacts.read(path) == FACTS
+
+
+def test_a_line_for_people_names_pin_profile_and_capabilities() -> None:
+    assert FACTS.line == (
+        "pin 3effce8, profile nanochat, sm_120, sm_121, compute_121, CUDA 13.0; bf16; head dims 64, 128; "
+        "without append, backward, chunk, dlse, local, packgqa, paged, sinks, softcap, split"
+    )
+    whole = replace(FACTS, features=tuple(FAMILIES[Family.SM8X].features))
+    assert whole.line.endswith("; head dims 64, 128")
 
 
 @pytest.mark.parametrize(
