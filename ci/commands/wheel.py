@@ -75,3 +75,5 @@ def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bo
     print(f"proof   {finished.proof}")
     print(f"sha256  {finished.sha256}")
     print(f"time    {format_seconds(seconds)}{'' if published else ', not published'}")
+    if not finished.proxy:
+        print(f"next    pip install {finished.path}")
