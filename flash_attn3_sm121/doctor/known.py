@@ -18,6 +18,7 @@ KNOWN: dict[str, str] = {
     "diffusers": 'set_attention_backend("_flash_3") works',
     "transformer-engine": "finds us by itself",
     "torchtitan": "after flash_attn3_sm121.activate(), what torch serves",
+    "megatron-core": "its paged inference finds us by itself; training goes through transformer-engine",
     "yunchang": "AttnType.FA3 works",
     "xformers": "its fa3 op finds us by itself",
     "vllm": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",

@@ -16,7 +16,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 from ci.cache.folders import cache_root, locked, making
+from ci.index import Wanted
+from ci.index.members import NoParts, opened
+from ci.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 COMMON = ("safetensors==0.8.0", "regex==2026.11.15", "numpy==2.2.6")
@@ -78,6 +83,15 @@ def python_of(client: str) -> Path:
             with making(cache, key) as folder:
                 _make(folder, wanted, shared)
     return python
+
+
+def texts(wanted: Wanted, *names: str) -> dict[str, str]:
+    """Files out of a wheel on an index: only they come through the network."""
+    try:
+        with opened(wanted, Settings()) as wheel:
+            return {name: wheel.read(name).decode() for name in names}
+    except NoParts as error:
+        pytest.skip(str(error))
 
 
 def _make(folder: Path, wanted: tuple[str, ...], shared: str) -> None:

@@ -21,10 +21,9 @@ from torch import Tensor
 
 import flash_attn3_sm121 as fa3
 from ci.index import Wanted
-from ci.index.members import NoParts, opened
-from ci.settings import Settings
 from flash_attn3_sm121.hub import sgl_interface, vllm_interface
 from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
+from tests.clients.envs import texts
 
 pytestmark = pytest.mark.network
 VLLM = Wanted(
@@ -50,14 +49,6 @@ CALLERS = (  # those of FlashAttention for CUDA: others have functions of the sa
 WRAPPER = "vllm/vllm_flash_attn/flash_attn_interface.py"
 SGLANG_WRAPPER = "sglang/kernels/ops/attention/flash_attention_v3.py"
 INT = torch.int32
-
-
-def texts(wanted: Wanted, *names: str) -> dict[str, str]:
-    try:
-        with opened(wanted, Settings()) as wheel:
-            return {name: wheel.read(name).decode() for name in names}
-    except NoParts as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
