@@ -17,6 +17,7 @@ from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport
 from ci.plan.plan import FamilyPlan
 from flash_attn3_sm121.errors import AssembleError
+from flash_attn3_sm121.files import put_folder
 
 SCHEMA = 2
 MANIFEST = "artifact.json"
@@ -99,19 +100,14 @@ class Part:
 
 
 def write(folder: Path, part: Part) -> Path:
-    """Make `folder/<artifact name>/` beside and rename it into place; an older one of that name is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = part.artifact.name
-    final, beside = folder / name, folder / f".{name}.new"
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir()
-    for file, path in part.paths.items():
-        shutil.copyfile(path, beside / file)
-    (beside / MANIFEST).write_text(part.artifact.to_json(), encoding="utf-8")
-    if final.exists():
-        shutil.rmtree(final)
-    beside.rename(final)
+    """Make `folder/<artifact name>/`; an older one of that name is replaced."""
+    final = folder / part.artifact.name
+    with put_folder(final) as new:
+        for file, path in part.paths.items():
+            shutil.copyfile(path, new / file)
+        (new / MANIFEST).write_text(part.artifact.to_json(), encoding="utf-8")
+        if final.exists():
+            shutil.rmtree(final)
     return final
 
 

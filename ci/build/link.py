@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ci.build.compile import environment, failure
 from ci.build.workdir import WorkDir
-from ci.cache.folders import put_file
 from ci.plan.plan import FamilyPlan
 from ci.process import execute
 from ci.toolchain import Toolchain
 from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.files import put_file
 
 # Torch's op loader finds the ops through static constructors; no symbol of the library is for anybody else, so two
 # families (and an upstream flash_attn_3 beside them) cannot take each other's.

@@ -22,7 +22,6 @@ import ninja
 
 from ci import ROOT
 from ci.build.compile import command
-from ci.cache.folders import put_file
 from ci.plan.costs import Concurrency
 from ci.plan.ninja import Edge, ninja_text
 from ci.plan.plan import BuildPlan, PlannedUnit
@@ -30,6 +29,7 @@ from ci.process import failure_text
 from ci.toolchain import Toolchain
 from flash_attn3_sm121.console import Narrator, Progress, format_seconds
 from flash_attn3_sm121.errors import CompileError, DiskError, FlashAttn3Error, ToolchainError
+from flash_attn3_sm121.files import put_file
 
 # How often people hear of compilers that are still running: in place on a terminal, as a line of its own in a log.
 TERMINAL_TICK_SECONDS = 1.0

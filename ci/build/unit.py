@@ -18,10 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ci.build.compile import disk_errors, environment, failure
-from ci.cache.folders import file_sha256, locked, put_file, remove_tree
+from ci.cache.folders import file_sha256, locked, remove_tree
 from ci.cache.objects import KernelUsage, ObjectReport, ObjectStore
 from ci.process import Measured, measured
 from flash_attn3_sm121.errors import FlashAttn3Error
+from flash_attn3_sm121.files import put_file
 
 _COMPILING = re.compile(r"Compiling entry function '(?P<kernel>[^']+)' for '(?P<image>[^']+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")

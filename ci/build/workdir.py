@@ -18,8 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ci.cache.folders import put_file, remove_tree
+from ci.cache.folders import remove_tree
 from ci.plan.units import Unit
+from flash_attn3_sm121.files import put_file
 
 
 @dataclass(frozen=True, kw_only=True)

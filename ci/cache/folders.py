@@ -6,7 +6,6 @@ whole entry or none, two runs never make the same one twice, and `kill -9` leave
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock, Timeout
+
+from flash_attn3_sm121.files import hash_file
 
 FOLDER = "flash-attn3-sm121"
 
@@ -48,22 +49,7 @@ def locked(cache: Path, key: str, *, waiting: Callable[[], None] | None = None) 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as source:
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def put_file(path: Path, content: str | bytes) -> Path:
-    """Write a file whole or not at all: beside its place, then renamed into it. Folders are made where they lack."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        return beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    return hash_file(path)[0]
 
 
 @contextmanager

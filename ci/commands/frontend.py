@@ -13,7 +13,6 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.sdist import sdist
 
 from ci import ROOT
-from ci.cache.folders import put_file
 from ci.commands import options
 from ci.machine import this_machine
 from ci.process import execute
@@ -22,6 +21,7 @@ from ci.toolchain.installed import planned_version
 from ci.wheel import wheel
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import FlashAttn3Error
+from flash_attn3_sm121.files import put_file
 
 SKIP = "FLASH_ATTN3_SKIP_CUDA"
 

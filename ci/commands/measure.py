@@ -20,7 +20,6 @@ from ci import ROOT, machine
 from ci.build.family import Builder, Inputs
 from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.workdir import WorkFolder
-from ci.cache.folders import put_file
 from ci.commands import common, options
 from ci.plan.costs import Cost as PlannedCost
 from ci.plan.costs import concurrency
@@ -30,6 +29,7 @@ from ci.prove.measure import Cost, Group, Result, Task
 from flash_attn3_sm121.bench.machine import cpu_name
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.files import put_file
 
 BUILT, ANEW = "the build that made them", "compiled for this measurement"
 

@@ -6,12 +6,12 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from ci.cache.folders import put_file
 from ci.wheel import fa2
 from ci.wheel.wheel import wheel_bytes
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import OverrideError
 from flash_attn3_sm121.fa2 import names
+from flash_attn3_sm121.files import put_file
 
 
 def configure_wheel_fa2(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.cache.folders import put_file
 from ci.sources.treeid import Entry, compare, format_manifest, parse_manifest, scan, tree_id
 from flash_attn3_sm121.errors import SourceError
+from flash_attn3_sm121.files import put_file
 
 SCHEMA = 1
 DEFAULT_LOCK = ROOT / "third_party" / "flash-attention" / "lock.json"

@@ -14,7 +14,7 @@ from ci.build.artifact import Artifact, Part
 from ci.build.family import Builder
 from ci.build.workdir import WorkFolder
 from ci.cache import executed
-from ci.cache.folders import file_sha256, put_file
+from ci.cache.folders import file_sha256
 from ci.plan.platforms import Platform
 from ci.verify import policy, report
 from ci.verify.checks import Check, passed
@@ -25,6 +25,7 @@ from ci.wheel.assemble import by_family, check_together, joined
 from ci.wheel.metadata import provenance
 from ci.wheel.wheel import WheelName, license_files, wheel_bytes, wheel_files
 from flash_attn3_sm121.errors import VerifyError
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 

@@ -11,16 +11,16 @@ import os
 import shutil
 import stat
 import sys
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from flash_attn3_sm121.errors import HubError, IntegrityError, OverrideError
+from flash_attn3_sm121.files import hash_file, put_folder
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
-from flash_attn3_sm121.hub.store import Hub, hash_file
+from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import cache_root, trusted_index
 from flash_attn3_sm121.hub.variant_loader import PackageFinder, SourceOnlyLoader
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
@@ -52,20 +52,15 @@ def resolve(hub: Hub, index: Index, repo: str, revision: str | None = None) -> R
 
 
 def place(hub: Hub, files: Mapping[str, FileEntry], target: Path) -> None:
-    """Write files below `target`, each proven first. Beside, then renamed: a reader sees all of it or nothing."""
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    """Write files below `target`, each proven first. A reader sees all of them or none."""
     try:
-        for path, entry in files.items():
-            out = beside / path
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(hub.verified(entry), out)
-        beside.rename(target)
+        with put_folder(target) as new:
+            for path, entry in files.items():
+                out = new / path
+                out.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(hub.verified(entry), out)
     except OSError as error:
-        if not target.is_dir():
-            raise HubError(f"cannot write {target}: {error}") from error
-    finally:
-        if beside.exists():
-            shutil.rmtree(beside)
+        raise HubError(f"cannot write {target}: {error}") from error
 
 
 def differing(files: Mapping[str, FileEntry], folder: Path) -> list[str]:

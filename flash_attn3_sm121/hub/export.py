@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.hub.generation import upgrade
 from flash_attn3_sm121.hub.site import tree
 from flash_attn3_sm121.hub.site.nginx import nginx_conf
@@ -53,9 +53,7 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     data = hub.layout.generation(index.generation).read_bytes()
     if trees.current != index.generation:
         tree.write(hub, index, data, hub.signature(index.generation), into=trees, checked=True)
-    beside = target / f".{uuid.uuid4().hex}"
-    beside.write_text(nginx_conf(target.absolute(), listen), encoding="utf-8")
-    beside.replace(target / "nginx.conf")
+    put_file(target / "nginx.conf", nginx_conf(target.absolute(), listen))
     trees.swap(index.generation)
     tree.drop(trees, [index.generation], {sha for _, sha, _ in index.revisions()})
     files, size = _measure(target)

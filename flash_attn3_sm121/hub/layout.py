@@ -66,6 +66,7 @@ def guessed_flavour(name: str) -> str:
     return next((flavour for flavour in ("vllm", "sgl") if name.startswith(flavour)), "fa3")
 
 
+_STEPS = frozenset({b"", b".", b".."})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _GENERATION = re.compile(r"(\d{8})\.json")
@@ -114,15 +115,9 @@ def check_wheel_name(text: str) -> str:
 
 def check_file_path(text: str) -> str:
     """A path inside a kernel repository or a wheel: relative, normal, printable, no step upwards."""
-    parts = text.split("/")
-    bad = (
-        not text
-        or len(text) > 1024
-        or any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogatepass")) > 255 for part in parts)
-        or "\\" in text
-        or not text.isprintable()
-    )
-    if bad:
+    good = 0 < len(text) <= 1024 and text.isprintable() and "\\" not in text
+    parts = text.encode().split(b"/") if good else []
+    if not good or not _STEPS.isdisjoint(parts) or max(map(len, parts)) > 255:
         raise HubError(f"not a safe path inside a repository: {text!r}")
     return text
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.files import hash_file
 from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Repo, Revision
 from flash_attn3_sm121.hub.layout import PACKAGE
 from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
 from flash_attn3_sm121.hub.site import tree
-from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub, hash_file
+from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import json
 import re
 import sys
 import sysconfig
-import uuid
 from pathlib import Path
 
 from flash_attn3_sm121.errors import OverrideError
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.hub.layout import PACKAGE
 from flash_attn3_sm121.hub.patch import OverrideConfig
 from flash_attn3_sm121.hub.run import add_override_options, config_of
@@ -61,10 +61,8 @@ def is_virtual_environment() -> bool:
 
 def enable(folder: Path, config: OverrideConfig) -> Path:
     target = folder / PTH_NAME
-    beside = folder / f".{PTH_NAME}.{uuid.uuid4().hex}"
     try:
-        beside.write_text(pth_line(config), encoding="utf-8")
-        beside.replace(target)
+        put_file(target, pth_line(config))
         _record(folder, target)
     except OSError as error:
         raise OverrideError(f"cannot write {target}: {error.strerror}") from error
@@ -94,9 +92,7 @@ def _record(folder: Path, target: Path | None) -> None:
                 row for row in record.read_text(encoding="utf-8").splitlines() if not row.startswith(f"{PTH_NAME},")
             ]
             rows += [f"{PTH_NAME},,"] if target is not None else []
-            beside = record.with_name(f".RECORD.{uuid.uuid4().hex}")
-            beside.write_text("\n".join(rows) + "\n", encoding="utf-8")
-            beside.replace(record)
+            put_file(record, "\n".join(rows) + "\n")
 
 
 def read(folder: Path) -> OverrideConfig | None:

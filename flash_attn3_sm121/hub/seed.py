@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flash_attn3_sm121.errors import IntegrityError
+from flash_attn3_sm121.files import put_file, put_folder
 from flash_attn3_sm121.hub.checkout import Resolved, differing, place, resolve
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.store import Hub
@@ -46,13 +46,12 @@ def seed(hub: Hub, index: Index, repos: Sequence[str], cache: Path) -> list[Path
             _fill(hub, found, snapshot, first)
             first = first or snapshot
             for ref in refs:
-                _write(folder / "refs" / ref, found.revision)
+                put_file(folder / "refs" / ref, found.revision)
             done.append(folder)
     return done
 
 
 def _fill(hub: Hub, found: Resolved, snapshot: Path, twin: Path | None) -> None:
-    snapshot.parent.mkdir(parents=True, exist_ok=True)
     if not snapshot.is_dir():
         if twin is None:
             place(hub, found.manifest.files, snapshot)
@@ -74,13 +73,6 @@ def _link_tree(source: Path, target: Path) -> None:
         except OSError:  # no hard links here: a copy is as good, only bigger
             shutil.copy2(one, other)
 
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    shutil.copytree(source, beside, copy_function=link, ignore=shutil.ignore_patterns("__pycache__"))
-    beside.rename(target)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    beside.write_text(text, encoding="ascii")
-    beside.replace(path)
+    with put_folder(target) as new:
+        ours = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, new, copy_function=link, ignore=ours, dirs_exist_ok=True)

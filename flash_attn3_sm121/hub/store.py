@@ -1,13 +1,15 @@
 """The hub folder on disk: objects by content, generations by number, one rename that commits.
 
-Whatever is interrupted, CURRENT names a complete generation: objects and the new generation are written (and
-flushed) before CURRENT is renamed, and nothing that a generation needs is changed in place. Writers hold `lock`.
+Whatever is interrupted, CURRENT names a complete generation: objects and the new generation are on the disk before
+CURRENT is renamed, and nothing that a generation needs is changed in place. Writers hold `lock`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
+import io
 import os
 import sys
 import uuid
@@ -19,31 +21,17 @@ from pathlib import Path
 from typing import IO
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.files import CHUNK, hash_file, hash_stream
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, dump_json, load_json
 from flash_attn3_sm121.hub.layout import KIND, SCHEMA, HubLayout
 from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey, TrustedKeys, signer_of
 
-CHUNK = 1 << 20
 KEEP_GENERATIONS = 3
 RECOVER = "flash-attn3 hub rollback: goes back to the newest generation that is whole"
 
 
 def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def hash_stream(stream: IO[bytes]) -> tuple[str, int]:
-    """sha256 and size of what is left in a stream."""
-    digest, size = hashlib.sha256(), 0
-    while chunk := stream.read(CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
-
-
-def hash_file(path: Path) -> tuple[str, int]:
-    with path.open("rb") as stream:
-        return hash_stream(stream)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,30 +212,28 @@ class Hub:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def _write(self, target: Path, data: bytes, *, mode: int = 0o644) -> None:
-        """Beside, flushed, then renamed into place."""
-        beside = self.layout.tmp / uuid.uuid4().hex
+    def _write(self, target: Path, data: bytes) -> None:
+        """Write a file whole or not at all, and all that was written before it first: the disk keeps the order."""
+        new = self.layout.tmp / uuid.uuid4().hex
         try:
-            with beside.open("wb") as stream:
-                stream.write(data)
-                self._flush(stream)
-            beside.chmod(mode)
-            beside.replace(target)
+            new.write_bytes(data)
+            self._flush()
+            new.replace(target)
         finally:
-            beside.unlink(missing_ok=True)  # a full disk must not keep half a file
-        self._flush_folder(target.parent)
+            new.unlink(missing_ok=True)  # a full disk must not keep half a file
 
-    def _flush(self, stream: IO[bytes]) -> None:
-        stream.flush()
-        if self.durable:
-            os.fsync(stream.fileno())
-
-    def _flush_folder(self, path: Path) -> None:
+    def _flush(self) -> None:
+        """Have the disk hold what was written so far, with one call for the hub's file system."""
         if not self.durable:
             return
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "syncfs"):  # outside of Linux
+            os.sync()
+            return
+        handle = os.open(self.layout.root, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            if libc.syncfs(handle) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self.layout.root))
         finally:
             os.close(handle)
 
@@ -275,11 +261,8 @@ class Transaction:
 
     def add_bytes(self, data: bytes) -> FileEntry:
         entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        target = self.hub.layout.object(entry.sha256)
-        if not self._intact(target, entry):
-            target.parent.mkdir(exist_ok=True)
-            self.hub._write(target, data, mode=0o444)
-        return entry
+        intact = self._intact(self.hub.layout.object(entry.sha256), entry)
+        return entry if intact else self.add_stream(io.BytesIO(data))
 
     def add_file(self, source: Path) -> FileEntry:
         with source.open("rb") as reader:
@@ -287,23 +270,21 @@ class Transaction:
 
     def add_stream(self, reader: IO[bytes]) -> FileEntry:
         """Copy what is left in a stream in; its hash is taken of the very bytes that were written."""
-        beside = self.hub.layout.tmp / uuid.uuid4().hex
+        new = self.hub.layout.tmp / uuid.uuid4().hex
         digest, size = hashlib.sha256(), 0
         try:
-            with beside.open("wb") as writer:
+            with new.open("wb") as writer:
                 while chunk := reader.read(CHUNK):
                     digest.update(chunk)
                     size += writer.write(chunk)
-                self.hub._flush(writer)
             entry = FileEntry(sha256=digest.hexdigest(), size=size)
             target = self.hub.layout.object(entry.sha256)
             if not self._intact(target, entry):
                 target.parent.mkdir(exist_ok=True)
-                beside.chmod(0o444)
-                beside.replace(target)
-                self.hub._flush_folder(target.parent)
+                new.chmod(0o444)
+                new.replace(target)
         finally:
-            beside.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
         return entry
 
     @staticmethod
@@ -333,6 +314,7 @@ class Transaction:
             self.hub._write(layout.signature(index.generation), signature)
         self.hub._write(layout.generation(index.generation), data)
         self.hub._write(layout.current, f"{index.generation}\n".encode())
+        self.hub._flush()
         self.base = index
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from pathlib import Path
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
@@ -53,10 +53,7 @@ def remember(place: str, index: Index) -> None:
     if seen.get(place) == (index.hub, index.generation):
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-        beside.write_text(json.dumps({**seen, place: [index.hub, index.generation]}, indent=1) + "\n", encoding="utf-8")
-        beside.replace(file)
+        put_file(file, json.dumps({**seen, place: [index.hub, index.generation]}, indent=1) + "\n")
     except OSError as error:
         raise HubError(f"cannot write {file}: {error.strerror}", hint="set FA3_CACHE to a folder of yours") from error
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from ci.__main__ import main as ci
-from ci.cache.folders import put_file
 from ci.wheel import wheel
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.doctor.clients import fa2_names
 from flash_attn3_sm121.fa2 import names
+from flash_attn3_sm121.files import put_file
 from tests.wheel.test_install import Environment
 
 ROOT = Path(__file__).parents[2]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.files import hash_file
 from flash_attn3_sm121.hub.checkout import resolve
 from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 from flash_attn3_sm121.hub.maintain import check, collect, remove
 from flash_attn3_sm121.hub.publish import judge, publish
-from flash_attn3_sm121.hub.store import Hub, hash_file
+from flash_attn3_sm121.hub.store import Hub
 
 REPO = "varunneal/flash-attention-3"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.cache.folders import put_file
 from ci.wheel import wheel
+from flash_attn3_sm121.files import put_file
 
 pytestmark = pytest.mark.slow
 

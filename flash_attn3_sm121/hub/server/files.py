@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flash_attn3_sm121.errors import IntegrityError
+from flash_attn3_sm121.files import hash_file
 from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.layout import HubLayout
-from flash_attn3_sm121.hub.store import hash_file
 
 MOST_REMEMBERED = 1 << 16
 

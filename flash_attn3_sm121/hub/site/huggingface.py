@@ -5,7 +5,7 @@ A kernel repository answers under both types: `kernels` asks for models to 0.12 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo
@@ -52,17 +52,13 @@ def listings(manifest: Manifest) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for path in manifest.files:
         parts = path.split("/")
         everything.update({"/".join(parts[:count]): None for count in range(1, len(parts))})
-    yield "", [_row(path, everything[path]) for path in sorted(everything)]
-    for folder in sorted(path for path, entry in everything.items() if entry is None):
-        direct = _children(everything, folder)
-        yield folder, [_row(path, direct[path]) for path in sorted(direct)]
-
-
-def _children(everything: Mapping[str, FileEntry | None], folder: str) -> dict[str, FileEntry | None]:
-    prefix = folder + "/"
-    return {
-        path: entry for path, entry in everything.items() if path.startswith(prefix) and "/" not in path[len(prefix) :]
-    }
+    rows = {path: _row(path, everything[path]) for path in sorted(everything)}
+    direct: dict[str, list[dict[str, Any]]] = {path: [] for path, entry in everything.items() if entry is None}
+    for path, row in rows.items():
+        if "/" in path:
+            direct[path.rpartition("/")[0]].append(row)
+    yield "", list(rows.values())
+    yield from sorted(direct.items())
 
 
 def refs(repo: Repo) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
-from flash_attn3_sm121.hub.store import Hub, hash_file
+from flash_attn3_sm121.files import beside, hash_file, put_folder
+from flash_attn3_sm121.hub.index import FileEntry, Index
+from flash_attn3_sm121.hub.store import Hub
 
 LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
 
@@ -62,9 +62,9 @@ class Trees:
 
     def swap(self, number: int) -> None:
         """Have `www` show another generation: one rename."""
-        beside = self.root / f".www.{uuid.uuid4().hex}"
-        beside.symlink_to(f"trees/{number:08d}")
-        beside.replace(self.www)
+        new = beside(self.www)
+        new.symlink_to(f"trees/{number:08d}")
+        new.replace(self.www)
 
 
 def links(index: Index) -> Iterator[tuple[str, str]]:
@@ -103,49 +103,26 @@ def write(hub: Hub, index: Index, data: bytes, signature: bytes | None, *, into:
     for _, sha, revision in index.revisions():
         target = into.revision(sha)
         if not target.is_dir():
-            manifest = hub.manifest(revision.manifest)
-
-            def place(out: Path, held: Manifest = manifest) -> None:
-                for path, entry in held.files.items():
+            held = hub.manifest(revision.manifest).files
+            with put_folder(target) as out:
+                for path, entry in held.items():
                     _link(source(entry), out / path, entry)
-
-            _build(target, place)
     target = into.generation(index.generation)
     if target.is_dir():
         shutil.rmtree(target)  # of a publish that was killed before it was committed
-
-    def fill(out: Path) -> None:
+    with put_folder(target) as out:
         for path, entry in files(index):
             _link(source(entry), out / path, entry)
         (out / "hub").mkdir(exist_ok=True)
         for name, content in (("generation.json", data), ("generation.sig", signature)):
             if content is not None:
-                held = out / "hub" / name
-                held.write_bytes(content)
+                file = out / "hub" / name
+                file.write_bytes(content)
                 wanted = time_of(FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
-                os.utime(held, (wanted, wanted))
+                os.utime(file, (wanted, wanted))
         for path, to in links(index):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).symlink_to(to)
-
-    _build(target, fill)
-
-
-def _build(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside, then rename it into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
-        beside.mkdir()
-        fill(beside)
-        try:
-            beside.rename(target)
-        except OSError:
-            if not target.is_dir():  # else somebody else has just made the same
-                raise
-    finally:
-        if beside.exists():
-            shutil.rmtree(beside)
 
 
 def _link(source: Path, target: Path, entry: FileEntry) -> None:
