@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, made beside their place and renamed into it; and hashes of files."""
+"""Hashes of files; and files and folders that appear whole or not at all: made beside their place, renamed into it."""
 
 from __future__ import annotations
 

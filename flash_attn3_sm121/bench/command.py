@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.console import Block, Narrator, Table, format_bytes, show
 from flash_attn3_sm121.errors import BenchError, UsageError
+from flash_attn3_sm121.files import put_file
 
 if TYPE_CHECKING:
     import torch
@@ -254,10 +255,8 @@ def write(report: Report, args: argparse.Namespace) -> None:
 
 
 def _save(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        put_file(path, data)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path} ({format_bytes(len(data))})", file=sys.stderr)

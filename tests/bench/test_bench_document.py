@@ -1,4 +1,4 @@
-"""docs/performance.md and README.md say what the result files say, and the result files are whole."""
+"""The documents with figures say what the result files say, and the result files are whole."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", [DOCS / "performance.md", ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [DOCS / "performance.md", DOCS / "gb10.md", ROOT / "README.md"], ids=lambda page: page.name)
 def test_the_figures_in_the_documents_are_those_of_the_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert filled(text, DOCS / "results", PAGES[page.name][1]) == text, (
-        "python -m flash_attn3_sm121.bench.document --write docs/performance.md README.md"
+        "python -m flash_attn3_sm121.bench.document --write docs/performance.md docs/gb10.md README.md"
     )
 
 
@@ -36,7 +36,7 @@ def test_markers_must_be_there() -> None:
 
 
 def test_another_page_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected one of performance\.md, README\.md"):
+    with pytest.raises(UsageError, match=r"expected one of performance\.md, gb10\.md, README\.md"):
         main(["--write", str(tmp_path / "other.md")])
 
 

@@ -14,6 +14,7 @@ from ci.prove.gb10.cases import Case
 from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError
+from flash_attn3_sm121.files import put_file
 
 CHUNK = 24  # a process needs seconds to start, and is lost whole when it is stopped
 FUNCTION = "ci.prove.gb10.check:run"
@@ -99,9 +100,7 @@ class Pool:
                 seen = {result["case"] for result in (*results, *died)}
                 left = [case for case in left if case.name not in seen]
         results = _read(log)[0] + died
-        beside = path.with_suffix(".new")
-        beside.write_text(json.dumps({"results": results, "counts": counts}), encoding="utf-8")
-        beside.rename(path)
+        put_file(path, json.dumps({"results": results, "counts": counts}))
         log.unlink()
 
 

@@ -26,6 +26,7 @@ from ci.prove.gpu.wheelfolder import OpenedWheel, open_wheel
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.doctor import collect
 from flash_attn3_sm121.errors import UsageError, VerifyError
+from flash_attn3_sm121.files import put_file
 
 EPILOG = """It builds nothing and needs no network: torch, this checkout and the wheel are enough. Each stage is a
 process of its own; one that crashes, hangs or runs out of time is recorded and the next one runs.
@@ -88,11 +89,8 @@ def chosen(stages: Sequence[Stage], names: Sequence[str] | None) -> tuple[Stage,
 
 def write(run: Run, out: Path, work: Path) -> None:
     """Write both files, each replaced in one step: a run that is cut off leaves whole ones."""
-    # Not `put_file` of ci/cache: this command needs nothing beyond torch, and that module imports platformdirs.
-    for name, content in (("gpu-test.json", report.to_json(run)), ("gpu-test.html", report.to_html(run))):
-        beside = out / f".{name}.part"
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(out / name)
+    put_file(out / "gpu-test.json", report.to_json(run))
+    put_file(out / "gpu-test.html", report.to_html(run))
     for result in run.results:
         for name in result.files:
             if not (out / name).exists():
