@@ -106,7 +106,7 @@ FEATURE_PATCHES: tuple[Edit, ...] = (
             _added(
                 "int* const semaphore_to_reset = nullptr;", "\n        float const* const ptr_sinks = nullptr;", count=2
             ),
-            _added("args.semaphore_to_reset,", "\n            args.ptr_sinks,"),
+            _added("args.semaphore_to_reset", ",\n            args.ptr_sinks"),
             _added(
                 "? 0.f : 1.f / lse_sum_cur;",
                 "\n            int const sink_idx = m_block * kBlockM + int(get<1>(ts2rcLSE(_0{}, _0{}, m)));\n"
@@ -205,8 +205,9 @@ FEATURE_PATCHES: tuple[Edit, ...] = (
                 '        "Tensor? s_aux = None) -> (Tensor(out!), Tensor, Tensor, Tensor)"',
             ),
             Change(
-                anchor='"int sm_margin = 0) -> (Tensor(dq!)',
-                replacement='"int sm_margin = 0,"\n        "Tensor? dlse = None) -> (Tensor(dq!)',
+                anchor='"bool deterministic = False,"\n        "int sm_margin = 0)',
+                replacement='"bool deterministic = False,"\n        "int sm_margin = 0,"\n'
+                '        "Tensor? dlse = None)',
             ),
         ),
     ),

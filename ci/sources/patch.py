@@ -1,14 +1,14 @@
 """Edits: small, anchored, checked changes to a build copy of upstream's sources. The pristine tree is never touched.
 
 An anchor is a short piece of the file that must occur exactly as often as the edit says. Where upstream has changed,
-the edit that no longer fits fails by its name, before anything is written.
+the edits that no longer fit are named, all of them, before anything is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,66 +27,88 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Changes to one file that belong together, with the reason for them."""
+    """Changes to one file that belong together, with the reason for them, and the sources that need them."""
 
     name: str
     file: str  # relative to the tree that holds hopper/ and cutlass/
     why: str
     changes: tuple[Change, ...]
+    since: str = ""  # the upstream commit that made it necessary (ci/sources/history.py); empty: the oldest one
+    before: str = ""  # the upstream commit from which on it is not needed; empty: none is
+
+
+_NOT_DONE = frozenset({"why", "since", "before"})
 
 
 def digest(edits: Sequence[Edit]) -> str:
-    """A hash of everything that the edits do; reasons are not part of it."""
-    content = [{key: value for key, value in asdict(edit).items() if key != "why"} for edit in edits]
+    """A hash of everything that the edits do; reasons, and which sources need them, are not part of it."""
+    content = [{key: value for key, value in asdict(edit).items() if key not in _NOT_DONE} for edit in edits]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def edited_text(edit: Edit, text: str) -> str:
-    """The file's new text. Raises EditError naming edit, file, anchor, expected and found counts."""
-    for change in edit.changes:
-        found = text.count(change.anchor)
-        if found != change.count:
-            raise _mismatch(edit, f"anchor {change.anchor!r}", expected=change.count, found=found)
-        text = _replace(edit, change, text)
-    return text
+def trial(read: Callable[[str], str], edits: Sequence[Edit]) -> tuple[dict[str, str], list[str]]:
+    """Apply edits in memory; several edits of one file are chained.
+
+    Args:
+        read: gives the text of a file, and raises OSError where there is none.
+        edits: applied in this order. A change that does not fit is left out.
+
+    Returns:
+        The new text of every changed file by name, and a line for each misfit: edit, file, anchor, expected, found.
+    """
+    texts: dict[str, str] = {}
+    misfits: list[str] = []
+    for edit in edits:
+        try:
+            text = texts[edit.file] if edit.file in texts else read(edit.file)
+        except OSError as error:
+            misfits.append(f"edit {edit.name}: cannot read {edit.file}: {error.strerror}")
+            continue
+        for change in edit.changes:
+            misfit = _misfit(change, text)
+            if misfit:
+                misfits.append(f"edit {edit.name} does not fit {edit.file}: {misfit}")
+            else:
+                text = _replaced(change, text)
+        texts[edit.file] = text
+    return texts, misfits
 
 
-def _replace(edit: Edit, change: Change, text: str) -> str:
+def _misfit(change: Change, text: str) -> str:
+    """How a change does not fit; empty where it does."""
+    _, *parts = text.split(change.anchor)
+    if len(parts) != change.count:
+        return f"anchor {change.anchor!r}: expected {change.count} times, found {len(parts)}"
+    if any(change.until not in part for part in parts):
+        return f"end {change.until!r} after {change.anchor!r}: expected 1 times, found 0"
+    return ""
+
+
+def _replaced(change: Change, text: str) -> str:
     if not change.until:
         return text.replace(change.anchor, change.replacement)
     head, *parts = text.split(change.anchor)
-    for part in parts:
-        _, end, rest = part.partition(change.until)
-        if not end:
-            raise _mismatch(edit, f"end {change.until!r} after {change.anchor!r}", expected=1, found=0)
-        head += change.replacement + rest
-    return head
+    return head + "".join(change.replacement + part.partition(change.until)[2] for part in parts)
 
 
-def _mismatch(edit: Edit, what: str, *, expected: int, found: int) -> EditError:
-    return EditError(
-        f"edit {edit.name} does not fit {edit.file}: {what}: expected {expected} times, found {found}",
-        hint="these sources are not the ones that the edit was written for: see ci/sources/patches.py",
-    )
-
-
-def edited_files(root: Path, edits: Sequence[Edit]) -> Mapping[str, str]:
-    """New text of every file that the edits change, by name; several edits of one file are chained."""
-    texts: dict[str, str] = {}
-    for edit in edits:
-        path = root / edit.file
-        if edit.file not in texts:
-            try:
-                texts[edit.file] = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise EditError(f"edit {edit.name}: cannot read {edit.file}: {error.strerror}") from error
-        texts[edit.file] = edited_text(edit, texts[edit.file])
-    return texts
+def misfit_text(misfits: Sequence[str], sources: str) -> str:
+    """One text for all misfits."""
+    return f"{len(misfits)} changes do not fit these {sources}:" + "".join(f"\n  {line}" for line in misfits)
 
 
 def apply(root: Path, edits: Sequence[Edit]) -> None:
-    """Change the copy under `root`: all of the edits, or, when one does not fit, none."""
-    for name, text in edited_files(root, edits).items():
+    """Change the copy under `root`: all of the edits, or, when one does not fit, none.
+
+    Raises:
+        EditError: naming everything that does not fit.
+    """
+    texts, misfits = trial(lambda name: (root / name).read_text(encoding="utf-8"), edits)
+    if misfits:
+        raise EditError(
+            misfit_text(misfits, "sources"),
+            hint="they are not the ones that the edits were written for: CONTRIBUTING.md, Raise the pin",
+        )
+    for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from ci import ROOT
 from ci.cache.folders import locked, make_read_only, making
 from ci.settings import Settings
-from ci.sources import SourceTree, patch
+from ci.sources import SourceTree, history, patch
+from ci.sources.patch import Edit
 from ci.sources.patches import EDITS
 
 _OWN_SUFFIXES = (".h", ".hpp", ".cuh", ".cu", ".cpp")
@@ -36,9 +37,23 @@ def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
     return tuple(sorted(path for path in (root / "csrc").rglob("*") if path.suffix in _OWN_SUFFIXES))
 
 
+def edits_of(tree: SourceTree) -> tuple[Edit, ...]:
+    """The edits that these sources need. Raises EditError where an unknown commit's sources do not take them."""
+
+    def read(name: str) -> str:
+        folder, _, path = name.partition("/")
+        return ((tree.hopper if folder == "hopper" else tree.cutlass_include.parent) / path).read_text(encoding="utf-8")
+
+    return history.edits_for(tree.lock.upstream.commit, EDITS, read)
+
+
 def edited_tree(tree: SourceTree, settings: Settings, *, without: frozenset[str] = frozenset()) -> Edited:
-    """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for)."""
-    cache, narrate, chosen = settings.cache, settings.narrate, patch.without(EDITS, without)
+    """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for).
+
+    Raises:
+        EditError: an edit does not fit the sources, or there is none of a name in `without`.
+    """
+    cache, narrate, chosen = settings.cache, settings.narrate, patch.without(edits_of(tree), without)
     total = hashlib.sha256(patch.digest(chosen).encode())
     for path in own_sources():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())

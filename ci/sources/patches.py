@@ -16,6 +16,7 @@ _LIMIT = (
     '\n    static_assert(AttnKernel::SharedStorageSize <= ::fa3::kSmemLimit, "tile larger than the shared memory");'
 )
 
+_CALL_ALONE = "#define CHECK_CUTLASS(call) call"
 _LAUNCHER = Change(
     anchor='#include "static_switch.h"', replacement='#include "static_switch.h"\n#include "fa3_launch.h"'
 )
@@ -209,6 +210,25 @@ EDITS: tuple[Edit, ...] = (
         ),
     ),
     Edit(
+        name="check-cutlass",
+        file="hopper/cuda_check.h",
+        why="the macro around launches ends the process, and wants a status: ours throw",
+        since="484a5dc1",
+        changes=(Change(anchor="#define CHECK_CUTLASS(call)", until="while(0)", replacement=_CALL_ALONE),),
+    ),
+    Edit(
+        name="cluster-backward",
+        file=_BACKWARD,
+        why="a failed launch of a cluster throws, too",
+        since="484a5dc1",
+        changes=(
+            Change(
+                anchor="CHECK_CUTLASS(cutlass::ClusterLauncher",
+                replacement="::fa3::check_status(cutlass::ClusterLauncher",
+            ),
+        ),
+    ),
+    Edit(
         name="launch-combine",
         file="hopper/flash_fwd_combine_launch_template.h",
         why="CUTLASS's launcher swallows the error of a failed launch",
@@ -221,6 +241,7 @@ EDITS: tuple[Edit, ...] = (
         name="lse-strides",
         file=_FORWARD,
         why="partial LSE is written with assumed strides but combined with given ones (upstream's fix 28ef22c9)",
+        before="28ef22c9",
         changes=(
             Change(
                 anchor="{_1{}, seqlen_q, !is_varlen_q ? params.h * seqlen_q : 0, params.h * seqlen_q * batch_q}",
@@ -234,6 +255,7 @@ EDITS: tuple[Edit, ...] = (
         file=_API,
         why="deterministic backward with grouped heads frees its semaphores before the kernel that uses them "
         "(upstream's fix bc0e4ac0)",
+        before="bc0e4ac0",
         changes=(
             Change(
                 anchor="if (num_heads_k != num_heads && params.deterministic) {",
