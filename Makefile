@@ -15,10 +15,12 @@ ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
 JOBS ?=
 PLATFORM ?=
 PROXY ?=
+PIN ?=
+LOCK ?=
 OUT ?= wheels
 SAMPLE ?= 4
 HARNESS_FLAGS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(MODELS),--models "$(MODELS)") $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
-  $(if $(PROXY),--proxy $(PROXY))
+  $(if $(PROXY),--proxy $(PROXY)) $(if $(PIN),--pin "$(PIN)") $(if $(LOCK),--lock "$(LOCK)")
 
 .PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
@@ -145,7 +147,7 @@ ci-manylinux: $(CI_VENV)/.stamp
 plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
 
-wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE= or MODELS=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
+wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE= or MODELS=, PIN= or LOCK=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
 	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
 
 wheel-fa2: $(BUILD_VENV)/.stamp  ## FlashAttention-2's names (flash_attn) as a small wheel of their own, over the other one
@@ -160,7 +162,7 @@ reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches in two folde
 measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's files and flags (SAMPLE=)
 	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
 
-prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, ARCHS=, JOBS=, WRITE=)
+prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, PIN=, ARCHS=, JOBS=, WRITE=)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) $(if $(WRITE),--write "$(WRITE)")
 
 test-quick: venv  ## no GPU, compiler or network: under a minute

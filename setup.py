@@ -1,7 +1,7 @@
 """`pip install .` and `pip wheel .`: a thin way into the harness (ci/), which does the work.
 
-FLASH_ATTN3_SKIP_CUDA=1 gives the pure-Python package. FLASH_ATTN3_PROFILE, TORCH_CUDA_ARCH_LIST, JOBS (or MAX_JOBS)
-and FA3_SOURCE mean what `make wheel PROFILE= ARCHS= JOBS=` and `--source` mean.
+FLASH_ATTN3_SKIP_CUDA=1 gives the pure-Python package. FLASH_ATTN3_PROFILE, FLASH_ATTN3_PIN, TORCH_CUDA_ARCH_LIST, JOBS
+(or MAX_JOBS) and FA3_SOURCE mean what `make wheel PROFILE= PIN= ARCHS= JOBS=` and `--source` mean.
 """
 
 import os

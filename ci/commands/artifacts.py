@@ -11,6 +11,7 @@ from pathlib import Path
 from ci.build import artifact
 from ci.commands import common, options, wheel
 from ci.commands.options import Request
+from ci.sources.lock import lock_of
 from ci.wheel.assemble import check_together
 from ci.wheel.finish import make_wheel
 from flash_attn3_sm121.console import Narrator, format_bytes
@@ -37,6 +38,7 @@ def do_build(args: argparse.Namespace) -> int:
 def configure_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifacts", nargs="+", type=Path, help="folders that `python -m ci build` wrote")
     parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel (default: wheels)")
+    options.add_pin_arguments(parser)
     options.add_input_arguments(parser)
     parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
 
@@ -52,7 +54,7 @@ def do_assemble(args: argparse.Namespace) -> int:
         platform=identity.platform,
         proxy=identity.proxy,
         source=args.source,
-        lock=args.lock,
+        lock=args.lock or lock_of(identity.sources),
         cuda_home=args.cuda_home,
     )
     session = common.begin(base, narrate)

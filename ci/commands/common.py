@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,16 @@ from ci.commands.options import Request
 from ci.machine import Machine, this_machine
 from ci.plan.plan import BuildPlan
 from ci.settings import Settings
-from ci.sources.fetch import fetch
-from ci.sources.lock import DEFAULT_LOCK, read_lock
+from ci.sources.fetch import SourceTree, fetch
+from ci.sources.lock import read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
-from ci.toolchain.installed import planned_version
+from ci.toolchain.installed import format_version, planned_version
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
 from ci.wheel.finish import Finished, make_wheel
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import MissingPackageError
+from flash_attn3_sm121.errors import MissingPackageError, ToolchainError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,35 @@ def begin(request: Request, narrate: Narrator) -> Session:
 def gather_inputs(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs:
     """Fetch and check everything that the build starts from. `without` leaves edits out, for tests of what they do."""
     request, settings = session.request, session.settings
-    tree = fetch(read_lock(request.lock or DEFAULT_LOCK), settings, source=request.source)
+    tree = fetch(read_lock(request.lock), settings, source=request.source)
+    check_cuda(tree, session.plan.cuda)
+    edited = edited_tree(tree, settings, without=without)
     toolchain = resolve(settings, target=str(session.plan.platform), cuda_home=request.cuda_home)
     headers = torch_headers(settings)
-    edited = edited_tree(tree, settings, without=without)
     return Inputs(
         tree=tree, edited=edited, toolchain=toolchain, torch_headers=headers.folder, torch_headers_id=headers.id
     )
+
+
+def needed_cuda(setup: str) -> tuple[int, int] | None:
+    """The oldest CUDA version that upstream's setup.py, of this text, admits. None where it does not say."""
+    match = re.search(r"bare_metal_version < Version\(\"(\d+)\.(\d+)", setup)
+    return match and (int(match[1]), int(match[2]))
+
+
+def check_cuda(tree: SourceTree, cuda: tuple[int, int]) -> None:
+    """Refuse sources for which a CUDA of this version is too old, as upstream's own setup.py says.
+
+    Raises:
+        ToolchainError: it is.
+    """
+    needed = needed_cuda((tree.hopper / "setup.py").read_text(encoding="utf-8"))
+    if needed and cuda < needed:
+        raise ToolchainError(
+            f"FlashAttention {tree.lock.short} needs CUDA {format_version(needed)} or newer, and this is "
+            f"{format_version(cuda)}",
+            hint="build another pin (--pin), or with a newer toolkit (without --cuda-home: the pinned one)",
+        )
 
 
 def builder(session: Session, inputs: Inputs) -> Builder:

@@ -7,23 +7,26 @@ import json
 import sys
 import time
 
-from ci.commands.options import add_input_arguments
+from ci.commands.common import check_cuda
+from ci.commands.options import add_input_arguments, add_pin_arguments
 from ci.plan.platforms import Platform
 from ci.settings import Settings
 from ci.sources import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain import resolve, torch_headers
+from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import format_seconds
 
 
 def configure_fetch(parser: argparse.ArgumentParser) -> None:
+    add_pin_arguments(parser)
     add_input_arguments(parser)
     parser.add_argument(
         "--platform", type=Platform.parse, help="what the libraries will run on: aarch64 or x86_64 (default: this one)"
     )
     parser.add_argument(
-        "--edits", action="store_true", help="apply our edits too, and name the one that no longer fits these sources"
+        "--edits", action="store_true", help="apply our edits too, and name those that do not fit these sources"
     )
     parser.add_argument("--offline", action="store_true", help="ask no network: the cache and local folders only")
     parser.add_argument("--json", action="store_true", help="the result for programs")
@@ -32,6 +35,7 @@ def configure_fetch(parser: argparse.ArgumentParser) -> None:
 def do_fetch(args: argparse.Namespace) -> int:
     settings, started = Settings(offline=args.offline), time.monotonic()
     tree = fetch(read_lock(args.lock or DEFAULT_LOCK), settings, source=args.source)
+    check_cuda(tree, planned_version(args.cuda_home))
     edited = edited_tree(tree, settings) if args.edits else None
     toolchain = resolve(
         settings, target=None if args.platform is None else str(args.platform), cuda_home=args.cuda_home

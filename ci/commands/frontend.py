@@ -35,9 +35,10 @@ def version(environ: Mapping[str, str]) -> str:
     """The version that a wheel built with this environment gets. Fetches nothing."""
     if skips_cuda(environ):
         return wheel.pure_name().version
-    plan = options.plan_of(options.from_environment(environ), machine=this_machine(), cuda=planned_version())
+    request = options.from_environment(environ)
+    plan = options.plan_of(request, machine=this_machine(), cuda=planned_version())
     targets = [target.name for target in plan.targets]
-    return wheel.native_version(read_lock().short, targets, profile=plan.profile, proxy=False)
+    return wheel.native_version(read_lock(request.lock).short, targets, profile=plan.profile, proxy=False)
 
 
 def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:

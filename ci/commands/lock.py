@@ -1,18 +1,28 @@
-"""`python -m ci lock`: make a lock of one's own from a checkout, or check one."""
+"""`python -m ci lock`: pin a checkout, and say what that changes; or check a lock."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
+from ci.commands import common
 from ci.process import execute
-from ci.sources.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, read_lock, write_lock
+from ci.sources import history
+from ci.sources.lock import DEFAULT_LOCK, LockedTree, Repository, SourceLock, pin_file, read_lock, write_lock
+from ci.sources.patched import pristine
+from ci.sources.patches import EDITS
 from ci.sources.routes import CUTLASS
-from ci.sources.treeid import scan, tree_id
-from flash_attn3_sm121.console import Narrator
+from ci.sources.treeid import compare, scan, tree_id
+from ci.toolchain.installed import format_version
+from ci.verify import schemas
+from flash_attn3_sm121.call import schemas as call_schemas
+from flash_attn3_sm121.console import Narrator, Table, show
 from flash_attn3_sm121.errors import SourceError, UsageError
+
+SUFFIXES = (".h", ".hpp", ".cpp", ".cu", ".cuh")  # of the files that can be compiled
 
 
 def configure_lock(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +33,10 @@ def configure_lock(parser: argparse.ArgumentParser) -> None:
         default=Path(source) if source else None,
         help="the flash-attention checkout to pin, submodules included (default: $FA3_SOURCE)",
     )
-    parser.add_argument("--output", type=Path, help="where to write the lock (its manifests go beside it)")
-    parser.add_argument("--check", type=Path, metavar="LOCK", help="check a lock against its manifests, write nothing")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--output", type=Path, help="where to write the lock (its manifests go beside it)")
+    where.add_argument("--pin", metavar="NAME", help="make it the pin of that name, a new one or one to be raised")
+    where.add_argument("--check", type=Path, metavar="LOCK", help="check a lock against its manifests, write nothing")
 
 
 def do_lock(args: argparse.Namespace) -> int:
@@ -32,16 +44,53 @@ def do_lock(args: argparse.Namespace) -> int:
         lock = read_lock(args.check)
         sys.stdout.write(f"{args.check}: good: hopper {lock.hopper.id}, cutlass include {lock.cutlass_include.id}\n")
         return 0
-    if args.source is None or args.output is None:
+    if args.pin and not re.fullmatch(r"[a-z0-9][a-z0-9.]*", args.pin):
+        raise UsageError(f"--pin: expected lower case letters, digits and dots, found {args.pin!r}")
+    output = pin_file(args.pin) if args.pin else args.output
+    if args.source is None or output is None:
         raise UsageError("nothing to do", hint="python -m ci lock --source DIR --output own-lock.json")
-    if args.output.resolve() == DEFAULT_LOCK:
+    if output.resolve() == DEFAULT_LOCK:
         raise UsageError(
-            f"{args.output} is the repository's own pin", hint="write elsewhere, then build with --lock OTHER.json"
+            f"{output} is the default pin, which a package registry must have: it is entered by hand",
+            hint="--pin NAME for another pin, or --output OTHER.json and build with --lock OTHER.json",
         )
-    lock = pin(args.source, read_lock(), Narrator())
-    for path in write_lock(args.output, lock):
+    earlier = read_lock(output) if output.exists() else read_lock()
+    lock = pin(args.source, earlier, Narrator())
+    for path in write_lock(output, lock):
         sys.stdout.write(f"{path}\n")
+    show(["", what_changed(earlier, lock, args.source)])
     return 0
+
+
+def what_changed(earlier: SourceLock, lock: SourceLock, source: Path) -> Table:
+    """What another lock of a checkout changes: commits, files, which edits are needed and fit, and the ops."""
+    hopper = source / lock.hopper.path
+    files = compare(earlier.hopper.files, lock.hopper.files)
+    compiled = [path for path in (*files.changed, *files.extra, *files.missing) if path.endswith(SUFFIXES)]
+    headers = compare(earlier.cutlass_include.files, lock.cutlass_include.files)
+    cuda = common.needed_cuda((hopper / "setup.py").read_text(encoding="utf-8"))
+    before = {edit.name for edit in history.edits_at(history.position(earlier.upstream.commit or "") or 0, EDITS)}
+    edits, misfits = history.edits_for(lock.upstream.commit, EDITS, pristine(source))
+    now = {edit.name for edit in edits}
+    api = hopper / "flash_api_stable.cpp"
+    declared = schemas.from_source(api.read_text(encoding="utf-8"), origin=api.name)
+    rows = [
+        ("FlashAttention", f"{earlier.short} -> {lock.short}"),
+        ("CUTLASS", f"{(earlier.cutlass.commit or '?')[:7]} -> {(lock.cutlass.commit or '?')[:7]}"),
+        ("CUDA", f"{format_version(cuda)} or newer" if cuda else "setup.py does not say"),
+        ("sources", ", ".join(sorted(compiled)) or "the same"),
+        ("CUTLASS's headers", f"{len(headers.changed)} changed, {len(headers.extra)} new, {len(headers.missing)} gone"),
+        ("edits", f"{len(edits)} needed"),
+        ("  not needed now", ", ".join(sorted(before - now)) or "none"),
+        ("  needed as well", ", ".join(sorted(now - before)) or "none"),
+        *(("  misfit", line) for line in misfits or ["none"]),
+        *(("ops", line) for line in call_schemas.differences(declared) or ["as the Python interface calls them"]),
+        (
+            "commit in HISTORY",
+            "yes" if history.position(lock.upstream.commit or "-") is not None else "no: chosen by fit",
+        ),
+    ]
+    return Table(head=("what", "change"), rows=rows)
 
 
 def pin(source: Path, like: SourceLock, narrate: Narrator) -> SourceLock:

@@ -13,6 +13,7 @@ from ci.plan import archs as archlist
 from ci.plan import models, profiles
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
+from ci.sources.lock import DEFAULT_LOCK, DEFAULT_PIN, find_pin, pins
 from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.builds import DEFAULT, MODELS, PROFILES
 from flash_attn3_sm121.errors import UsageError
@@ -33,7 +34,7 @@ class Request:
     jobs: int | None = None
     launcher: str | None = None
     source: Path | None = None
-    lock: Path | None = None
+    lock: Path = DEFAULT_LOCK
     cuda_home: Path | None = None
 
 
@@ -53,8 +54,22 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--platform", help="aarch64 or x86_64 (default: this machine's)")
     parser.add_argument("--family", action="append", default=[], help="only this family of the list; may be repeated")
+    add_pin_arguments(parser)
     parser.add_argument("--proxy", metavar="CAP", help="machine code for another device (9.0), to test on it")
     parser.add_argument("--jobs", type=int, help="compilers at once (default: as many as cores and memory allow)")
+
+
+def add_pin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose upstream's commit."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--pin",
+        dest="lock",
+        type=find_pin,
+        metavar="PIN",
+        help=f"which of upstream's commits: {', '.join(pins())} (default: {DEFAULT_PIN}), or its first digits",
+    )
+    which.add_argument("--lock", type=Path, metavar="FILE", help="a source lock of your own instead")
 
 
 def add_shard_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +92,6 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         default=_source(os.environ),
         help="a flash-attention checkout, submodules included, to take the sources from (default: $FA3_SOURCE)",
     )
-    parser.add_argument("--lock", type=Path, help="another source lock than the repository's")
     parser.add_argument("--cuda-home", type=Path, help="an installed CUDA toolkit instead of the pinned packages")
 
 
@@ -103,6 +117,7 @@ def from_environment(environ: Mapping[str, str]) -> Request:
         jobs=jobs if jobs is not None else _jobs(environ.get("MAX_JOBS"), origin="MAX_JOBS"),
         launcher=environ.get("FLASH_ATTN3_LAUNCHER") or None,
         source=_source(environ),
+        lock=find_pin(environ["FLASH_ATTN3_PIN"]) if environ.get("FLASH_ATTN3_PIN") else DEFAULT_LOCK,
     )
 
 
@@ -121,7 +136,7 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] | None =
         jobs=args.jobs or base.jobs,
         launcher=getattr(args, "launcher", None) or base.launcher,
         source=getattr(args, "source", None) or base.source,
-        lock=getattr(args, "lock", None),
+        lock=args.lock or base.lock,
         cuda_home=getattr(args, "cuda_home", None),
     )
 

@@ -13,6 +13,7 @@ from ci.machine import this_machine
 from ci.plan import plan
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
+from ci.sources.lock import read_lock
 from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import Table, format_seconds, show
 
@@ -39,7 +40,7 @@ def do_plan(args: argparse.Namespace) -> int:
         sys.stdout.write(planned_text(built, at_once=at_once))
     else:
         text = to_text(built, jobs=request.jobs, cores=machine.cores, memory_gb=machine.memory_gb)
-        show(text.splitlines())
+        show([f"sources {read_lock(request.lock).title}", *text.splitlines()])
     return 0
 
 

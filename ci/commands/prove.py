@@ -14,6 +14,7 @@ from ci.prove.gb10 import mutants, report
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import make
 from ci.prove.gb10.pool import Pool
+from ci.sources.lock import DEFAULT_LOCK
 from flash_attn3_sm121.arch import Family
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
@@ -59,7 +60,8 @@ def do_prove(args: argparse.Namespace) -> int:
     if family is None or "sm_121" not in family.images:
         raise UsageError("kernels for 12.1 are what can be executed", hint="add 12.1 to the architectures")
     inputs = common.gather_inputs(session)
-    folder: Path = args.folder / session.plan.profile
+    name = session.plan.profile
+    folder: Path = args.folder / (name if session.request.lock == DEFAULT_LOCK else f"{name}-{inputs.tree.lock.short}")
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)

@@ -12,6 +12,7 @@ from ci.commands import common, options
 from ci.commands.plan import to_text
 from ci.plan import plan
 from ci.process import execute, failure_text
+from ci.sources.lock import read_lock
 from ci.wheel.finish import Finished
 from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
 from flash_attn3_sm121.errors import CompileError
@@ -34,7 +35,8 @@ def do_wheel(args: argparse.Namespace) -> int:
         sys.stdout.write(
             plan.to_json(session.plan)
             if args.json
-            else to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
+            else f"sources {read_lock(session.request.lock).title}\n"
+            + to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
         )
         return 0
     builder = common.builder(session, common.gather_inputs(session))

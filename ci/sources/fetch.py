@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ci.cache.folders import locked, make_read_only, making
 from ci.settings import Settings
-from ci.sources.lock import SourceLock, check_checkout
+from ci.sources.lock import SourceLock, check_checkout, mismatch, pins, read_lock
 from ci.sources.routes import ROUTES, Route, copy_checkout
 from flash_attn3_sm121.errors import FlashAttn3Error, SourceError
 
@@ -44,14 +44,14 @@ def fetch(
     with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches the sources")):
         trace: list[str] = []
         if _cached(cache / key, lock, trace):
-            narrate.note(f"sources: {_name(lock)} from the cache")
+            narrate.note(f"sources: {lock.title} from the cache")
             return _tree(cache / key, lock, "cache")
         if source is not None:
             with making(cache, key) as work:
                 copy_checkout(source, lock, work)
                 check_checkout(work, lock)
                 make_read_only(work)
-            narrate.note(f"sources: {_name(lock)} from {source}")
+            narrate.note(f"sources: {lock.title} from {source}")
             return _tree(cache / key, lock, "checkout")
         for route in routes:
             try:
@@ -62,11 +62,11 @@ def fetch(
             except FlashAttn3Error as error:
                 trace.append(f"{route.name}: {error}")
                 continue
-            narrate.note(f"sources: {_name(lock)} from {route.name}, git trees verified")
+            narrate.note(f"sources: {lock.title} from {route.name}, git trees verified")
             return _tree(cache / key, lock, route.name)
     lines = "".join("\n  - " + line.replace("\n", "\n    ") for line in ["checkout: none was given", *trace])
     raise SourceError(
-        f"no route gives the sources {_name(lock)}; tried:{lines}",
+        f"no route gives the sources {lock.title}; tried:{lines}",
         hint="give a flash-attention checkout at that commit, submodules included: --source DIR (or FA3_SOURCE=DIR)",
     )
 
@@ -75,11 +75,14 @@ def _check_source(source: Path, lock: SourceLock) -> None:
     try:
         check_checkout(source, lock)
     except SourceError as error:
-        raise SourceError(
-            f"the checkout {source} is not what the lock pins: {error}",
-            hint="restore those files (`git status --ignored` shows them), or pin this tree instead: "
-            f"python -m ci lock --source {source} --output own-lock.json, then --lock own-lock.json",
-        ) from error
+        hint = (
+            "restore those files (`git status --ignored` shows them), or pin this tree instead: "
+            f"python -m ci lock --source {source} --output own-lock.json, then --lock own-lock.json"
+        )
+        for name, path in pins().items():
+            if not any(mismatch(source, tree) for tree in read_lock(path).trees):
+                hint = f"it is the pin {name}: --pin {name} (PIN={name})"
+        raise SourceError(f"the checkout {source} is not what the lock pins: {error}", hint=hint) from error
 
 
 def _cached(entry: Path, lock: SourceLock, trace: list[str]) -> bool:
@@ -93,10 +96,6 @@ def _cached(entry: Path, lock: SourceLock, trace: list[str]) -> bool:
         trace.append(f"cache: damaged, replaced: {error}")
         return False
     return True
-
-
-def _name(lock: SourceLock) -> str:
-    return f"{lock.short} (hopper {lock.hopper.id[:7]}, cutlass {lock.cutlass_include.id[:7]})"
 
 
 def _tree(entry: Path, lock: SourceLock, route: str) -> SourceTree:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ci.sources import patch
 from ci.sources.patch import Edit
-from flash_attn3_sm121.errors import EditError, TableError
+from flash_attn3_sm121.errors import TableError
 
 # Oldest first, on the main branch: the pins' commits, and all that the edits' `since` and `before` name.
 HISTORY = (
@@ -36,8 +36,10 @@ def _place(edit: Edit, commit: str, default: int) -> int:
     return place
 
 
-def edits_for(commit: str | None, edits: Sequence[Edit], read: Callable[[str], str]) -> tuple[Edit, ...]:
-    """The edits that sources need.
+def edits_for(
+    commit: str | None, edits: Sequence[Edit], read: Callable[[str], str]
+) -> tuple[tuple[Edit, ...], list[str]]:
+    """The edits that sources need, and where these do not fit.
 
     Args:
         commit: the sources' commit. One that HISTORY has decides. For another one, or none, the place in HISTORY is
@@ -45,18 +47,11 @@ def edits_for(commit: str | None, edits: Sequence[Edit], read: Callable[[str], s
         edits: the whole table.
         read: gives the text of a file of the sources.
 
-    Raises:
-        EditError: at no place do all fit; its text lists the misfits at the place with the fewest.
+    Returns:
+        The edits, and a line for each misfit. Where no place's edits all fit, those with the fewest misfits.
     """
     place = position(commit) if commit else None
-    if place is not None:
-        return edits_at(place, edits)
-    choices = [(commit, edits_at(place, edits)) for place, commit in enumerate(HISTORY)]
-    trials = [(patch.trial(read, chosen)[1], chosen, commit) for commit, chosen in choices]
-    misfits, chosen, nearest = min(trials, key=lambda trial: (len(trial[0]), -len(trial[1])))
-    if misfits:
-        raise EditError(
-            patch.misfit_text(misfits, f"sources (their commit has no place in the history; nearest: {nearest[:8]})"),
-            hint="mend the edits, or give them `since` and `before`: CONTRIBUTING.md, Raise the pin",
-        )
-    return chosen
+    places = range(len(HISTORY)) if place is None else (place,)
+    choices = [edits_at(place, edits) for place in places]
+    trials = [(chosen, patch.trial(read, chosen)[1]) for chosen in choices]
+    return min(trials, key=lambda trial: (len(trial[1]), -len(trial[0])))

@@ -1,12 +1,14 @@
 """The source lock: which upstream commits and git trees are built, and where they may come from.
 
-`third_party/flash-attention/lock.json` is the pin of this repository; another one is made from a checkout with
-`python -m ci lock --source DIR --output OTHER.json` and used with `--lock OTHER.json`. Beside the lock lies one
-manifest a tree (mode, blob id and path of every file), which must hash to the tree id that the lock gives.
+The pins of this repository are the locks in `third_party/flash-attention/`: `lock.json` is the default one, and
+`lock-NAME.json` the pin NAME. Another lock is made from a checkout with `python -m ci lock --source DIR --output
+OTHER.json` and used with `--lock OTHER.json`. Beside a lock lies one manifest a tree (mode, blob id and path of every
+file), which must hash to the tree id that the lock gives.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -16,14 +18,17 @@ from typing import Any
 
 from ci import ROOT
 from ci.sources.treeid import Entry, compare, format_manifest, parse_manifest, scan, tree_id
-from flash_attn3_sm121.errors import SourceError
+from flash_attn3_sm121.errors import SourceError, UsageError
 from flash_attn3_sm121.files import put_file
 
 SCHEMA = 1
-DEFAULT_LOCK = ROOT / "third_party" / "flash-attention" / "lock.json"
+PINS = ROOT / "third_party" / "flash-attention"
+DEFAULT_LOCK = PINS / "lock.json"
+DEFAULT_PIN = "default"
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHORTEST = 7  # digits of a commit that name it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,11 @@ class SourceLock:
         return (self.upstream.commit or self.hopper.id)[:7]
 
     @property
+    def title(self) -> str:
+        """The commit and both trees, for people."""
+        return f"{self.short} (hopper {self.hopper.id[:7]}, cutlass {self.cutlass_include.id[:7]})"
+
+    @property
     def trees(self) -> tuple[LockedTree, LockedTree]:
         return (self.hopper, self.cutlass_include)
 
@@ -107,6 +117,38 @@ def read_lock(path: Path = DEFAULT_LOCK) -> SourceLock:
         sdist=None if root["sdist"] is None else _sdist(root["sdist"], f"{origin}: sdist"),
         licenses=tuple(path.parent / name for name in licenses),
     )
+
+
+def pin_file(name: str) -> Path:
+    """Where the lock of a pin of that name is, or would be."""
+    return DEFAULT_LOCK if name == DEFAULT_PIN else PINS / f"lock-{name}.json"
+
+
+def pins() -> dict[str, Path]:
+    """The lock of every pin of this repository, by the pin's name; the default first."""
+    others = sorted(PINS.glob("lock-*.json"))
+    return {DEFAULT_PIN: DEFAULT_LOCK} | {path.stem.removeprefix("lock-"): path for path in others}
+
+
+def find_pin(text: str) -> Path:
+    """The lock of the pin of that name, or of the commit that begins so. Raises UsageError with the nearest name."""
+    known = pins()
+    if text in known:
+        return known[text]
+    commits = {path: read_lock(path).upstream.commit or "" for path in known.values()}
+    if len(text) >= _SHORTEST and (found := [path for path, commit in commits.items() if commit.startswith(text)]):
+        return found[0]
+    close = difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.5)
+    rows = ", ".join(f"{name} ({commits[path][:_SHORTEST]})" for name, path in known.items())
+    raise UsageError(
+        f"unknown pin {text!r}" + (f"; did you mean {close[0]}?" if close else ""),
+        hint=f"pins: {rows}; a lock of your own: --lock FILE (LOCK=FILE)",
+    )
+
+
+def lock_of(key: str) -> Path:
+    """The lock of the pin with these trees; the default one, where no pin has them."""
+    return next((path for path in pins().values() if read_lock(path).key == key), DEFAULT_LOCK)
 
 
 def _table(data: object, where: str, keys: set[str]) -> Mapping[str, Any]:

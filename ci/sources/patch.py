@@ -91,9 +91,13 @@ def _replaced(change: Change, text: str) -> str:
     return head + "".join(change.replacement + part.partition(change.until)[2] for part in parts)
 
 
-def misfit_text(misfits: Sequence[str], sources: str) -> str:
-    """One text for all misfits."""
-    return f"{len(misfits)} changes do not fit these {sources}:" + "".join(f"\n  {line}" for line in misfits)
+def refuse_misfits(misfits: Sequence[str], sources: str) -> None:
+    """Raise EditError that lists all misfits, if there are any."""
+    if misfits:
+        raise EditError(
+            f"{len(misfits)} changes do not fit {sources}:" + "".join(f"\n  {line}" for line in misfits),
+            hint="they are not the sources that the edits were written for: CONTRIBUTING.md, Raise a pin",
+        )
 
 
 def apply(root: Path, edits: Sequence[Edit]) -> None:
@@ -103,11 +107,7 @@ def apply(root: Path, edits: Sequence[Edit]) -> None:
         EditError: naming everything that does not fit.
     """
     texts, misfits = trial(lambda name: (root / name).read_text(encoding="utf-8"), edits)
-    if misfits:
-        raise EditError(
-            misfit_text(misfits, "sources"),
-            hint="they are not the ones that the edits were written for: CONTRIBUTING.md, Raise the pin",
-        )
+    refuse_misfits(misfits, "these sources")
     for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
 

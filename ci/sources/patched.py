@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from ci import ROOT
 from ci.cache.folders import locked, make_read_only, making
 from ci.settings import Settings
 from ci.sources import SourceTree, history, patch
-from ci.sources.patch import Edit
 from ci.sources.patches import EDITS
 
 _OWN_SUFFIXES = (".h", ".hpp", ".cuh", ".cu", ".cpp")
@@ -37,23 +36,25 @@ def own_sources(root: Path = ROOT) -> tuple[Path, ...]:
     return tuple(sorted(path for path in (root / "csrc").rglob("*") if path.suffix in _OWN_SUFFIXES))
 
 
-def edits_of(tree: SourceTree) -> tuple[Edit, ...]:
-    """The edits that these sources need. Raises EditError where an unknown commit's sources do not take them."""
+def pristine(checkout: Path) -> Callable[[str], str]:
+    """What reads upstream's own text of a file that an edit names, in a folder laid out as a checkout."""
 
     def read(name: str) -> str:
-        folder, _, path = name.partition("/")
-        return ((tree.hopper if folder == "hopper" else tree.cutlass_include.parent) / path).read_text(encoding="utf-8")
+        return (checkout / (name if name.startswith("hopper/") else f"csrc/{name}")).read_text(encoding="utf-8")
 
-    return history.edits_for(tree.lock.upstream.commit, EDITS, read)
+    return read
 
 
 def edited_tree(tree: SourceTree, settings: Settings, *, without: frozenset[str] = frozenset()) -> Edited:
     """The edited tree in the cache, made if it is not there. `without` withholds edits (to show what they are for).
 
     Raises:
-        EditError: an edit does not fit the sources, or there is none of a name in `without`.
+        EditError: edits do not fit the sources (all are named), or there is none of a name in `without`.
     """
-    cache, narrate, chosen = settings.cache, settings.narrate, patch.without(edits_of(tree), without)
+    cache, narrate = settings.cache, settings.narrate
+    needed, misfits = history.edits_for(tree.lock.upstream.commit, EDITS, pristine(tree.hopper.parent))
+    patch.refuse_misfits(misfits, f"the sources {tree.lock.short}")
+    chosen = patch.without(needed, without)
     total = hashlib.sha256(patch.digest(chosen).encode())
     for path in own_sources():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())

@@ -40,6 +40,11 @@ def parse_version(text: str, *, origin: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def format_version(version: tuple[int, int]) -> str:
+    """ "13.0" of (13, 0)."""
+    return ".".join(str(part) for part in version)
+
+
 def planned_version(cuda_home: Path | None = None) -> tuple[int, int]:
     """The version of the pinned packages, or of a toolkit's folder, from its version.json. Runs and fetches nothing."""
     if cuda_home is None:

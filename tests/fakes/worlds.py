@@ -12,11 +12,14 @@ from pathlib import Path
 from ci.settings import Settings
 from ci.sources.lock import LockedTree, Repository, Sdist, SourceLock
 from ci.sources.treeid import scan, tree_id
+from flash_attn3_sm121.call.schemas import PUBLIC
 from flash_attn3_sm121.console import Narrator
 
 FILES = {
     "hopper/utils.h": b"#pragma once\nint utils();\n",
     "hopper/flash.h": b"struct Params {};\n",
+    "hopper/setup.py": b'if bare_metal_version < Version("12.3"):\n    raise RuntimeError\n',
+    "hopper/flash_api_stable.cpp": "".join(f'm.def("{name}{text}");\n' for name, text in PUBLIC.items()).encode(),
     "hopper/instantiations/fwd_sm80.cu": b"template int forward<80>();\n",
     "csrc/cutlass/include/cute/tensor.hpp": b"namespace cute {}\n",
     "csrc/cutlass/include/cutlass/cutlass.h": b"namespace cutlass {}\n",

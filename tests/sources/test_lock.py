@@ -87,7 +87,11 @@ def test_another_pin_is_made_from_a_checkout_and_can_be_fetched(
     own.parent.mkdir()
     assert main(["lock", "--source", str(world.checkout), "--output", str(own)]) == 0
     assert main(["lock", "--check", str(own)]) == 0
-    assert world.lock.hopper.id in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert world.lock.hopper.id in said
+    assert f"FlashAttention     3effce8 -> {commit[:7]}\n" in said
+    assert "misfit           edit guard does not fit hopper/utils.h: anchor" in said
+    assert "misfit           edit tiles: cannot read hopper/tile_size.h" in said
     lock = read_lock(own)
     assert (lock.upstream.commit, lock.cutlass.commit, lock.sdist) == (commit, cutlass, None)
     assert lock.hopper.id == git(world.checkout, "rev-parse", "HEAD:hopper")
@@ -107,3 +111,6 @@ def test_the_repositorys_own_pin_is_not_overwritten(tmp_path: Path, capsys: pyte
     code = main(["lock", "--source", str(tmp_path), "--output", str(DEFAULT_LOCK)])
     assert code == UsageError.exit_code
     assert "--lock OTHER.json" in capsys.readouterr().err
+    assert main(["lock", "--source", str(tmp_path), "--pin", "default"]) == UsageError.exit_code
+    assert main(["lock", "--source", str(tmp_path), "--pin", "../x"]) == UsageError.exit_code
+    assert "--pin: expected lower case letters, digits and dots, found '../x'" in capsys.readouterr().err
