@@ -175,7 +175,7 @@ class Engine:
     ) -> bool | None:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
         added = call.features & {"sinks" if call.direction == "forward" else "dlse"}
-        key = (device, family, call.direction, *added)
+        key = (device, dtype, family, call.direction, *added)
         if not self.settings.canary or key in self._verified:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

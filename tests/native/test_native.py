@@ -190,6 +190,15 @@ def test_a_good_library_passes_the_canary_once_per_direction(kernels: Kernels) -
     assert kernels.backward_calls == 3
 
 
+def test_each_type_has_a_canary(kernels: Kernels) -> None:
+    q, k, v = half()
+    serving = engine(kernels.open, canary=True)
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16, torch.float16):
+        serving.forward(ForwardArgs(q=q.to(dtype), k=k.to(dtype), v=v.to(dtype), **CAUSAL))
+    assert [seen.q.dtype for seen in kernels.calls].count(torch.float16) == 3  # two calls and the canary
+    assert len(kernels.calls) == 6
+
+
 def test_the_canary_leaves_the_random_state_alone(kernels: Kernels) -> None:
     q, k, v = half()
     before = torch.get_rng_state()
