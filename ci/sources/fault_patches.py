@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from ci.sources.patch import Change, Edit
 
+_V_ROUNDED = (
+    "int const head_size_v_rounded = head_size_v == head_size ? head_size_rounded : round_up_headdimv(head_size_v);"
+)
+
 FAULT_PATCHES: tuple[Edit, ...] = (
     Edit(
         name="append-barrier",
@@ -78,7 +82,8 @@ FAULT_PATCHES: tuple[Edit, ...] = (
         name="bounds",
         file="hopper/flash_api_stable.cpp",
         why="what kernels read by a bound of another tensor must be as large as that: the LSE of a backward, "
-        "the batch index of a cache; rotary tables and partial results are read 16 bytes at a time",
+        "the batch index of a cache; rotary tables and partial results are read 16 bytes at a time; a kernel must have "
+        "room for V's heads",
         changes=(
             Change(
                 anchor="    Tensor dq, dk, dv;\n",
@@ -88,6 +93,18 @@ FAULT_PATCHES: tuple[Edit, ...] = (
                 "    if (is_varlen_q) {\n        CHECK_SHAPE(softmax_lse, num_heads, total_q);\n"
                 "    } else {\n        CHECK_SHAPE(softmax_lse, batch_size, num_heads, seqlen_q);\n    }\n"
                 "    Tensor dq, dk, dv;\n",
+            ),
+            Change(
+                anchor=_V_ROUNDED,
+                replacement=f"{_V_ROUNDED}\n"
+                "    #if defined(FLASHATTENTION_DISABLE_HDIM64) || defined(FLASHATTENTION_DISABLE_HDIMDIFF64)\n"
+                "    bool const wide_v = false;\n"
+                "    #else\n"
+                "    bool const wide_v = head_size <= 64 && q_type != torch::headeronly::ScalarType::Float8_e4m3fn;\n"
+                "    #endif\n"
+                "    STD_TORCH_CHECK(wide_v || head_size_v <= head_size_rounded, "
+                '"head_size_v ", head_size_v, " is more than the kernel for head_size ", head_size, " has room for: ", '
+                "head_size_rounded);",
             ),
             Change(
                 anchor="CHECK_CONTIGUOUS(kv_batch_idx);",

@@ -110,7 +110,13 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
         return None if max(dim, dim_v) <= largest else f"head dimension {max(dim, dim_v)} is not built ({listed})"
     if not ((128 < dim <= 192 and 96 < dim_v <= 128) or (dim <= 64 and dim_v <= 512)):
         return f"the kernels have no tile for d = {dim} with dv = {dim_v}"
-    return None if dim <= largest else f"head dimension {dim} is larger than those built ({listed})"
+    if dim > largest:
+        return f"head dimension {dim} is larger than those built ({listed})"
+    # A V wider than the kernel of d has 16-bit kernels of its own, for d up to 64.
+    room = min(built for built in dims if built >= dim)
+    if dim_v > room and (call.dtype == "e4m3" or room != 64):
+        return f"dv = {dim_v} is more than the {call.dtype} kernel for d = {dim} has room for: {room}"
+    return None
 
 
 def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
