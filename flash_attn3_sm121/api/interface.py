@@ -71,7 +71,8 @@ def flash_attn_func(
         softmax_scale: what scores are multiplied by; None: one over the root of d.
         causal: whether a row sees no key behind its own position; the last row stands at the last key.
         qv: a second query (b, sq, h, dv), whose products with v are added to the scores; forward only.
-        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors, k's and v's together; None: 1. They are
+            ignored for other dtypes.
         window_size: (left, right), how many keys before and behind its position a row sees; -1 or None: unlimited.
         attention_chunk: if not 0, a row sees keys of its own chunk of that many positions only.
         softcap: if not 0, scores become softcap * tanh(scores / softcap).
@@ -181,7 +182,8 @@ def flash_attn_varlen_func(
         softmax_scale: what scores are multiplied by; None: one over the root of d.
         causal: whether a row sees no key behind its own position; the last row stands at the last key.
         qv: a second query (total_q, h, dv), whose products with v are added to the scores; forward only.
-        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors, k's and v's together; None: 1. They are
+            ignored for other dtypes.
         window_size: (left, right), how many keys before and behind its position a row sees; -1 or None: unlimited.
         attention_chunk: if not 0, a row sees keys of its own chunk of that many positions only.
         softcap: if not 0, scores become softcap * tanh(scores / softcap).

@@ -101,7 +101,8 @@ def flash_attn_with_kvcache(
         cu_seqlens_q, max_seqlen_q: packed queries, as in flash_attn_varlen_func.
         cu_seqlens_k_new: (b + 1,) int32, where the new keys of each sequence start in packed k and v.
         rotary_seqlens: (b,) int32, the position of the first new key in the rotary tables; None: cache_seqlens.
-        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors; ignored for other dtypes.
+        q_descale, k_descale, v_descale: (b, hk) fp32 scales of fp8 tensors, k's and v's together; None: 1. They are
+            ignored for other dtypes.
         softmax_scale: what scores are multiplied by; None: one over the root of d.
         causal, window_size, attention_chunk, softcap, s_aux: as in flash_attn_func.
         rotary_interleaved: whether pairs to rotate are neighbours (0 and 1) or halves apart (0 and rotary_dim / 2).
@@ -111,7 +112,9 @@ def flash_attn_with_kvcache(
 
     Returns:
         out (b, sq, h, dv), or (out, lse, out_accum, lse_accum): lse (b, h, sq) in fp32, and the partial results of a
-        kernel that split the keys, which are empty elsewhere.
+        kernel that split the keys, which are empty elsewhere. What lies behind the filled positions, or in no row's
+        pages, has no effect, NaN included. NaN in a filled position makes NaN of the rows that see it, and where it is
+        in v_cache perhaps of other rows of that sequence.
 
     Raises:
         CallError: the arguments do not fit together, or (on a CPU) lengths or pages exceed the cache.

@@ -62,7 +62,11 @@ def _dtypes(args: ForwardArgs) -> None:
         # A cache of another floating type is served (a fp32 model on a bf16 cache); fp8 never mixes.
         cached = args.k_new is not None or args.seqused_k is not None or args.page_table is not None
         if FP8 in (q.dtype, k.dtype) or not cached or args.cu_seqlens_k is not None:
-            fail(f"query and key must have the same dtype: q is {q.dtype}, k is {k.dtype}")
+            hint = "fp8 queries take fp8 keys and values, and no other queries do: convert one of the two"
+            fail(
+                f"query and key must have the same dtype: q is {q.dtype}, k is {k.dtype}",
+                hint=hint if FP8 in (q.dtype, k.dtype) else None,
+            )
     for field, new in (("k_new", args.k_new), ("v_new", args.v_new)):
         if new is not None and new.dtype not in (q.dtype, k.dtype):
             allowed = f"query ({q.dtype}) or the cache ({k.dtype})"
@@ -248,13 +252,23 @@ def _extras(args: ForwardArgs, batch: int) -> None:
                 f"BF16: expected {out_dtype(q)}, found {args.out.dtype}"
             )
     if q.dtype == FP8:
-        for name in ("q_descale", "k_descale", "v_descale"):
-            scale = getattr(args, name)
-            if scale is not None:
-                _device(name, scale, q)
-                _shape(name, scale, (batch, args.k.shape[-2]), "batch_size, num_heads_k")
-                if scale.dtype != torch.float32:
-                    fail(f"{name} must have dtype torch.float32, found {scale.dtype}")
+        _descales(args, batch)
+
+
+def _descales(args: ForwardArgs, batch: int) -> None:
+    for name in ("q_descale", "k_descale", "v_descale"):
+        scale = getattr(args, name)
+        if scale is not None:
+            _device(name, scale, args.q)
+            _shape(name, scale, (batch, args.k.shape[-2]), "batch_size, num_heads_k")
+            if scale.dtype != torch.float32:
+                fail(f"{name} must have dtype torch.float32, found {scale.dtype}")
+    missing = [name for name in ("k_descale", "v_descale") if getattr(args, name) is None]
+    if len(missing) == 1:
+        fail(
+            f"k_descale and v_descale must be given together, {missing[0]} is missing and would count as 1",
+            hint=f"pass {missing[0]}=torch.ones({batch}, {args.k.shape[-2]}) in fp32 where that is meant",
+        )
 
 
 def check_forward(args: ForwardArgs) -> None:

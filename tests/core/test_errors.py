@@ -11,7 +11,9 @@ import torch
 from flash_attn3_sm121.errors import CallError
 from tests.fakes.shapes import dense, fa3, packed
 
-INT = torch.int32
+INT, FP8 = torch.int32, torch.float8_e4m3fn
+CACHE = torch.zeros(2, 16, 2, 16)
+SCALE = torch.ones(2, 2)
 Bad = Callable[[], Any]
 
 
@@ -45,6 +47,13 @@ def cached(**change: Any) -> Any:
     return fa3.flash_attn_with_kvcache(**{**given, **change})
 
 
+def fp8(**change: Any) -> Any:
+    """Decoding from a cache in fp8; `change` may be a type."""
+    given = {**dict(zip("qkv", dense(sq=1, sk=1), strict=True)), "k_cache": CACHE, "v_cache": CACHE}
+    kinds = {name: change.pop(name, FP8) for name in given if isinstance(change.get(name, FP8), torch.dtype)}
+    return cached(**{name: given[name].to(kind) for name, kind in kinds.items()}, **change)
+
+
 def rotary(dim: int = 16, rows: int = 32, **kind: Any) -> dict[str, Any]:
     return {"rotary_cos": torch.ones(rows, dim // 2, **kind), "rotary_sin": torch.zeros(rows, dim // 2, **kind)}
 
@@ -54,6 +63,26 @@ CASES: dict[str, tuple[Bad, str]] = {
     "e5m2": (lambda: call(q=torch.ones(2, 5, 4, 16).to(torch.float8_e5m2)), "only supports fp16, bf16, and fp8_e4m3"),
     "k of another dtype": (lambda: call(k=dense()[1].half()), "must have the same dtype"),
     "v of another dtype": (lambda: call(v=dense()[2].half()), "must have the same dtype"),
+    "fp8 queries, other cache": (
+        lambda: fp8(k_cache=torch.bfloat16, v_cache=torch.bfloat16),
+        r"q is torch\.float8_e4m3fn, k is torch\.bfloat16(.|\n)*fp8 queries take fp8 keys and values",
+    ),
+    "other queries, fp8 cache": (
+        lambda: fp8(q=torch.bfloat16),
+        r"q is torch\.bfloat16, k is torch\.float8_e4m3fn(.|\n)*and no other queries do",
+    ),
+    "descales by query heads": (
+        lambda: fp8(k_descale=torch.ones(2, 4), v_descale=SCALE),
+        r"k_descale must have shape \(2, 2\) = \(batch_size, num_heads_k\), found \(2, 4\)",
+    ),
+    "one number as a descale": (lambda: fp8(q_descale=torch.tensor(1.0)), r"q_descale must have shape \(2, 2\)"),
+    "descales in fp64": (
+        lambda: fp8(k_descale=SCALE, v_descale=SCALE.double()),
+        r"v_descale must have dtype torch\.float32",
+    ),
+    "k_descale alone": (lambda: fp8(k_descale=SCALE), "v_descale is missing and would count as 1"),
+    "v_descale alone": (lambda: fp8(q_descale=SCALE, v_descale=SCALE), "k_descale is missing and would count as 1"),
+    "dv 520": (lambda: call(v=torch.randn(2, 7, 2, 520)), "head_size_v at most 512, found 520"),
     "k elsewhere": (lambda: call(k=dense(device="meta")[1]), "k must be on"),
     "three dimensions": (lambda: call(q=torch.randn(5, 4, 16)), r"q must have shape \(batch_size"),
     "other batch": (
@@ -139,6 +168,8 @@ BAD_APPENDS: dict[str, dict[str, Any]] = {
     "rotary too wide": {**rotary(32)},
     "lengths of another dtype": {"cache_seqlens": cu(0, 3, dtype=torch.int64)},
     "heads": {"v": torch.randn(2, 1, 4, 16)},
+    "fp8 queries": {"q": torch.zeros(2, 1, 4, 16).to(FP8)},
+    "fp8 tokens": {"k": torch.zeros(2, 1, 2, 16).to(FP8), "v": torch.zeros(2, 1, 2, 16).to(FP8)},
 }
 
 
@@ -149,6 +180,21 @@ def test_nothing_is_written_into_a_cache_before_the_checks(name: str) -> None:
         cached(k_cache=kc, v_cache=vc, **BAD_APPENDS[name])
     assert (kc == 7).all()
     assert (vc == 7).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "descale" in name])
+def test_nothing_is_written_into_an_fp8_cache_either(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor] = []
+    real = fa3.flash_attn_with_kvcache
+
+    def watched(**given: Any) -> Any:
+        kept.extend((given["k_cache"], given["v_cache"]))
+        return real(**given)
+
+    monkeypatch.setattr(fa3, "flash_attn_with_kvcache", watched)
+    with pytest.raises(CallError):
+        CASES[name][0]()
+    assert len(kept) == 2 and all((cache.float() == 0).all() for cache in kept)
 
 
 def test_the_second_call_of_a_class_is_checked_as_well() -> None:

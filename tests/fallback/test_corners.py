@@ -171,6 +171,22 @@ def test_fp8_cache_takes_fp8_tokens(engine: Any) -> None:
 
 
 @ENGINES
+def test_nan_bytes_of_an_fp8_cache(engine: Any) -> None:
+    """Behind the used positions they have no effect; one in use makes NaN of the rows that see it, in its sequence."""
+    args = call((2, 2, 2, 16), (2, 8, 2, 16), seqused_k=ints(4, 6), causal=True, window_right=0)
+    for name in ("q", "k", "v"):
+        setattr(args, name, getattr(args, name).to(torch.float8_e4m3fn))
+    clean, _ = engine(args)
+    for tensor in (args.k, args.v):
+        for row, used in enumerate((4, 6)):
+            tensor[row, used:].view(torch.uint8).fill_(0x7F)
+    assert torch.equal(engine(args)[0], clean) and clean.isfinite().all()
+    args.v[0, 3].view(torch.uint8).fill_(0xFF)
+    out, _ = engine(args)
+    assert out[0, 1].isnan().all() and torch.equal(out[1], clean[1])
+
+
+@ENGINES
 def test_a_bf16_cache_under_an_fp32_model(engine: Any) -> None:
     args = call((2, 1, 4, 16), (2, 8, 2, 16), causal=True, window_right=0, seqused_k=ints(3, 5))
     args.k, args.v = args.k.bfloat16(), args.v.bfloat16()
