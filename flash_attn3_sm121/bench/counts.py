@@ -8,10 +8,9 @@ nothing about what to skip. Time is not in it: a GPU's is `bench` on that GPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from flash_attn3_sm121.bench.machine import commit
 from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
 from flash_attn3_sm121.call.arguments import ForwardArgs, normal_form
 from flash_attn3_sm121.console import Block, Table, format_bytes
+from flash_attn3_sm121.fallback import flash, static
 
 # Views, allocations, and what only looks at a tensor's facts.
 NO_LAUNCH = (
@@ -53,11 +53,17 @@ def _extent(tensor: Tensor) -> int:
     return size
 
 
-class Counting(TorchDispatchMode):
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values and in their lists; empty ones are nothing."""
+    flat = (x for value in values for x in (value if isinstance(value, (list, tuple)) else (value,)))
+    return [x for x in flat if isinstance(x, Tensor) and x.numel()]
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators of a call for a workload; a length that is read is the workload's first."""
 
     def __init__(self, work: Workload) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches, self.read, self.written, self.waits = 0, 0, 0, 0
         self.first_length = work.lengths[0] if work.lengths else 0
         seen = sum(work.keys_seen)
@@ -72,16 +78,11 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "cumsum":
-            self.waits += 2
-            return func(*args, **(kwargs or {}))
         if name == "_local_scalar_dense":
             self.waits += 1
             return self.first_length
         result = func(*args, **(kwargs or {}))
-        flat = torch.utils._pytree.tree_leaves((args, kwargs))
-        given = [x for x in flat if isinstance(x, Tensor)]
-        results = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor) and x.numel()]
+        given, results = _tensors((*args, *(kwargs or {}).values())), _tensors((result,))
         if name in NO_LAUNCH or not results:
             return result
         if "_attention" in name:
@@ -119,19 +120,8 @@ def cost(work: Workload, call: Callable[[Case], object]) -> Cost:
 
 
 def ours(case: Case) -> object:
-    """The fallback's forward as it is on CUDA."""
-    from flash_attn3_sm121.fallback import cuda_kernel, host, static
-
-    args = normal_form(arguments(case))
-    on_device = args.seqused_k is not None
-    if case.cu_seqlens is not None:  # it reads them on the host, where they have to be numbers then
-        offsets = torch.tensor([0, *case.workload.lengths], dtype=torch.int32, device="cpu").cumsum(0)
-        args.cu_seqlens_q = args.cu_seqlens_k = offsets
-    with (
-        mock.patch.object(static, "FUSED_ON", ("meta",)),
-        mock.patch.object(static.kernels, "pick", lambda *_, **more: cuda_kernel),
-    ):
-        return static.forward(args, check=False) if on_device else host.forward(args)
+    """The fallback's forward as it is on CUDA, where torch's FlashAttention serves it."""
+    return static.forward(normal_form(arguments(case)), check=False, kernel=flash.Kernel())
 
 
 def arguments(case: Case) -> ForwardArgs:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from flash_attn3_sm121.bench import counts
 from flash_attn3_sm121.bench.overhead import Cost, overhead_rows
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.roofline import roofline
@@ -20,6 +21,7 @@ from flash_attn3_sm121.console import Table, plain
 from flash_attn3_sm121.errors import UsageError
 
 QUICK, FULL, OVERHEAD, HOPPER = "cpu-quick.json", "cpu.json", "overhead-cpu.json", "h200.json"
+COUNT_BEFORE = "fallback-count-before.json"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -64,6 +66,21 @@ def roofline_section(folder: Path) -> str:
     return f"```\n{plain(roofline('gb10'))}```\n"
 
 
+def count_section(folder: Path) -> str:
+    """The fallback's launches, bytes and waits, before torch's FlashAttention served it and now, and a dense mask's."""
+    before = json.loads((folder / COUNT_BEFORE).read_text(encoding="utf-8"))
+    found = {(name, who): cells for name, who, *cells in counts.rows()}
+    earlier = {name: cells for name, who, *cells in before["rows"] if who == "fallback"}
+    lines: list[tuple[str, ...]] = [
+        ("workload", *(f"{what}: before, now, dense mask" for what in ("launches", "bytes, of the least", "waits")))
+    ]
+    for name, old in earlier.items():
+        dense = found.get((name, "dense-mask"), ["-"] * len(old))
+        columns = (f"{old[i]}, {found[name, 'fallback'][i]}, {dense[i]}" for i in (0, 3, 4))
+        lines.append((name, *columns))
+    return f"`flash-attn3 bench --count`; before: commit {before['commit']}:\n\n{_table(lines)}"
+
+
 # The workloads of the quick run that README.md shows, each with the time of our fallback.
 SHOWN = (
     *("train-causal-d128", "train-window", "train-window-fwdbwd", "prefill", "chunked-prefill", "decode-uniform"),
@@ -92,6 +109,7 @@ PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and
         {
             "results": results_section,
             "hopper": hopper_section,
+            "count": count_section,
             "overhead": overhead_section,
         },
     ),

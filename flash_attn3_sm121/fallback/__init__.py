@@ -2,13 +2,14 @@
 
 `forward` and `backward` take the arguments of one call and return fresh, contiguous results. Arguments are expected
 to agree in shape (the public functions validate); what depends on values (lengths, page numbers, capacity) is
-checked here, before anything is written into a cache.
+checked here, before anything is written into a cache; on CUDA, where that is stream-ordered, writes alone are checked.
 
-How it works: on a CPU, a plain dense call goes straight to torch's fused kernel (`whole.py`). Otherwise lengths are
-read on the host where that is free (`host.py`: each sequence gets just the work that its mask leaves), or stay on the
-device (`static.py`: the CUDA decoding path, no synchronisation). Masks are cut into pieces that need little masking
-(`geometry.py`), pieces go to the fused kernel (`pieces.py`; on a CPU, few rows against a cache: `decode.py`), and what
-that kernel can't do (softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`blocked.py`).
+How it works: on CUDA, torch's own FlashAttention serves what it can (16-bit types, `flash.py`), lengths and all, and
+lengths that calls with a cache bring stay on the device (`static.py`: no synchronisation). On a CPU, a plain dense call
+goes straight to torch's fused kernel (`whole.py`). Otherwise lengths are read on the host (`host.py`: each sequence
+gets just the work that its mask leaves): masks are cut into pieces that need little masking (`geometry.py`), pieces go
+to the fused kernel (`pieces.py`; on a CPU, few rows against a cache: `decode.py`), and what that kernel can't do
+(softcap, qv, gradients of the LSE) goes through blocked plain arithmetic (`blocked.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.fallback import host, static, whole
+from flash_attn3_sm121.fallback import flash, host, static, trial, whole
 from flash_attn3_sm121.fallback.combine import combine
+from flash_attn3_sm121.fallback.problem import facts
 
 __all__ = ["backward", "combine", "dense_op", "forward"]
 
@@ -41,8 +43,8 @@ def _plain_arithmetic(device: torch.device) -> Iterator[None]:
 def lengths_stay_on_device(args: ForwardArgs) -> bool:
     """Whether a call must not wait for the device: CUDA with per-sequence lengths, as in decoding or a graph capture.
 
-    A packed call without a cache (training, prefill) is better served by reading its lengths once, unless a CUDA graph
-    is being captured.
+    A packed call without a cache that torch's FlashAttention does not serve is better served by reading its lengths
+    once, unless a CUDA graph is being captured.
     """
     if args.q.device.type != "cuda":
         return False
@@ -71,8 +73,9 @@ def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Ten
         if whole.serves(args):
             out, lse = whole.attend(args.q, args.k, args.v, args.softmax_scale, args.causal)
             return out, lse.to(torch.float32).contiguous()
-        if lengths_stay_on_device(args):
-            return static.forward(args, check=check_cache)
+        kernel = trial.pick(args)
+        if kernel is not None or lengths_stay_on_device(args):
+            return static.forward(args, check=check_cache, kernel=kernel)
         return host.forward(args)
 
 
@@ -84,4 +87,5 @@ def dense_op(args: ForwardArgs) -> Callable[..., Any] | None:
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux), each in its input's type; ds_aux is None without sinks."""
     with _plain_arithmetic(args.q.device):
-        return host.backward(args)
+        kernel = trial.pick(args)
+        return host.backward(args) if kernel is None else flash.backward(kernel, args, facts(args))

@@ -1,7 +1,7 @@
-"""torch's fused CUDA attention by the operators that hand out the LSE: flash where no mask is needed, else efficient.
+"""torch's memory-efficient CUDA attention by the operators that hand out the LSE: for what `flash.py` does not serve.
 
-Both are private operators with limits that differ between devices and versions, so each kind of call (device, type,
-head dim, grouping) is tried and compared once before it is used (`selfcheck.py`); what fails goes the blocked way.
+They are private, with limits that differ between devices and versions, so each kind of call (device, type, head dim,
+grouping) is tried and compared once before it is used (`selfcheck.py`); what fails goes the blocked way.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 # The efficient kernel wants the rows of its bias aligned to 16 bytes, and pads the rows of its LSE.
 BIAS_ALIGNMENT = 16
 LSE_ALIGNMENT = 32
-
-
-def _takes_flash(q: Tensor, mask: Tensor | None) -> bool:
-    return mask is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _bias(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
@@ -39,9 +35,6 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(B, H, S, d) inputs, any strides but the last, to out (B, H, S, d) and lse (B, H, S)."""
-    if _takes_flash(q, mask):
-        results = torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v, 0.0, causal, False, scale=scale)
-        return results[0], results[1]
     heads, rows = q.shape[1], q.shape[2]
     bias = _bias(mask, q, k.shape[2])
     out, lse, _seed, _offset = torch.ops.aten._scaled_dot_product_efficient_attention.default(
@@ -64,12 +57,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for the keys at hand, given out and LSE over all keys."""
     rows, keys = q.shape[2], k.shape[2]
-    if _takes_flash(q, mask):
-        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of the dropout, which there is none of
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward.default(
-            dout, q, k, v, out, lse.contiguous(), None, None, rows, keys, 0.0, causal, state, state[0], scale=scale
-        )
-        return dq, dk, dv
     heads, kv_heads = q.shape[1], k.shape[1]
     none = torch.zeros((), dtype=torch.long, device=q.device)
     padded = functional.pad(lse, (0, -rows % LSE_ALIGNMENT), value=torch.inf).contiguous()

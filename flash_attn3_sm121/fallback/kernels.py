@@ -30,7 +30,7 @@ def refusal(device: torch.device, dtype: torch.dtype, dim: int, group: int, *, o
     return reason
 
 
-def _sums_in_order() -> bool:
+def sums_in_order() -> bool:
     """Whether torch's CUDA kernels give the same gradients each time: only where the whole process asked for it.
 
     The efficient kernel's num_splits_key=1 looks like a way to ask for one call, and is none: torch takes the larger of
@@ -53,7 +53,7 @@ def pick(
         return cpu_kernel if refusal(torch.device("cpu"), torch.float64, 8, 2) is None else None
     if q.device.type != "cuda":
         return None
-    if ordered and not _sums_in_order():
+    if ordered and not sums_in_order():
         return None  # slow, and the same bits each time
     if torch.cuda.is_current_stream_capturing():
         return None  # the self-check can't run inside a capture, nor may a replay depend on whether it ran before

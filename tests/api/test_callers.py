@@ -180,7 +180,7 @@ def test_every_word_for_off_switches_both_checks_off(word: str, monkeypatch: pyt
     seen: list[bool] = []
     forward = fallback.static.forward
     monkeypatch.setattr(
-        fallback.static, "forward", lambda args, check: (seen.append(check), forward(args, check=False))[1]
+        fallback.static, "forward", lambda args, check, **_: (seen.append(check), forward(args, check=False))[1]
     )
     inside = replace(args, seqused_k=torch.tensor([0, 3]).int())
     Engine(settings=settings).forward(inside)

@@ -22,12 +22,13 @@ USED = {
     "torch._dynamo.exc.TorchDynamoException",
     "torch._guards.TracingContext.extract_stack",
     "torch._inductor.compile_fx.compile_fx",
+    "torch.ops.aten._flash_attention_backward.default",
+    "torch.ops.aten._flash_attention_forward.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention_backward.default",
-    "torch.ops.aten._scaled_dot_product_flash_attention.default",
-    "torch.ops.aten._scaled_dot_product_flash_attention_backward.default",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default",
+    "torch.utils._python_dispatch.TorchDispatchMode",
 }
 # Asked for by getattr, with an answer for a torch that lacks it.
 ASKED = {"torch._C._is_any_autocast_enabled"}
