@@ -66,8 +66,8 @@ class Capability:
 COMMON_FEATURES = frozenset(
     {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa", "chunk"}
 )
-# Ours, not upstream's: pointers that Hopper's kernels do not read.
-_ADDED_FEATURES = frozenset({"sinks", "dlse"})
+# Of the mma.sync families: pointers that Hopper's kernels do not read, and kernels of their own where Hopper has them.
+_ADDED_FEATURES = frozenset({"sinks", "dlse", "deterministic"})
 
 FAMILIES: dict[Family, FamilySpec] = {
     Family.SM80: FamilySpec(
@@ -94,7 +94,6 @@ FAMILIES: dict[Family, FamilySpec] = {
         smem_limit=232448,
         dtypes=("bf16", "fp16", "e4m3"),
         head_dims=(64, 96, 128, 192, 256),
-        # The mma.sync backward adds up dQ in no fixed order, so only this one can be deterministic.
         features=COMMON_FEATURES | {"qv", "fp8", "diff_headdim", "deterministic"},
         about="WGMMA and TMA, Hopper only",
     ),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flash_attn3_sm121.arch import COMMON_FEATURES, FAMILIES, FamilySpec
+from flash_attn3_sm121.arch import COMMON_FEATURES, FAMILIES, Family, FamilySpec
 from flash_attn3_sm121.errors import TableError
 
 
@@ -157,7 +157,10 @@ class Profile:
     def share(self, spec: FamilySpec) -> tuple[tuple[str, ...], tuple[int, ...], frozenset[str]]:
         """The types, head dims and features that a family's library of this profile has."""
         dtypes = tuple(dtype for dtype in self.dtypes if dtype in spec.dtypes)
-        return dtypes, tuple(dim for dim in self.head_dims if dim in spec.head_dims), self.features & spec.features
+        features = self.features & spec.features
+        if spec.family is Family.SM90 and "backward" in features:
+            features |= {"deterministic"}  # compiled anyway; below Hopper it takes kernels of its own
+        return dtypes, tuple(dim for dim in self.head_dims if dim in spec.head_dims), features
 
 
 # `packgqa` costs nothing below Hopper (it is always on there), nor do `sinks` and `dlse`, pointers that every kernel
@@ -179,7 +182,7 @@ PROFILES: dict[str, Profile] = {
             name="nanochat",
             dtypes=("bf16",),
             head_dims=(64, 128),
-            features=COMMON_FEATURES - {"softcap"} | {"deterministic", "sinks", "dlse"},
+            features=COMMON_FEATURES - {"softcap"} | {"sinks", "dlse"},
             about="bf16, head dims 64 and 128, forward, backward, sliding window, KV cache (append, paged, split)",
         ),
         # Softcap would double it for Gemma 2 alone. fp16 is no model's own type, but what many programs choose.
@@ -187,7 +190,7 @@ PROFILES: dict[str, Profile] = {
             name="common",
             dtypes=("bf16", "fp16"),
             head_dims=(64, 128, 256),
-            features=COMMON_FEATURES - {"softcap"} | {"deterministic", "sinks", "dlse"},
+            features=COMMON_FEATURES - {"softcap"} | {"sinks", "dlse"},
             about="what most models need: bf16 and fp16, head dims 64, 128 and 256, all of nanochat's features",
         ),
         Profile(

@@ -54,6 +54,7 @@ _SWITCHES = {
     "append": "APPENDKV",
     "packgqa": "PACKGQA",
     "diff_headdim": "HDIMDIFF64 HDIMDIFF192",
+    "deterministic": "DETERMINISTIC",  # ours: upstream always has it
 }
 _DTYPE_SWITCHES = {"fp16": "FP16", "e4m3": "FP8"}
 

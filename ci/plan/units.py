@@ -58,17 +58,18 @@ class Forward:
 
 @dataclass(frozen=True, kw_only=True)
 class Backward:
-    """One specialisation of the backward entry point."""
+    """One specialisation of the backward entry point. `ordered`: the deterministic kernels of a family below Hopper."""
 
     arch: int
     dtype: str
     head_dim: int
     softcap: bool
+    ordered: bool
     kernels: int
 
     @property
     def group(self) -> str:
-        return f"bwd_hd{self.head_dim}"
+        return f"bwd_ordered_hd{self.head_dim}" if self.ordered else f"bwd_hd{self.head_dim}"
 
     @property
     def variant(self) -> str:
@@ -77,8 +78,9 @@ class Backward:
     @property
     def text(self) -> str:
         dtype, softcap = CXX_TYPES[self.dtype], str(self.softcap).lower()
-        head = f"template <> void run_mha_bwd_<{self.arch}, {dtype}, {self.head_dim}, {softcap}>"
-        body = f"run_mha_bwd_hdim{self.head_dim}<{self.arch}, {dtype}, {softcap}>(params, stream);"
+        more = ", true" if self.ordered else ""
+        head = f"template <> void run_mha_bwd_<{self.arch}, {dtype}, {self.head_dim}, {softcap}{more}>"
+        body = f"run_mha_bwd_hdim{self.head_dim}<{self.arch}, {dtype}, {softcap}{more}>(params, stream);"
         return f"{head}(Flash_bwd_params& params, cudaStream_t stream) {{\n  {body}\n}}\n"
 
 
@@ -153,16 +155,20 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
     instances = []
     dtypes = tuple(dtype for dtype in chosen.dtypes if dtype != "e4m3")
     varlen = 1 + chosen.has("varlen")
-    for dim, softcap, dtype in product(chosen.backward_head_dims, _switch(chosen, "softcap"), dtypes):
-        # There is no deterministic kernel at head dim 256, and none at all below Hopper.
-        deterministic = 2 if chosen.has("deterministic") and dim < 256 else 1
-        attention = _masks(chosen) * varlen * 2 * deterministic
+    hopper = chosen.family is Family.SM90
+    orders = (False,) if hopper else _switch(chosen, "deterministic")
+    switches = product(orders, chosen.backward_head_dims, _switch(chosen, "softcap"), dtypes)
+    for ordered, dim, softcap, dtype in switches:
+        # Hopper's have both, but for head dim 256, where none is deterministic.
+        both = 2 if hopper and dim < 256 else 1
+        attention = _masks(chosen) * varlen * 2 * both
         instances.append(
             Backward(
                 arch=chosen.spec.effective_arch,
                 dtype=dtype,
                 head_dim=dim,
                 softcap=softcap,
+                ordered=ordered,
                 kernels=attention + 2 * varlen,
             )
         )

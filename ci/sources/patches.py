@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ci.sources.fault_patches import FAULT_PATCHES
 from ci.sources.feature_patches import FEATURE_PATCHES
+from ci.sources.order_patches import ORDER_PATCHES
 from ci.sources.patch import Change, Edit
 
 _API = "hopper/flash_api_stable.cpp"
@@ -267,30 +268,6 @@ EDITS: tuple[Edit, ...] = (
         ),
     ),
     Edit(
-        name="deterministic-kernels",
-        file=_BACKWARD,
-        why="the mma.sync backward has no ordered dQ accumulation: its deterministic kernels are not, so build none",
-        changes=(
-            Change(
-                anchor="Deterministic = Deterministic_ && kHeadDim < 256;",
-                replacement="Deterministic = Deterministic_ && kHeadDim < 256 && Arch >= 90;",
-            ),
-        ),
-    ),
-    Edit(
-        name="deterministic-refused",
-        file=_API,
-        why="asking for a deterministic backward where there is none is refused, not ignored",
-        changes=(
-            Change(
-                anchor="STD_TORCH_CHECK(!deterministic || head_size_rounded < 256,",
-                replacement="STD_TORCH_CHECK(!deterministic || ::fa3::kArch >= 90, "
-                '"FlashAttention-3 has a deterministic backward on Hopper only");\n'
-                "    STD_TORCH_CHECK(!deterministic || head_size_rounded < 256,",
-            ),
-        ),
-    ),
-    Edit(
         name="l2-splits",
         file="hopper/heuristics.h",
         why="the number of splits must follow the device's own L2 cache, not 50 MB",
@@ -362,4 +339,5 @@ EDITS: tuple[Edit, ...] = (
     ),
     *FAULT_PATCHES,
     *FEATURE_PATCHES,
+    *ORDER_PATCHES,
 )

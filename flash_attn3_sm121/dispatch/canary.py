@@ -101,6 +101,7 @@ def run_backward(
     dtype: torch.dtype,
     dims: tuple[int, int],
     dlse: bool = False,
+    deterministic: bool = False,
 ) -> str | None:
     """Compare one causal backward; the text of the mismatch, or None. `dlse`: with a gradient of the LSE."""
     q, k, v = _inputs(device, dtype, *dims)
@@ -121,6 +122,7 @@ def run_backward(
             softmax_scale=scale,
             causal=True,
             window_right=0,
+            deterministic=deterministic,
         )
 
     args = gradients(lambda tensor: tensor)

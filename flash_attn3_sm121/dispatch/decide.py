@@ -15,7 +15,9 @@ from flash_attn3_sm121.dispatch import remedy
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 # Features of a call that a library must list by name; others need nothing of it.
-_LISTED = ("local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv", "sinks", "dlse")
+_LISTED = (
+    "local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv", "sinks", "dlse", "deterministic"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +129,8 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
             return "upstream's backward does not know attention_chunk"
         if build.family == "sm90" and call.features & {"seqused_q", "seqused_k"}:
             return "Hopper's backward reads rows past seqused_q and seqused_k, and its mended kernels have not run"
-        if "deterministic" in call.features and "deterministic" not in build.features:
-            return f"the {build.family} library has no deterministic backward (only Hopper's kernels do)"
-        if "deterministic" in call.features and call.head_dim > 192:
-            return "upstream's deterministic backward stops at head dimension 192"
+        if build.family == "sm90" and "deterministic" in call.features and max(call.head_dim, call.head_dim_v) > 192:
+            return "Hopper's deterministic backward stops at head dimension 192"
     if "rotary" in call.features and call.dtype == "e4m3":
         return "upstream's fp8 kernels turn keys by vectors of 16, which half a rotary dim need not be a multiple of"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]

@@ -174,7 +174,7 @@ class Engine:
         self, device: torch.device, dtype: torch.dtype, call: CallFacts, family: str, ops: native.LoadedOps
     ) -> bool | None:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
-        added = call.features & {"sinks" if call.direction == "forward" else "dlse"}
+        added = call.features & ({"sinks"} if call.direction == "forward" else {"dlse", "deterministic"})
         key = (device, dtype, family, call.direction, *added)
         if not self.settings.canary or key in self._verified:
             return True
@@ -189,8 +189,9 @@ class Engine:
                 )
             else:
                 text = canary.run_backward(
-                    ops, fallback.forward, fallback.backward, device=device, dtype=dtype, dims=dims, dlse=bool(added)
-                )
+                    ops, fallback.forward, fallback.backward, device=device, dtype=dtype, dims=dims,
+                    dlse="dlse" in added, deterministic="deterministic" in added,
+                )  # fmt: skip
         if text is None:
             self._verified.add(key)
             return True

@@ -21,7 +21,10 @@ END = "<!-- end of support table -->"
 def _row(row: Capability) -> str:
     spec = FAMILIES[row.family]
     dims = ", ".join(str(dim) for dim in spec.head_dims)
-    beyond = {"fp8": "fp8", "qv": "qv", "diff_headdim": "dv != d", "sinks": "sinks", "dlse": "gradient of the LSE"}
+    beyond = {
+        "fp8": "fp8", "qv": "qv", "diff_headdim": "dv != d", "sinks": "sinks", "dlse": "gradient of the LSE",
+        "deterministic": "deterministic backward",
+    }  # fmt: skip
     extras = [text for key, text in beyond.items() if key in spec.features]
     cuda = ".".join(str(part) for part in row.min_cuda)
     cells = (

@@ -95,7 +95,14 @@ NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | No
         bf16(**BACKWARD),
         "built without backward",
     ),
-    "deterministic 256": (
+    "deterministic": (GB10, (SM8X,), bf16("deterministic", "causal", **BACKWARD), None),
+    "deterministic not built": (
+        GB10,
+        (build("sm8x", "sm_121", features=("backward", "causal")),),
+        bf16("deterministic", **BACKWARD),
+        "built without: deterministic backward",
+    ),
+    "deterministic 256 on hopper": (
         H100,
         (build("sm90", "sm_90a", backward_head_dims=(256,)),),
         bf16("deterministic", head_dim=256, head_dim_v=256, **BACKWARD),

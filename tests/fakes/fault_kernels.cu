@@ -126,6 +126,6 @@ void run_mha_bwd_<86, T, 64, false>(Flash_bwd_params& params, cudaStream_t strea
     }
 #endif
     if (params.is_causal || params.h != params.h_k) absent();
-    run_mha_bwd_dispatch<86, T, 64, 128, 64, false, false, false, 2, 2, false, false, false, 2, 2, 4, 2, true>(params,
-                                                                                                               stream);
+    run_mha_bwd_dispatch<false, 86, T, 64, 128, 64, false, false, false, 2, 2, false, false, false, 2, 2, 4, 2, true>(
+        params, stream);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ci.plan import costs, flags
@@ -23,24 +24,26 @@ PROFILE = Profile(
 )
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def family(*, more: bool) -> FamilyPlan:
-    """The plan of the library: 12.1's family without machine code; `more`: with a backward, and decoding from pages."""
+    """The plan of the library; `more`: with a backward, and decoding from pages."""
+    forward = ("#define FEW_MORE\n" if more else "") + text("fault_kernels.cu")
+    return plan(PROFILE, {"fwd": forward, "prepare": text("fault_prepare.cu")})
+
+
+def plan(profile: Profile, texts: Mapping[str, str]) -> FamilyPlan:
+    """12.1's family without machine code: these files by their kind, and the host code of such a profile."""
     capability = CAPABILITIES["12.1"]
-    chosen = select(PROFILE, Family.SM8X)
+    chosen = select(profile, Family.SM8X)
     ptx = Image(kind="compute", number=capability.number)
     gencode = ("-gencode", f"arch={ptx},code={ptx}")
-    texts = {
-        "fwd": ("#define FEW_MORE\n" if more else "") + _text("fault_kernels.cu"),
-        "prepare": _text("fault_prepare.cu"),
-        "api": '#include "flash_api_stable.cpp"\n',
-    }
     planned = []
-    for kind, text in texts.items():
-        unit = Unit(name=f"few_{kind}", kind=kind, head_dim=64, kernels=1, text=text, contents=(f"few {kind}",))
+    for kind, source in {**texts, "api": '#include "flash_api_stable.cpp"\n'}.items():
+        name = f"{profile.name}_{kind}"
+        unit = Unit(name=name, kind=kind, head_dim=64, kernels=1, text=source, contents=(name,))
         defines = (*flags.family_defines(chosen, proxy=False), *flags.feature_defines(chosen, kind))
         planned.append(
             PlannedUnit(

@@ -19,7 +19,7 @@ from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find, select
-from ci.plan.units import forwards, units
+from ci.plan.units import backwards, forwards, units
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
 from flash_attn3_sm121.builds import PROFILES
 from flash_attn3_sm121.errors import ArchError, UsageError
@@ -102,6 +102,18 @@ def test_host_code_and_instantiations_agree() -> None:
     switches = (False, True)
     assert found == set(itertools.product((64, 96, 128, 192, 256), ("bf16", "fp16"), switches, switches, switches))
     assert all(f.packgqa and f.head_dim == f.head_dim_v for f in forwards(chosen))
+
+
+def test_a_deterministic_backward_has_files_of_its_own() -> None:
+    """Below Hopper; so that no other kernel's file changes with it."""
+    chosen = select(find("full"), Family.SM8X)
+    for unit in units(chosen):
+        ordered = {item.ordered for item in backwards(chosen) if item.text in unit.text}
+        assert ordered == ({"ordered" in unit.name} if unit.kind == "bwd" else set())
+    plain = select(find("nanochat"), Family.SM8X)
+    assert not plain.has("deterministic") and not any(item.ordered for item in backwards(plain))
+    hopper = select(find("nanochat"), Family.SM90)
+    assert hopper.has("deterministic") and not any(item.ordered for item in backwards(hopper))
 
 
 def test_hopper_packs_where_upstream_forces_it() -> None:

@@ -22,7 +22,7 @@ SMS = (1, 4, 48)
 class Case:
     """One call, its lengths, and how the device runs it."""
 
-    op: str  # fwd, bwd, combine or metadata
+    op: str  # fwd, bwd, ordered (a deterministic backward), combine or metadata
     dtype: str
     dim: int
     mask: str = "full"  # full, causal, local, chunk, causal chunk
@@ -153,6 +153,20 @@ def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
             yield _sweep(turns, op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap)
 
 
+def _ordered(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+    """Deterministic backwards: blocks in any order where all of them run at once, and one after another as the grid
+    starts them, where one that waits for a later one would wait for ever."""
+    modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
+    groups = ((2, 2), (3, 1))
+    every = product(chosen.backward_head_dims, _types(chosen), _masks(chosen), modes, groups, _caps(chosen))
+    for dim, dtype, mask, mode, heads, cap in every:
+        given: dict[str, Any] = {"op": "ordered", "dtype": dtype, "mask": mask, "mode": mode, "softcap": cap}
+        more = turns.next() | {"heads": heads, "batch": _batch(mode)}
+        yield Case(**given, dim=dim, **(more | {"sms": 48, "seed": 1 + turns.count % 5}))
+        if heads[1] == 1:
+            yield Case(**given, dim=dim - 16, **(more | {"sms": 1, "seed": 0}))
+
+
 def _added(chosen: Selection, turns: _Turns) -> Iterator[Case]:
     """Cases for what our edits added: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
     counts = (1, *((3,) if chosen.has("split") else ()))
@@ -204,4 +218,6 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     if chosen.has("backward"):
         found += _backwards(chosen, turns, times)
     found += _added(chosen, turns)
+    if chosen.has("backward") and chosen.has("deterministic"):
+        found += _ordered(chosen, turns)
     return tuple(dict.fromkeys((*found, *_helpers(chosen))))

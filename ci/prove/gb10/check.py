@@ -122,6 +122,8 @@ def common(case: Case) -> dict[str, Any]:
     made: dict[str, Any] = {"softcap": case.softcap}
     if case.op == "fwd" and case.sinks:
         made["s_aux"] = sinks_of(case)
+    if case.op == "ordered":
+        made["deterministic"] = True
     if "causal" in case.mask:
         made["is_causal"] = True
     if "chunk" in case.mask:
@@ -151,6 +153,7 @@ def run_case(gpu: Gpu, case: Case) -> tuple[Judge, list[Tensor]]:
     checks: dict[str, Callable[[Gpu, Case, Judge], list[Tensor]]] = {
         "fwd": check_fwd.forward,
         "bwd": check_bwd.backward,
+        "ordered": check_bwd.ordered,
         "combine": check_fwd.combine,
         "metadata": check_fwd.metadata,
     }

@@ -11,6 +11,8 @@ from ci.prove.gb10.cases import Case
 from ci.prove.gb10.check import Judge, Maker, common, ints, scores, starts, untouched
 from ci.prove.gb10.child import Gpu
 
+ENOUGH = 50_000_000  # warp instructions for any launch here: blocks that wait for each other go on for ever
+
 
 def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     """Gradients of one call; the forward's results come from the formula, so that only the backward is judged."""
@@ -53,6 +55,17 @@ def written(gpu: Gpu, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(arguments[name]) for name in ("q", "k", "v"))
     gpu.call("bwd", **arguments, dq=dq, dk=dk, dv=dv)
     return dq, dk, dv
+
+
+def ordered(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
+    """A deterministic call; where the case has a seed, once more with warps and blocks as another one has them."""
+    gpu.settings.limit = ENOUGH
+    first = backward(gpu, case, judge)
+    if case.seed:
+        gpu.settings.seed = case.seed + 100
+        for mine, again in zip(first, backward(gpu, case, judge), strict=True):
+            judge.same("again", again, mine)
+    return first
 
 
 def gradients(

@@ -26,7 +26,7 @@ from flash_attn3_sm121.errors import CompileError
 
 TARGET = ".target sm_121"
 # How the PTX files of attention kernels are named: a unit is of one direction and head dim.
-_ATTENTION = re.compile(r"(fwd|bwd)_hd(\d+)_")
+_ATTENTION = re.compile(r"(fwd|bwd|bwd_ordered)_hd(\d+)_")
 # What a case's result depends on beside the C++; which cases there are, and what is said of results, is no part of it.
 _CHECKS = ("child.py", "check.py", "check_fwd.py", "check_bwd.py", "reference.py")
 
@@ -121,7 +121,7 @@ class Executable:
 
 @functools.cache
 def _needed(files: tuple[Path, ...], op: str, dim: int) -> tuple[Path, ...]:
-    direction = "bwd" if op == "bwd" else "fwd"
+    direction = {"bwd": "bwd", "ordered": "bwd_ordered"}.get(op, "fwd")
     named = {path: _ATTENTION.match(path.name) for path in files}
     dims = {int(name[2]) for name in named.values() if name and name[1] == direction}
     mine = (direction, str(min((known for known in dims if known >= dim), default=0)))
