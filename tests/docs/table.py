@@ -69,10 +69,23 @@ TABLE: dict[str, Run | Serve] = {
         marks=NETWORK,
         own_cache=False,
     ),
-    "python -m ci fetch --source fa --lock new/lock.json --edits": Run(
-        says=r"edits +\d+ fit",
-        before=("python -m ci lock --source fa --output new/lock.json",),
+    "python -m ci lock --source fa --pin head": Run(
+        says=r"FlashAttention +0251105 -> [\s\S]*misfit +none\n",
+        then=("cmp third_party/flash-attention/lock-head.hopper.tree third_party/flash-attention/lock.hopper.tree",),
         marks=NETWORK,
+        own_cache=False,
+    ),
+    "python -m ci fetch --source fa --pin head --edits": Run(
+        says=r"edits +\d+ fit",
+        before=("python -m ci lock --source fa --pin head",),
+        marks=NETWORK,
+        own_cache=False,
+    ),
+    "FA3_SOURCE=fa make wheel PIN=head PROFILE=smoke": Run(
+        says="sha256",
+        before=("python -m ci lock --source fa --pin head",),
+        adds="ARCHS=12.1",
+        marks=NVCC | NETWORK,
         own_cache=False,
     ),
     "cp new/lock* third_party/flash-attention/": Run(
@@ -95,6 +108,7 @@ TABLE: dict[str, Run | Serve] = {
     # docs/building.md
     "python -m ci plan": Run(says=r"total: \d+ units"),
     'python -m ci plan --models "gpt-oss gemma3"': Run(says=r"profile models\.gemma3\.gptoss[\s\S]*total: \d+ units"),
+    "python -m ci plan --pin head": Run(says=r"sources 0251105[\s\S]*total: \d+ units"),
     "python -m ci wheel": Run(says="sha256", adds=f"{SMOKE} --no-publish", marks=NVCC, own_cache=False),
     "python -m ci build --output build/artifacts": Run(says="artifact", adds=SMOKE, marks=NVCC, own_cache=False),
     "python -m ci assemble build/artifacts/*": Run(
