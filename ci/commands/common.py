@@ -19,6 +19,7 @@ from ci.sources.lock import read_lock
 from ci.sources.patched import edited_tree
 from ci.toolchain.headers import torch_headers
 from ci.toolchain.installed import format_version, planned_version
+from ci.toolchain.pins import Pins
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
 from ci.wheel.finish import Finished, make_wheel
@@ -59,13 +60,19 @@ def begin(request: Request, narrate: Narrator) -> Session:
     return Session(request=request, machine=machine, plan=plan, settings=settings)
 
 
-def gather_inputs(session: Session, *, without: frozenset[str] = frozenset()) -> Inputs:
-    """Fetch and check everything that the build starts from. `without` leaves edits out, for tests of what they do."""
+def gather_inputs(session: Session, *, without: frozenset[str] = frozenset(), pins: Pins | None = None) -> Inputs:
+    """Fetch and check everything that the build starts from.
+
+    Args:
+        session: of the command.
+        without: edits that are left out, for tests of what they do.
+        pins: the compiler's packages, where they are not the repository's.
+    """
     request, settings = session.request, session.settings
     tree = fetch(read_lock(request.lock), settings, source=request.source)
     check_cuda(tree, session.plan.cuda)
     edited = edited_tree(tree, settings, without=without)
-    toolchain = resolve(settings, target=str(session.plan.platform), cuda_home=request.cuda_home)
+    toolchain = resolve(settings, target=str(session.plan.platform), cuda_home=request.cuda_home, pins=pins)
     headers = torch_headers(settings)
     return Inputs(
         tree=tree, edited=edited, toolchain=toolchain, torch_headers=headers.folder, torch_headers_id=headers.id

@@ -82,6 +82,28 @@ def addresses(
                 refusals.append(f"{without_credentials(offer.url)}: sha256 {announced}, pinned is {wanted.sha256}")
 
 
+def wheels_of(project: str) -> list[Wanted]:
+    """Every wheel of a project that the first of pip's indexes with such a project offers, with its hash.
+
+    Raises:
+        FetchError: no index has the project; the text says what each of them answered.
+    """
+    values, refusals = pip_settings(), []
+    session = session_of(values)
+    for index in [values.get("index-url", PYPI_SIMPLE_ENDPOINT), *values.get("extra-index-url", "").split()]:
+        try:
+            packages = PyPISimple(index, session=session).get_project_page(project, timeout=60).packages
+        except (requests.RequestException, *NO_PAGE) as error:
+            refusals.append(without_credentials(str(error)))
+            continue
+        return [
+            Wanted(project=project, filename=package.filename, sha256=package.digests["sha256"])
+            for package in packages
+            if package.filename.endswith(".whl") and "sha256" in (package.digests or {})
+        ]
+    raise FetchError(f"no index has {project}: {'; '.join(refusals)}", hint=NETWORK_HINT)
+
+
 def download_file(wanted: Wanted, into: Path, settings: Settings) -> Path:
     """The pinned file: where it lies in a folder of pip's, else downloaded to `into`.
 

@@ -209,6 +209,7 @@ NOT_RUN: dict[str, str] = {
     "make lint": "a job of ci.yml",
     "make lint-ci": "a job of ci.yml",
     "make ci-local": "compiles for both platforms, a quarter of an hour",
+    "python -m ci compiler --cuda 13.5 --profile smoke --archs 12.1": "fetches a second compiler; tests/toolchain",
     "python -m ci reproduce": "two whole builds with cold caches",
     "python -m ci measure --sample 4": "compiles upstream's own files, hours; docs/results/ has what it found",
     "git clone --recurse-submodules https://github.com/Dao-AILab/flash-attention fa": "a gigabyte; `fa` is its result",
