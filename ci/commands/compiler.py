@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ci.cache.folders import put_file
 from ci.cache.objects import ObjectReport
 from ci.commands import common, options
 from ci.toolchain.installed import format_version
 from ci.toolchain.pins import FILE, Pins, read_pins
 from ci.toolchain.raising import raised
 from flash_attn3_sm121.console import Narrator, Table, format_bytes, show
+from flash_attn3_sm121.files import put_file
 
 EPILOG = """\
 Everything that the plan needs is compiled with both versions, as far as the cache lacks it. CPU seconds are those of
