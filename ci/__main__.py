@@ -25,10 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("ci.commands.reproduce", "build twice with cold caches in two folders and compare every byte"),
     "measure": ("ci.commands.measure", "what our units cost against upstream's files and flags, compiled in one run"),
     "plan": ("ci.commands.plan", "print what would be built, with flags and cost, without doing it"),
-    "compiler": (
-        "ci.commands.compiler",
-        "raise the pinned CUDA version, and see what another one makes of the same kernels",
-    ),
+    "compare": ("ci.commands.compare", "what another CUDA version or pin makes of the same units, side by side"),
     "matrix": ("ci.commands.matrix", "the jobs of a workflow run: family x platform x shard, wheels, tests"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
     "prove": ("ci.commands.prove", "execute 12.1's kernels in software: races, bounds, numbers, without a GPU"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from ci.cache.objects import KernelUsage, ObjectReport
-from ci.commands.compiler import compared
+from ci.commands.compare import compared
 from ci.index import Wanted
 from ci.toolchain.pins import FILE
 from ci.toolchain.raising import raised
