@@ -50,6 +50,9 @@ def configure_bench(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two runs, line by line")
     other.add_argument("--overhead", action="store_true", help="Python-side cost of a call, against upstream's layer")
     other.add_argument("--count", action="store_true", help="launches and bytes of the fallback on CUDA, counted here")
+    other.add_argument(
+        "--splits", metavar="DEVICE", help="decoding on paper: the bandwidth that num_splits leaves unused"
+    )
     other.add_argument("--roofline", metavar="DEVICE", help="what a device could reach at best, on paper (gb10, ...)")
 
 
@@ -68,6 +71,11 @@ def do_bench(args: argparse.Namespace) -> int:
         return 0
     if args.overhead:
         _overhead(args)
+        return 0
+    if args.splits:
+        from flash_attn3_sm121.bench import splits
+
+        show(splits.table(args.splits))
         return 0
     if args.count:
         from flash_attn3_sm121.bench.counts import table, to_json

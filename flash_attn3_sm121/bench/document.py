@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flash_attn3_sm121.bench import counts
+from flash_attn3_sm121.bench import counts, splits
 from flash_attn3_sm121.bench.overhead import Cost, overhead_rows
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.roofline import roofline
@@ -81,6 +81,10 @@ def count_section(folder: Path) -> str:
     return f"`flash-attn3 bench --count`; before: commit {before['commit']}:\n\n{_table(lines)}"
 
 
+def splits_section(folder: Path) -> str:
+    return f"```\n{plain(splits.table('gb10'))}```\n"
+
+
 # The workloads of the quick run that README.md shows, each with the time of our fallback.
 SHOWN = (
     *("train-causal-d128", "train-window", "train-window-fwdbwd", "prefill", "chunked-prefill", "decode-uniform"),
@@ -113,7 +117,7 @@ PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and
             "overhead": overhead_section,
         },
     ),
-    "gb10.md": ("results", {"roofline": roofline_section}),
+    "gb10.md": ("results", {"roofline": roofline_section, "splits": splits_section}),
     "README.md": ("docs/results", {"quick": quick_section}),
 }
 

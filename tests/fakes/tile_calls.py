@@ -1,4 +1,4 @@
-"""In the executing process: what more tiles of keys cost a forward kernel."""
+"""In the executing process: what more tiles of keys cost a forward kernel, and how many splits a plan has."""
 
 from __future__ import annotations
 
@@ -30,3 +30,16 @@ def work(gpu: Gpu, dim: int, keys: int, tiles: int) -> dict[str, Any]:
     before, first, second = totals
     more = {name: (second[name] - first[name]) - (first[name] - before[name]) for name in CLASSES}
     return {"kernel": kernel, **more}
+
+
+def splits(gpu: Gpu, dim: int, calls: list[list[int]]) -> list[list[int]]:
+    """The splits of each sequence by the library's own plan, of calls (batch, heads, kv heads, tokens of each)."""
+    found = []
+    for batch, heads, kv_heads, tokens in calls:
+        plan = gpu.call(
+            "get_scheduler_metadata", batch_size=batch, max_seqlen_q=1, max_seqlen_k=tokens, num_heads=heads,
+            num_heads_k=kv_heads, headdim=dim, headdim_v=dim, qkv_dtype=torch.bfloat16,
+            seqused_k=torch.full((batch,), tokens, dtype=torch.int32), num_splits=0,
+        )  # fmt: skip
+        found.append(plan[:batch].tolist())
+    return found
