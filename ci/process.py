@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -115,3 +116,15 @@ def measured(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Pat
         wall_s=round(time.monotonic() - begun, 2),
         rss_gb=round(usage.ru_maxrss / 1e6, 3),
     )
+
+
+def commit_of(root: Path) -> str:
+    """The checkout's commit, `+` where tracked files differ from it; `unknown` without git or a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    head = execute([git, "-C", root, "rev-parse", "HEAD"])
+    if head.returncode != 0:
+        return "unknown"
+    changed = execute([git, "-C", root, "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    return head.stdout.strip() + ("+" if changed else "")

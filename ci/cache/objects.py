@@ -6,15 +6,16 @@ import hashlib
 import json
 import lzma
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci.cache.folders import file_sha256, making
+from ci.cache.folders import file_sha256, locked, making
 from ci.cache.includes import Closures
 from ci.plan.plan import PlannedUnit
 from flash_attn3_sm121.errors import CompileError
+from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE
 
 SCHEMA = 2  # 1 kept no PTX
 
@@ -161,3 +162,20 @@ class ObjectStore:
             (folder / "log.txt").write_text(log, encoding="utf-8")
             (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         return self.object(report.key)
+
+
+def _executed(keys: Iterable[str]) -> str:
+    return f"executed/{hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()}"
+
+
+def put_executed(cache: Path, keys: Iterable[str], document: Mapping[str, Any]) -> None:
+    """Keep what `python -m ci prove` showed of a library's objects, for a wheel of the same objects."""
+    entry = _executed(keys)
+    with locked(cache, entry), making(cache, entry) as folder:
+        (folder / EXECUTED_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def find_executed(cache: Path, keys: Iterable[str]) -> str | None:
+    """The document's text, if these objects were executed."""
+    path = cache / _executed(keys) / EXECUTED_FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -11,9 +11,8 @@ from pathlib import Path
 from ci.build.family import Builder, Inputs
 from ci.commands import options
 from ci.commands.options import Request
-from ci.machine import Machine, this_machine
 from ci.plan.plan import BuildPlan
-from ci.settings import Settings
+from ci.settings import Machine, Settings, this_machine
 from ci.sources.fetch import SourceTree, fetch
 from ci.sources.lock import read_lock
 from ci.sources.patched import edited_tree

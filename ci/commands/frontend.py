@@ -14,8 +14,8 @@ from setuptools.command.sdist import sdist
 
 from ci import ROOT
 from ci.commands import options
-from ci.machine import this_machine
 from ci.process import execute
+from ci.settings import this_machine
 from ci.sources.lock import read_lock
 from ci.toolchain.installed import planned_version
 from ci.wheel import wheel

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ci.cache import executed
+from ci.cache.objects import find_executed
 from ci.commands import common, options
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, calls
@@ -54,7 +54,7 @@ def do_kernels(args: argparse.Namespace) -> int:
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
-    ran = executed.find(session.settings.cache, (report.key for report in made.reports))
+    ran = find_executed(session.settings.cache, (report.key for report in made.reports))
     shown = document.rows(usage, code, answers, json.loads(ran) if ran else None)
     words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
     words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]

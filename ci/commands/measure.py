@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci import ROOT, machine
+from ci import ROOT
 from ci.build.family import Builder, Inputs
 from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.workdir import WorkFolder
@@ -24,6 +24,7 @@ from ci.commands import common, options
 from ci.plan.costs import Cost as PlannedCost
 from ci.plan.costs import concurrency
 from ci.plan.ninja import Edge
+from ci.process import commit_of
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
 from flash_attn3_sm121.bench.machine import cpu_name
@@ -92,7 +93,7 @@ def do_measure(args: argparse.Namespace) -> int:
     origins += [ANEW] if any(task.ours for task in tasks) else []
     facts |= {
         "date": datetime.date.today().isoformat(),
-        "commit": machine.commit_of(ROOT),
+        "commit": commit_of(ROOT),
         "ours_from": "; ".join(dict.fromkeys(filter(None, origins))),
     }
     record = Record(output=args.output, groups=groups, results=results, facts=facts)

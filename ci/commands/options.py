@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import models, profiles
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
+from ci.settings import Machine
 from ci.sources.lock import DEFAULT_LOCK, DEFAULT_PIN, find_pin, pins
 from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.builds import DEFAULT, MODELS, PROFILES

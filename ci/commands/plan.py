@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ci.build.ninja import planned_text
 from ci.commands import options
-from ci.machine import this_machine
 from ci.plan import plan
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
+from ci.settings import this_machine
 from ci.sources.lock import read_lock
 from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import Table, format_seconds, show

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.cache import executed
+from ci.cache.objects import put_executed
 from ci.commands import common, options
 from ci.prove.gb10 import mutants, report
 from ci.prove.gb10.cases import Case, cases
@@ -83,7 +83,7 @@ def do_prove(args: argparse.Namespace) -> int:
         trial = mutants.Trial(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
         made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
     if not args.only:
-        executed.put(session.settings.cache, executable.keys, report.summary(made))
+        put_executed(session.settings.cache, executable.keys, report.summary(made))
     if args.write:
         args.write.write_text(report.to_json(made), encoding="utf-8")
     sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))

@@ -1,8 +1,12 @@
-"""`python -m ci wheel`: sources to a checked wheel, published to the local hub."""
+"""`python -m ci wheel`: sources to a checked wheel, published to the local hub.
+
+`python -m ci wheel-fa2`: FlashAttention-2's names as a wheel of their own, which nothing else builds or installs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -14,8 +18,11 @@ from ci.plan import plan
 from ci.process import execute, failure_text
 from ci.sources.lock import read_lock
 from ci.wheel.finish import Finished
+from ci.wheel.wheel import fa2_files, fa2_name, wheel_bytes
 from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
-from flash_attn3_sm121.errors import CompileError
+from flash_attn3_sm121.errors import CompileError, OverrideError
+from flash_attn3_sm121.fa2 import names
+from flash_attn3_sm121.files import put_file
 
 
 def configure_wheel(parser: argparse.ArgumentParser) -> None:
@@ -79,3 +86,23 @@ def _summary(finished: Finished, *, seconds: float, published: bool, as_json: bo
     print(f"time    {format_seconds(seconds)}{'' if published else ', not published'}")
     if not finished.proxy:
         print(f"next    pip install {finished.path}")
+
+
+def configure_wheel_fa2(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path("wheels/fa2"), help="folder for the wheel (default: wheels/fa2)"
+    )
+
+
+def do_wheel_fa2(args: argparse.Namespace) -> int:
+    found = names.conflict()
+    if found is not None:
+        raise OverrideError(found.text, hint=found.hint)
+    name = fa2_name()
+    data = wheel_bytes(name, fa2_files(name))
+    path = put_file(args.output / name.file, data)
+    print(f"wheel   {path}")
+    print(f"size    {format_bytes(len(data))}")
+    print(f"sha256  {hashlib.sha256(data).hexdigest()}")
+    print(f"use     pip install {path}, where flash_attn3_sm121 is installed and no other flash_attn is")
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +12,16 @@ from ci.verify.kernels import Kernel, dynamic_smem
 from ci.verify.libraryrules import label, spill_budget
 from ci.verify.reading import LibraryReading
 from flash_attn3_sm121.console import Block, Table, format_bytes
+from flash_attn3_sm121.native.buildfacts import executed_line
 
 SCHEMA = 1
+
+
+def proof_line(executed: Mapping[str, Any] | None) -> str:
+    """One line for people about what ran in software before the wheel was made; None where nothing did."""
+    if executed is None:
+        return "12.1's kernels were not executed in software before this wheel was made (make prove, then make wheel)"
+    return executed_line(executed)
 
 
 def document(

@@ -13,8 +13,8 @@ from ci.build import family
 from ci.build.artifact import Artifact, Part
 from ci.build.family import Builder
 from ci.build.workdir import WorkFolder
-from ci.cache import executed
 from ci.cache.folders import file_sha256
+from ci.cache.objects import find_executed
 from ci.plan.platforms import Platform
 from ci.verify import policy, report
 from ci.verify.checks import Check, passed
@@ -86,7 +86,7 @@ def make_wheel(
         proxy=bool(identity.proxy),
         kernels=sum(len(library.kernels) for library in reading.libraries),
         checks=len(checks),
-        proof=executed.line(reading.executed),
+        proof=report.proof_line(reading.executed),
     )
 
 
@@ -131,7 +131,7 @@ def _contents(
     }
     for item in libraries:
         # What was executed of 12.1's kernels in software, if that was done with these very objects.
-        done = executed.find(builder.settings.cache, [kept.key for kept in item.artifact.reports])
+        done = find_executed(builder.settings.cache, [kept.key for kept in item.artifact.reports])
         if done is not None:
             inside["executed.json"] = done.encode()
         inside[item.reading.name] = item.path.read_bytes()

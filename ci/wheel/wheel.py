@@ -7,13 +7,14 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ci import ROOT
 from ci.wheel import metadata
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.fa2 import names as fa2
 
 PACKAGE = "flash_attn3_sm121"
 LIB = f"{PACKAGE}/lib"
@@ -21,6 +22,11 @@ LIB = f"{PACKAGE}/lib"
 PTH = f"{PACKAGE}/_dropin\n"
 # The zip format's first day. A build has no time of its own.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_FA2_README = f"""# flash_attn, served by {PACKAGE}
+
+Not FlashAttention-2: its names (`flash_attn`, `flash_attn_2_cuda`) and its meaning over {PACKAGE}, for programs
+that know no other. Dropout and ALiBi are refused. It must not be installed beside a flash_attn of somebody else's.
+"""
 _SKIPPED_SUFFIXES = (".pyc", ".so", ".o")
 
 
@@ -102,6 +108,34 @@ def wheel_files(
     files[f"{info}/METADATA"] = described.encode()
     files[f"{info}/WHEEL"] = metadata.wheel_file(tag=name.tag, pure=pure).encode()
     files[f"{info}/entry_points.txt"] = metadata.entry_points(project).encode()
+    return files
+
+
+def fa2_name() -> WheelName:
+    """The second wheel: flash_attn, in the version whose interface it has. Programs compare versions: no local part."""
+    return WheelName(project=fa2.PACKAGE, version=fa2.VERSION, platform_tag="any")
+
+
+def fa2_files(name: WheelName, root: Path = ROOT) -> dict[str, bytes]:
+    """Every file of FlashAttention-2's wheel but RECORD: the thin modules of the package, and metadata of its own."""
+    folder = root / PACKAGE / fa2.FOLDER.relative_to(fa2.FOLDER.parents[1])
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
+    licenses = license_files((), root)
+    project = replace(
+        metadata.read_project(root),
+        name=name.project,
+        summary=f"FlashAttention-2's names, served by {PACKAGE}",
+        readme=_FA2_README,
+        dependencies=(f"{PACKAGE}=={__version__}",),
+        extras={},
+    )
+    info = name.dist_info
+    described = metadata.metadata(project, version=name.version, licenses=tuple(sorted(licenses)))
+    tops = sorted({path.split("/")[0].removesuffix(".py") for path in files})
+    files |= {f"{info}/licenses/{inner}": data for inner, data in licenses.items()}
+    files[f"{info}/METADATA"] = described.encode()
+    files[f"{info}/WHEEL"] = metadata.wheel_file(tag=name.tag, pure=True).encode()
+    files[f"{info}/top_level.txt"] = "".join(f"{top}\n" for top in tops).encode()
     return files
 
 

@@ -137,3 +137,15 @@ def attend(args: ForwardArgs, *, deterministic: bool = False) -> Results:
             through = eager.attend if eager.serves(args) else functional
             return through(args, deterministic=deterministic)
     return engine().forward(args)
+
+
+def attend_into(args: ForwardArgs, *, deterministic: bool = False) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a call; one that writes into `out` has no gradient and cannot be traced."""
+    if args.out is None:
+        out, lse, *_ = attend(args, deterministic=deterministic)
+        return out, lse
+    if not is_plain(args.q):
+        raise TypeError("flash_attn_varlen_func cannot be traced (torch.compile, export) when it writes into out")
+    with torch.no_grad():
+        out, lse, *_ = engine().forward(args)
+    return out, lse

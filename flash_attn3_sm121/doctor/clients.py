@@ -10,11 +10,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flash_attn3_sm121.doctor import known, probes
+from flash_attn3_sm121.doctor import probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
 from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
 
+_AS_FA2 = "flash-attn3 run --as flash_attn serves it"
+# distribution -> what it gets from us. A test holds this table and the one of docs/clients.md to one another.
+KNOWN_CLIENTS: dict[str, str] = {
+    "diffusers": 'set_attention_backend("_flash_3") works',
+    "transformer-engine": "finds us by itself",
+    "torchtitan": "after flash_attn3_sm121.activate(), what torch serves",
+    "megatron-core": "its paged inference finds us by itself; training goes through transformer-engine",
+    "yunchang": "AttnType.FA3 works",
+    "xformers": "its fa3 op finds us by itself",
+    "vllm": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "ring-flash-attn": _AS_FA2,
+    "x-transformers": _AS_FA2,
+    "unsloth": _AS_FA2,
+}
 INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
 
 
@@ -123,8 +138,11 @@ def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
     if torch_works:
         clients += [client for client in (_transformers(), _xformers()) if client is not None]
         clients.append(_torch_hook())
-        versions = {name: version for name in known.KNOWN if (version := _installed(name)) is not None}
-        clients += known.installed(versions)
+        clients += [
+            Client(name=f"{name} {version}", gets=gets, ours=True)
+            for name, gets in KNOWN_CLIENTS.items()
+            if (version := _installed(name)) is not None
+        ]
     return (*clients, *_get_kernel())
 
 

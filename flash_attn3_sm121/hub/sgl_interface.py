@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from flash_attn3_sm121.api import interface, ops
-from flash_attn3_sm121.api.attend import Window, length_of, scale_of, window_of
+from flash_attn3_sm121.api.attend import Window, attend_into, length_of, scale_of, window_of
 from flash_attn3_sm121.api.interface import flash_attn_combine, get_scheduler_metadata
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.errors import CallError
-from flash_attn3_sm121.hub.serving import run
 
 __all__ = [
     "flash_attn_combine",
@@ -96,7 +95,7 @@ def flash_attn_varlen_func(
         pack_gqa=pack_gqa,
         sm_margin=sm_margin,
     )
-    result, lse = run(args)
+    result, lse = attend_into(args)
     return (result, lse, *ops.no_accumulators(result)) if return_softmax_lse else result
 
 

@@ -13,11 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from flash_attn3_sm121.api import interface
-from flash_attn3_sm121.api.attend import Window, length_of, scale_of, window_of
+from flash_attn3_sm121.api.attend import Window, attend_into, length_of, scale_of, window_of
 from flash_attn3_sm121.api.interface import flash_attn_combine, get_scheduler_metadata
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.errors import CallError
-from flash_attn3_sm121.hub.serving import refuse, run
 
 __all__ = [
     "flash_attn_combine",
@@ -26,6 +25,14 @@ __all__ = [
     "flash_attn_with_kvcache",
     "get_scheduler_metadata",
 ]
+
+
+def _refuse(**given: tuple[Any, Any]) -> None:
+    """Raise for the first argument that asks for something: name -> (found, the one value that asks for nothing)."""
+    for name, (found, nothing) in given.items():
+        if found is not nothing and (isinstance(found, Tensor) or found != nothing):
+            value = "a tensor" if isinstance(found, Tensor) else repr(found)
+            raise CallError(f"{name} is not supported here: found {value}, expected {nothing!r}")
 
 
 def _refuse_context_parallel(cp_world_size: int, cp_rank: int, cp_tot_seqused_k: Tensor | None) -> None:
@@ -49,7 +56,7 @@ def flash_attn_func(
     `dropout_p` is there because `flash_attn_varlen_func` has it: transformers asks that one what both functions take.
     """
     _refuse_context_parallel(cp_world_size, cp_rank, cp_tot_seqused_k)
-    refuse(dropout_p=(dropout_p, 0.0))
+    _refuse(dropout_p=(dropout_p, 0.0))
     out, lse = interface.flash_attn_func(
         q, k, v, softmax_scale=softmax_scale, causal=causal, qv=qv, q_descale=q_descale, k_descale=k_descale,
         v_descale=v_descale, window_size=window_size, attention_chunk=attention_chunk, softcap=softcap,
@@ -116,7 +123,7 @@ def flash_attn_varlen_func(
         CallError: something is asked for that is not supported here.
     """
     _refuse_context_parallel(cp_world_size, cp_rank, cp_tot_seqused_k)
-    refuse(
+    _refuse(
         dropout_p=(dropout_p, 0.0),
         alibi_slopes=(alibi_slopes, None),
         output_scale=(output_scale, None),
@@ -158,7 +165,7 @@ def flash_attn_varlen_func(
         pack_gqa=pack_gqa,
         sm_margin=sm_margin,
     )
-    result, lse = run(args, deterministic=deterministic)
+    result, lse = attend_into(args, deterministic=deterministic)
     vllms = fa_version is not None or out is not None or return_softmax_lse is not None
     return result if vllms and not (return_softmax_lse or return_attn_probs) else (result, lse)
 

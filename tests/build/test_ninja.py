@@ -21,9 +21,9 @@ from ci.build.family import Keyed
 from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.unit import main as compile_unit
 from ci.build.workdir import work_folder
-from ci.machine import parse_meminfo
 from ci.plan.costs import Concurrency, Cost, concurrency
 from ci.plan.ninja import Edge, ninja_text
+from ci.settings import parse_meminfo
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError, DiskError, ToolchainError
 from tests.fakes.units import KEY, NAME, builder, built, toolchain, unit

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.wheel import fa2
-from ci.wheel.wheel import wheel_bytes
+from ci.wheel.wheel import fa2_files, fa2_name, wheel_bytes
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import resolve
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
@@ -214,8 +213,8 @@ def test_a_wheel_under_a_false_name_is_refused(
 
 
 def test_flash_attention_2s_names_are_on_the_pip_side_only(hub: Hub, tmp_path: Path) -> None:
-    name = fa2.wheel_name()
-    files = fa2.wheel_files(name)
+    name = fa2_name()
+    files = fa2_files(name)
     path = tmp_path / name.file
     path.write_bytes(wheel_bytes(name, files))
     before = hub.index()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_attn3_sm121.hub.server.conditional import (
+from flash_attn3_sm121.hub.server.files import (
     UnsatisfiableError,
     accepts_gzip,
     named,

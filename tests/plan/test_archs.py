@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ci.machine import this_machine
 from ci.plan import archs
 from ci.plan.platforms import Platform
+from ci.settings import this_machine
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.doctor.collect import parse_gpus
 from flash_attn3_sm121.errors import ArchError
@@ -106,5 +106,5 @@ def test_platforms_have_several_names() -> None:
 
 def test_each_capability_of_this_machine_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = parse_gpus("A, 12.1, 580, [N/A]\nA, 12.1, 580, [N/A]\nB, 9.0, 580, 80000 MiB\nNo devices were found\n")[1]
-    monkeypatch.setattr("ci.machine.gpus", lambda: (None, None, found))
+    monkeypatch.setattr("ci.settings.gpus", lambda: (None, None, found))
     assert this_machine().gpus == ("12.1", "9.0")

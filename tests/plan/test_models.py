@@ -11,12 +11,12 @@ from packaging.version import Version
 from ci.build.artifact import Identity
 from ci.build.family import facts_of
 from ci.commands.options import Request, from_environment, plan_of
-from ci.machine import Machine
 from ci.plan import models
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find, select
+from ci.settings import Machine
 from ci.wheel.wheel import native_version
 from flash_attn3_sm121 import builds
 from flash_attn3_sm121.arch import FAMILIES, Family

@@ -12,7 +12,6 @@ import pytest
 from ci.build.ninja import planned_text
 from ci.commands.options import Request, from_environment, plan_of
 from ci.commands.plan import to_text
-from ci.machine import Machine
 from ci.plan import archs as archlist
 from ci.plan import plan
 from ci.plan.costs import concurrency
@@ -20,6 +19,7 @@ from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.platforms import Platform
 from ci.plan.profiles import find, select
 from ci.plan.units import backwards, forwards, units
+from ci.settings import Machine
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
 from flash_attn3_sm121.builds import PROFILES
 from flash_attn3_sm121.errors import ArchError, UsageError

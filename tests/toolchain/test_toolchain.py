@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ci.index import Wanted
-from ci.machine import this_machine
+from ci.settings import this_machine
 from ci.sources.treeid import scan, tree_id
 from ci.toolchain import resolve, torch_headers
 from ci.toolchain.hostcxx import candidates, find_cxx, refusal

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.machine import commit_of
-from ci.process import execute
+from ci.process import commit_of, execute
 from ci.prove.gpu import report, suite
 from ci.prove.gpu.report import Run
 from ci.prove.gpu.runner import run_all

@@ -25,9 +25,18 @@ from urllib.parse import quote
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry
-from flash_attn3_sm121.hub.server.conditional import UnsatisfiableError, accepts_gzip, named, select
 from flash_attn3_sm121.hub.server.config import CHALLENGE, ServeConfig, allowed
-from flash_attn3_sm121.hub.server.files import Files, GoneError, Identity, identity, unchanged
+from flash_attn3_sm121.hub.server.files import (
+    Files,
+    GoneError,
+    Identity,
+    UnsatisfiableError,
+    accepts_gzip,
+    identity,
+    named,
+    select,
+    unchanged,
+)
 from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
 from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
 from flash_attn3_sm121.hub.site.simple import JSON_TYPE
