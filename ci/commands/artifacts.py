@@ -14,7 +14,7 @@ from ci.commands.options import Request
 from ci.sources.lock import lock_of
 from ci.wheel.assemble import check_together
 from ci.wheel.finish import make_wheel
-from flash_attn3_sm121.console import Narrator, format_bytes
+from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import AssembleError
 
 
@@ -27,7 +27,7 @@ def configure_build(parser: argparse.ArgumentParser) -> None:
 
 
 def do_build(args: argparse.Namespace) -> int:
-    session = common.begin(options.from_arguments(args), Narrator())
+    session = common.begin(options.from_arguments(args))
     builder = common.builder(session, common.gather_inputs(session))
     with builder.folder() as work:
         for part in builder.build(session.plan, work=work):
@@ -44,7 +44,6 @@ def configure_assemble(parser: argparse.ArgumentParser) -> None:
 
 
 def do_assemble(args: argparse.Namespace) -> int:
-    narrate = Narrator()
     parts = [artifact.read(folder) for folder in args.artifacts]
     identity = check_together(parts)
     targets = " ".join(dict.fromkeys(target for part in parts for target in part.artifact.targets))
@@ -57,7 +56,7 @@ def do_assemble(args: argparse.Namespace) -> int:
         lock=args.lock or lock_of(identity.sources),
         cuda_home=args.cuda_home,
     )
-    session = common.begin(base, narrate)
+    session = common.begin(base)
     inputs = common.gather_inputs(session)
     if inputs.edited.digest != identity.edits or inputs.tree.lock.key != identity.sources:
         raise AssembleError(
@@ -74,6 +73,6 @@ def do_assemble(args: argparse.Namespace) -> int:
             output=args.output,
         )
     if not finished.proxy and not args.no_publish:
-        wheel.publish(finished.path, narrate)
+        wheel.publish(finished.path, session.settings.narrate)
     print(f"wheel   {finished.path}\nsize    {format_bytes(finished.size)}\nsha256  {finished.sha256}")
     return 0

@@ -45,12 +45,12 @@ def require_torch() -> None:
         )
 
 
-def begin(request: Request, narrate: Narrator) -> Session:
+def begin(request: Request, narrate: Narrator | None = None) -> Session:
     """The session of a request. It is planned first: a request that makes no sense is refused before any download."""
     machine = this_machine()
     plan = options.plan_of(request, machine=machine, cuda=planned_version(request.cuda_home))
     settings = Settings(
-        narrate=narrate,
+        narrate=narrate or Narrator(),
         cores=machine.cores,
         memory_gb=machine.memory_gb,
         jobs=request.jobs,

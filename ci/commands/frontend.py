@@ -19,7 +19,6 @@ from ci.settings import this_machine
 from ci.sources.lock import read_lock
 from ci.toolchain.installed import planned_version
 from ci.wheel import wheel
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import FlashAttn3Error
 from flash_attn3_sm121.files import put_file
 
@@ -50,7 +49,7 @@ def build_wheel(environ: Mapping[str, str], folder: Path) -> Path:
         return put_file(folder / name.file, wheel.wheel_bytes(name, files))
     from ci.commands import common
 
-    session = common.begin(options.from_environment(environ), Narrator())
+    session = common.begin(options.from_environment(environ))
     builder = common.builder(session, common.gather_inputs(session))
     return common.build_wheel(builder, session.plan, output=folder).path
 

@@ -15,7 +15,6 @@ from ci.prove.standin.calls import DEVICES, calls
 from ci.verify import kernels
 from ci.verify.reading import Disassembler
 from flash_attn3_sm121.arch import Family
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import VerifyError
 
 DEVICE = "GB10"
@@ -32,8 +31,7 @@ def configure_kernels(parser: argparse.ArgumentParser) -> None:
 
 def do_kernels(args: argparse.Namespace) -> int:
     common.require_torch()
-    narrate = Narrator()
-    session = common.begin(options.from_arguments(args), narrate)
+    session = common.begin(options.from_arguments(args))
     family = next((item for item in session.plan.families if item.family is Family.SM8X), None)
     if family is None:
         raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
@@ -43,7 +41,7 @@ def do_kernels(args: argparse.Namespace) -> int:
         made = library.make(common.builder(session, inputs), family, output=Path(scratch))
         chosen = list(calls(family.selection))
         answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
-        tool = Disassembler.of(inputs.toolchain, narrate)
+        tool = Disassembler.of(inputs.toolchain, session.settings.narrate)
         code: dict[str, kernels.Code] = {}
         for path, report in zip(made.objects, made.reports, strict=True):
             if not report.usage:
@@ -73,7 +71,7 @@ def do_kernels(args: argparse.Namespace) -> int:
     text = page([row for row in shown if chosen_rows(row)], about)
     if args.write:
         args.write.write_text(text, encoding="utf-8")
-        narrate.note(f"wrote {args.write}")
+        session.settings.narrate.note(f"wrote {args.write}")
     else:
         sys.stdout.write(text)
     return 0

@@ -28,7 +28,6 @@ from ci.process import commit_of
 from ci.prove import measure
 from ci.prove.measure import Cost, Group, Result, Task
 from flash_attn3_sm121.bench.machine import cpu_name
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.files import put_file
 
@@ -66,7 +65,7 @@ def chosen(groups: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, 
 
 def do_measure(args: argparse.Namespace) -> int:
     args.profile = args.profile or "full"
-    session = common.begin(options.from_arguments(args), Narrator())
+    session = common.begin(options.from_arguments(args))
     if len(session.plan.families) != 1:
         raise UsageError("measure one family at a time", hint="--archs 12.1")
     groups = measure.groups(session.plan.families[0])

@@ -16,7 +16,6 @@ from ci.prove.gb10.executable import make
 from ci.prove.gb10.pool import Pool
 from ci.sources.lock import DEFAULT_LOCK
 from flash_attn3_sm121.arch import Family
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """\
@@ -54,8 +53,7 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
 
 def do_prove(args: argparse.Namespace) -> int:
     common.require_torch()
-    narrate = Narrator()
-    session = common.begin(options.from_arguments(args), narrate)
+    session = common.begin(options.from_arguments(args))
     family = next((found for found in session.plan.families if found.family is Family.SM8X), None)
     if family is None or "sm_121" not in family.images:
         raise UsageError("kernels for 12.1 are what can be executed", hint="add 12.1 to the architectures")
@@ -65,7 +63,7 @@ def do_prove(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
-    jobs = session.settings.jobs or session.settings.cores
+    jobs, narrate = session.settings.jobs or session.settings.cores, session.settings.narrate
     pool = Pool(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {

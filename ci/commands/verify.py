@@ -25,7 +25,7 @@ from ci.verify import report
 from ci.verify.checks import passed
 from ci.verify.reading import Disassembler, read_wheel
 from ci.verify.wheelrules import wheel_checks
-from flash_attn3_sm121.console import Narrator, show
+from flash_attn3_sm121.console import show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 
@@ -63,7 +63,7 @@ def configure_reproduce(parser: argparse.ArgumentParser) -> None:
 
 
 def do_reproduce(args: argparse.Namespace) -> int:
-    session = common.begin(options.from_arguments(args), Narrator())
+    session = common.begin(options.from_arguments(args))
     inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-reproduce-") as scratch:
         places = [Path(scratch) / "one"] + ([] if args.against else [Path(scratch) / "another" / "and deeper"])

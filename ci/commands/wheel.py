@@ -35,8 +35,7 @@ def configure_wheel(parser: argparse.ArgumentParser) -> None:
 
 def do_wheel(args: argparse.Namespace) -> int:
     begun = time.monotonic()
-    narrate = Narrator()
-    session = common.begin(options.from_arguments(args), narrate)
+    session = common.begin(options.from_arguments(args))
     if args.plan:
         settings = session.settings
         sys.stdout.write(
@@ -50,7 +49,7 @@ def do_wheel(args: argparse.Namespace) -> int:
     finished = common.build_wheel(builder, session.plan, output=args.output)
     published = not finished.proxy and not args.no_publish
     if published:
-        publish(finished.path, narrate)
+        publish(finished.path, session.settings.narrate)
     _summary(finished, seconds=time.monotonic() - begun, published=published, as_json=args.json)
     return 0
 
