@@ -1,22 +1,14 @@
-"""Virtual environments with real versions of the `kernels` library, made once and kept in the content cache.
-
-torch is big and the same everywhere: a `.pth` file shares the one of the running environment, behind everything
-that the environment has itself.
-"""
+"""Environments with real versions of the `kernels` library, and what runs in them."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ci.cache.folders import cache_root, locked, making
+from tests.environments import python_with
 
 # kernels -> the huggingface_hub that its users had; both pinned, so that a run in a year tests the same pair.
 VERSIONS: dict[str, str] = {
@@ -29,7 +21,6 @@ VERSIONS: dict[str, str] = {
     "0.16.2": "2.4.0",
     "0.17.2": "2.4.0",
 }
-REPOSITORY = Path(__file__).parents[1]
 
 
 def at_least(version: str, floor: str) -> bool:
@@ -40,28 +31,7 @@ def at_least(version: str, floor: str) -> bool:
 def python_of(version: str, extra: tuple[str, ...] = ()) -> Path:
     """The interpreter of an environment with this version of `kernels`; made if the cache has none."""
     wanted = [f"kernels=={version}", f"huggingface_hub=={VERSIONS[version]}", *extra]
-    shared = sysconfig.get_path("purelib")
-    recipe = json.dumps([wanted, sys.version, shared, 2])
-    key = f"kernels-envs/{version}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    cache = cache_root()
-    python = cache / key / "bin" / "python"
-    with locked(cache, key):
-        if not python.exists():
-            with making(cache, key) as folder:
-                _make(folder, wanted, shared)
-    return python
-
-
-def _make(folder: Path, wanted: Iterable[str], shared: str) -> None:
-    _call([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-    _call([sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", *wanted])
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return python_with(f"kernels-envs/{version}", wanted)
 
 
 def clean_environ(tmp: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -97,7 +97,7 @@ def checkout(hub: Hub, found: Resolved, *, under: Path | None = None) -> Path:
             place(hub, found.manifest.files, target)
     except OSError as error:
         raise HubError(f"cannot write {target}: {error.strerror}", hint="name another folder with --dir") from error
-    _demand_same(found, target)
+    demand_same(found, target)
     return target
 
 
@@ -117,11 +117,12 @@ def private_checkout(hub: Hub, found: Resolved) -> Path:
     target = root / f"{found.repo.org}--{found.repo.name}-{found.revision}"
     if not target.is_dir():
         place(hub, found.manifest.files, target)
-    _demand_same(found, target)
+    demand_same(found, target)
     return target
 
 
-def _demand_same(found: Resolved, target: Path) -> None:
+def demand_same(found: Resolved, target: Path) -> None:
+    """Raise IntegrityError where a folder is not what the manifest says."""
     if bad := differing(found.manifest.files, target):
         raise IntegrityError(
             f"{target}: {len(bad)} files are not what the hub's manifest says, first {bad[0]}",

@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flash_attn3_sm121.errors import IntegrityError
 from flash_attn3_sm121.files import put_file, put_folder
-from flash_attn3_sm121.hub.checkout import Resolved, differing, place, resolve
+from flash_attn3_sm121.hub.checkout import Resolved, demand_same, place, resolve
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.store import Hub
 
@@ -57,11 +56,7 @@ def _fill(hub: Hub, found: Resolved, snapshot: Path, twin: Path | None) -> None:
             place(hub, found.manifest.files, snapshot)
         else:
             _link_tree(twin, snapshot)
-    if bad := differing(found.manifest.files, snapshot):
-        raise IntegrityError(
-            f"{snapshot}: {len(bad)} files are not what the hub's manifest says, first {bad[0]}",
-            hint=f"rm -r {snapshot}, then seed again",
-        )
+    demand_same(found, snapshot)
 
 
 def _link_tree(source: Path, target: Path) -> None:

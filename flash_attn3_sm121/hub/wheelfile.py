@@ -66,6 +66,15 @@ class WheelFile:
     def verified(self) -> bool:
         return self.verify in ("pass", "no-library")
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(sorted(item.family for item in self.facts))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The machine code of all libraries, and their PTX."""
+        return tuple(sorted({image for item in self.facts for image in (*item.images, *item.ptx)}))
+
     def kernel_files(self, *, native: bool) -> dict[str, str]:
         """What a kernel needs of the package, by its path there -> the wheel's member.
 

@@ -1,27 +1,14 @@
-"""Virtual environments with real versions of client packages and an install of ours, kept in the content cache.
-
-torch is big and the same everywhere: a `.pth` file shares the one of the running environment, behind everything that
-the environment has itself. Our package is put there the way the wheel does it: the package folder (a link to this
-checkout) and the `.pth` line that adds the drop-in modules behind site-packages.
-"""
+"""Environments with real versions of client packages and an install of ours."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
-import pytest
-
-from ci.cache.folders import cache_root, locked, making
-from ci.index import Wanted
-from ci.index.members import NoParts, opened
-from ci.settings import Settings
+from tests.environments import python_with
 
 REPOSITORY = Path(__file__).parents[2]
 COMMON = ("safetensors==0.8.0", "regex==2026.11.15", "numpy==2.2.6")
@@ -73,40 +60,7 @@ TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith(("transformers-
 def python_of(client: str) -> Path:
     """The interpreter of a client's environment; made if the cache has none."""
     wanted = CLIENTS[client] if client in CLIENTS else ("--no-deps", *BARE[client])
-    shared = sysconfig.get_path("purelib")
-    recipe = json.dumps([wanted, sys.version, shared, str(REPOSITORY), 2])
-    key = f"client-envs/{client}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    cache = cache_root()
-    python = cache / key / "bin" / "python"
-    with locked(cache, key):
-        if not python.exists():
-            with making(cache, key) as folder:
-                _make(folder, wanted, shared)
-    return python
-
-
-def texts(wanted: Wanted, *names: str) -> dict[str, str]:
-    """Files out of a wheel on an index: only they come through the network."""
-    try:
-        with opened(wanted, Settings()) as wheel:
-            return {name: wheel.read(name).decode() for name in names}
-    except NoParts as error:
-        pytest.skip(str(error))
-
-
-def _make(folder: Path, wanted: tuple[str, ...], shared: str) -> None:
-    _call([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-    target = str(folder / "bin" / "python")
-    _call([sys.executable, "-m", "pip", "--python", target, "install", "--quiet", "--no-compile", *wanted])
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
-    (site / "flash_attn3_sm121").symlink_to(REPOSITORY / "flash_attn3_sm121")
-    (site / "flash_attn3_sm121.pth").write_text("flash_attn3_sm121/_dropin\n", encoding="utf-8")
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return python_with(f"client-envs/{client}", wanted, ours=REPOSITORY)
 
 
 def run(client: str, script: Path, *arguments: str, home: Path, as_flash_attn: bool = False) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""`flash-attn3 hub ...`: one module a subcommand, each with configure(parser) and run(args) -> int."""
+"""`flash-attn3 hub ...`: for each subcommand `configure_<name>`, which adds its options, and its function."""

@@ -11,9 +11,9 @@ from flash_attn3_sm121.console import Table, format_bytes
 from flash_attn3_sm121.console import show as show_blocks
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json, report
+from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json, report, trusted_keys
 from flash_attn3_sm121.hub.index import Index
-from flash_attn3_sm121.hub.sign import TrustedKeys, signer_of
+from flash_attn3_sm121.hub.sign import signer_of
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
 
@@ -129,8 +129,7 @@ def check(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import check as check_hub
 
     hub = open_hub(args)
-    keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
-    found = check_hub(hub, keys)
+    found = check_hub(hub, trusted_keys(args))
     for finding in () if args.json else found.findings:
         print(f"  {finding}", file=sys.stderr)
     lines = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_attn3_sm121.hub.layout import default_root
-from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey
+from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey, TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 
 
@@ -27,6 +27,11 @@ def add_key_options(parser: argparse.ArgumentParser) -> None:
         "--sign", type=Path, metavar="KEY", help=f"sign with this private key (default: ${SIGNING_ENV})"
     )
     parser.add_argument("--unsigned", action="store_true", help="make an unsigned generation of a signed hub")
+
+
+def trusted_keys(args: argparse.Namespace) -> TrustedKeys | None:
+    """The keys of --keys or the environment; None where there is neither."""
+    return TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
 
 
 def hub_root(args: argparse.Namespace) -> Path:

@@ -12,8 +12,7 @@ from pathlib import Path
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import checkout, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report
-from flash_attn3_sm121.hub.sign import TrustedKeys
+from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report, trusted_keys
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted_index
 
@@ -101,9 +100,8 @@ def pull(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.pull import Remote
     from flash_attn3_sm121.hub.pull import pull as pull_hub
 
-    keys = TrustedKeys.parse(args.keys) if args.keys else TrustedKeys.from_env()
     hub = Hub.create(hub_root(args))
-    done = pull_hub(hub, Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN")), keys)
+    done = pull_hub(hub, Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN")), trusted_keys(args))
     what = f"pulled {done.files} files ({format_bytes(done.size)})" if done.changed else "nothing new"
     text = f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve"
     return report(args, dataclasses.asdict(done), text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 from urllib.parse import quote
+
+from packaging.utils import canonicalize_name
 
 from flash_attn3_sm121.hub.index import Index, WheelEntry
 
@@ -14,16 +15,11 @@ JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 API_VERSION = "1.1"
 
 
-def normalized(name: str) -> str:
-    """PEP 503's form of a project's name."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def projects(index: Index) -> dict[str, dict[str, WheelEntry]]:
     """Project -> its wheels by file name, in the order in which they came in."""
     found: dict[str, dict[str, WheelEntry]] = {}
     for filename, wheel in sorted(index.wheels.items(), key=lambda item: (item[1].added, item[0])):
-        found.setdefault(normalized(wheel.name), {})[filename] = wheel
+        found.setdefault(canonicalize_name(wheel.name), {})[filename] = wheel
     return found
 
 

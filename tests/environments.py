@@ -1,0 +1,51 @@
+"""Virtual environments with real versions of other packages, made once and kept in the content cache.
+
+torch is big and the same everywhere: a `.pth` file shares the one of the running environment, behind everything that
+the environment has itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci.cache.folders import cache_root, locked, making
+
+
+def python_with(name: str, wanted: Sequence[str], *, ours: Path | None = None) -> Path:
+    """The interpreter of an environment with these packages (what pip install takes); made if the cache has none.
+
+    Args:
+        name: names its folder in the cache, before a hash.
+        wanted: requirements and options of pip install.
+        ours: a checkout whose package is put there the way the wheel does it: the package's folder (as a link) and
+            the `.pth` line that adds the drop-in modules behind site-packages.
+    """
+    shared = sysconfig.get_path("purelib")
+    recipe = json.dumps([wanted, sys.version, shared, *([str(ours)] if ours else []), 2])
+    key = f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    cache = cache_root()
+    python = cache / key / "bin" / "python"
+    with locked(cache, key):
+        if not python.exists():
+            with making(cache, key) as folder:
+                _call(sys.executable, "-m", "venv", "--without-pip", str(folder))
+                target = str(folder / "bin" / "python")
+                compiled = ["--no-compile"] if ours else []  # clients are large, and little of them is imported
+                _call(sys.executable, "-m", "pip", "--python", target, "install", "--quiet", *compiled, *wanted)
+                (site,) = folder.glob("lib/python*/site-packages")
+                (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
+                if ours:
+                    (site / "flash_attn3_sm121").symlink_to(ours / "flash_attn3_sm121")
+                    (site / "flash_attn3_sm121.pth").write_text("flash_attn3_sm121/_dropin\n", encoding="utf-8")
+    return python
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
