@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from ci import ROOT
 from ci.cache.objects import put_executed
 from ci.commands import common, options
-from ci.prove.gb10 import mutants, report
+from ci.plan.plan import FamilyPlan
+from ci.prove.gb10 import mutants, report, sentry
 from ci.prove.gb10.cases import Case, cases
-from ci.prove.gb10.executable import make
+from ci.prove.gb10.executable import Executable, make
 from ci.prove.gb10.pool import Pool
 from ci.sources.lock import DEFAULT_LOCK
 from flash_attn3_sm121.arch import Family
@@ -39,6 +41,9 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
     parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
+    parser.add_argument(
+        "--sentryward", metavar="PROGRAM", help="ask sentryward about a few forward kernels instead: free of races?"
+    )
     parser.add_argument("--json", action="store_true", help="the whole document on stdout, not the table")
     parser.add_argument("--write", type=Path, help="write the document there as well")
 
@@ -49,6 +54,23 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
     if not kept:
         raise UsageError(f"no case with the words {' '.join(only)}", hint=f"a case is called: {found[0].name}")
     return kept
+
+
+def second_opinion(
+    args: argparse.Namespace, executable: Executable, family: FamilyPlan, *, folder: Path, narrate: Narrator
+) -> int:
+    """Print sentryward's opinions, one after the other: each takes minutes and gigabytes."""
+    chosen, found = family.selection, []
+    for call in (call for call, needs in sentry.NEEDS.items() if needs <= chosen.features):
+        dim = chosen.head_dims[0]
+        narrate.note(f"sentryward: {call}, head dim {dim}; a minute or more")
+        found.append(sentry.opinion(executable, call, dim, tool=args.sentryward, folder=folder, timeout=1800))
+        narrate.note(f"  {found[-1]['result']}, {found[-1]['seconds']} s, {found[-1]['peak_mib']} MiB")
+    text = json.dumps({"profile": chosen.profile, "opinions": found}, indent=1) + "\n"
+    if args.write:
+        args.write.write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 0 if all(opinion["result"] == "race_free" for opinion in found) else VerifyError.exit_code
 
 
 def do_prove(args: argparse.Namespace) -> int:
@@ -62,6 +84,8 @@ def do_prove(args: argparse.Namespace) -> int:
     folder: Path = args.folder / (name if session.request.lock == DEFAULT_LOCK else f"{name}-{inputs.tree.lock.short}")
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
+    if args.sentryward:
+        return second_opinion(args, executable, family, folder=folder, narrate=narrate)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
     jobs, narrate = session.settings.jobs or session.settings.cores, session.settings.narrate
     pool = Pool(executable=executable, folder=folder, jobs=jobs, narrate=narrate)

@@ -6,7 +6,7 @@ The file is `lib/<family>.json`. parse and format live in one class so that the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ class BuildFacts:
             raise FactsError(
                 f"build facts of {self.family}: smem_limit: expected at most {spec.smem_limit}, found {self.smem_limit}"
             )
+        table: dict[str, tuple[Collection[object], Collection[object]]] = {
+            "dtypes": (self.dtypes, spec.dtypes),
+            "head_dims": (self.head_dims, spec.head_dims),
+            "backward_head_dims": (self.backward_head_dims, spec.head_dims),
+            "features": (self.features, spec.features),
+        }
+        for field, (given, known) in table.items():
+            unknown = [str(word) for word in given if word not in known]
+            if unknown:
+                words = ", ".join(sorted(map(str, known))) or "none"
+                raise FactsError(
+                    f"build facts of {self.family}: {field}: expected some of {words}, found {', '.join(unknown)} too"
+                )
         for image in (*self.images, *self.ptx):
             Image.parse(image)
 
