@@ -91,14 +91,16 @@ def compared(before: Mapping[str, ObjectReport], after: Mapping[str, ObjectRepor
     rows = [_row(name, [before[name]], [after[name]]) for name in before if name in after]
     rows.append(_row("all", list(before.values()), list(after.values())))
     head = tuple(f"{word} {names[0]} -> {names[1]}" if word == "CPU s" else word for word in COLUMNS)
-    return Table(head=("unit", *head), rows=rows, right=frozenset(range(1, len(COLUMNS) + 1)))
+    return Table(head=("unit", *head), rows=rows, right=frozenset(range(1, len(COLUMNS))))
 
 
-COLUMNS = ("CPU s", "object", "kernels", "most registers", "kernels that spill", "bytes spilled")
+COLUMNS = ("CPU s", "object", "kernels", "most registers", "kernels that spill", "bytes spilled", "PTX")
 
 
 def _row(name: str, before: Sequence[ObjectReport], after: Sequence[ObjectReport]) -> tuple[str, ...]:
-    return (name, *(_pair(*cells) for cells in zip(_values(before), _values(after), strict=True)))
+    ptx, other = ([sorted(report.ptx.values()) for report in reports] for reports in (before, after))
+    same = ("the same" if any(ptx) else "none") if ptx == other else "differs"
+    return (name, *(_pair(*cells) for cells in zip(_values(before), _values(after), strict=True)), same)
 
 
 def _pair(one: str, other: str) -> str:

@@ -62,7 +62,7 @@ def test_a_compiler_that_the_index_lacks_is_refused_with_those_that_it_has(asked
     assert "it has these: 13.0, 13.5" in str(caught.value)
 
 
-def report(*spills: int, cpu_s: float, size: int) -> ObjectReport:
+def report(*spills: int, cpu_s: float, size: int, ptx: str = "") -> ObjectReport:
     usage = tuple(
         KernelUsage(
             kernel=f"k{i}", image="sm_121", registers=200 + i, stack=0, spill_stores=n, spill_loads=0, static_smem=0
@@ -70,16 +70,26 @@ def report(*spills: int, cpu_s: float, size: int) -> ObjectReport:
         for i, n in enumerate(spills)
     )
     return ObjectReport(
-        unit="x", key="k", sha256="s", size=size, cpu_s=cpu_s, wall_s=cpu_s, rss_gb=1.0, usage=usage, ptx={}
+        unit="x",
+        key="k",
+        sha256="s",
+        size=size,
+        cpu_s=cpu_s,
+        wall_s=cpu_s,
+        rss_gb=1.0,
+        usage=usage,
+        ptx={"x.ptx": ptx} if ptx else {},
     )
 
 
 def test_both_versions_stand_side_by_side() -> None:
-    before = {"sm8x a": report(0, 0, cpu_s=10, size=1024), "sm8x b": report(cpu_s=5, size=1024)}
-    after = {"sm8x a": report(0, 16, 8, cpu_s=12, size=2048), "sm8x b": report(cpu_s=5, size=1024)}
+    before = {"sm8x a": report(0, 0, cpu_s=10, size=1024, ptx="1"), "sm8x b": report(cpu_s=5, size=1024)}
+    after = {"sm8x a": report(0, 16, 8, cpu_s=12, size=2048, ptx="2"), "sm8x b": report(cpu_s=5, size=1024)}
     rows = str(compared(before, after, names=("13.0", "13.5"))).splitlines()
     assert rows[0].split("  ")[0] == "unit" and "CPU s 13.0 -> 13.5" in rows[0]
     cells = [re.split(r"  +", row) for row in rows]
-    assert cells[1] == ["sm8x a", "10 -> 12", "1 KiB -> 2 KiB", "2 -> 3", "201 -> 202", "0 -> 2", "0 -> 24"]
-    assert cells[2] == ["sm8x b", "5", "1 KiB", "0", "0", "0", "0"]
-    assert cells[3] == ["all", "15 -> 17", "2 KiB -> 3 KiB", "2 -> 3", "201 -> 202", "0 -> 2", "0 -> 24"]
+    assert cells[1] == ["sm8x a", "10 -> 12", "1 KiB -> 2 KiB", "2 -> 3", "201 -> 202", "0 -> 2", "0 -> 24", "differs"]
+    assert cells[2] == ["sm8x b", "5", "1 KiB", "0", "0", "0", "0", "none"]
+    assert cells[3] == ["all", "15 -> 17", "2 KiB -> 3 KiB", "2 -> 3", "201 -> 202", "0 -> 2", "0 -> 24", "differs"]
+    again = str(compared({"sm8x a": before["sm8x a"]}, {"sm8x a": before["sm8x a"]}, names=("a", "b"))).splitlines()
+    assert [row.endswith("the same") for row in again] == [False, True, True]
