@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from ci.__main__ import main
 from ci.cache.objects import KernelUsage, ObjectReport
 from ci.commands.compare import compared
 from ci.index import Wanted
 from ci.toolchain.pins import FILE
 from ci.toolchain.raising import raised
-from flash_attn3_sm121.errors import ToolchainError
+from flash_attn3_sm121.errors import ToolchainError, UsageError
 
 TAGS = ("manylinux_2_17_x86_64", "manylinux2014_aarch64.manylinux_2_17_aarch64", "win_amd64")
 COMPILER = ("13.0.88", "13.4.92", "13.5.37", "13.6.1rc1")
@@ -93,3 +94,8 @@ def test_both_versions_stand_side_by_side() -> None:
     assert cells[3] == ["all", "15 -> 17", "2 KiB -> 3 KiB", "2 -> 3", "201 -> 202", "0 -> 2", "0 -> 24", "differs"]
     again = str(compared({"sm8x a": before["sm8x a"]}, {"sm8x a": before["sm8x a"]}, names=("a", "b"))).splitlines()
     assert [row.endswith("the same") for row in again] == [False, True, True]
+
+
+def test_a_pin_is_not_raised_by_comparing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--to-pin", "head", "--write"]) == UsageError.exit_code
+    assert "--write is for --to-cuda" in capsys.readouterr().err
