@@ -39,7 +39,7 @@ class Resolved:
 
 
 def resolve(hub: Hub, index: Index, repo: str, revision: str | None = None) -> Resolved:
-    """The asked revision; a name that the hub has no revision for (a branch of somebody else's) means the newest."""
+    """Find a revision. A name that the hub does not know (a branch of the real repository) means the newest."""
     entry = index.repo(repo)
     ref = revision if revision is not None and entry.resolve(revision) else DEFAULT_REF
     sha = entry.resolve(ref)
@@ -64,7 +64,7 @@ def place(hub: Hub, files: Mapping[str, FileEntry], target: Path) -> None:
 
 
 def differing(files: Mapping[str, FileEntry], folder: Path) -> list[str]:
-    """What in a folder is not as the manifest says: changed, missing, added, and every link, to a folder too."""
+    """The paths in a folder that differ from a manifest: changed, missing and added files, and every link."""
     found = dict(_walk(folder, ""))
     bad = [path for path, plain in found.items() if not plain or path not in files]
     bad += [p for p, entry in files.items() if not found.get(p) or hash_file(folder / p) != (entry.sha256, entry.size)]
@@ -72,7 +72,7 @@ def differing(files: Mapping[str, FileEntry], folder: Path) -> list[str]:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
-    """(path, whether it is a plain file) of all that is no true folder; links are named and not followed."""
+    """Yield (path, whether it is a plain file) of everything but folders. Links are yielded, not followed."""
     if folder.is_symlink():
         yield prefix, False
         return
@@ -85,7 +85,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
 
 
 def checkout(hub: Hub, found: Resolved, *, under: Path | None = None) -> Path:
-    """The folder of a revision (with `build/` in it), made if it is not there, refused if it is not what it was."""
+    """The folder of a revision, made where it is missing. Raises IntegrityError where it was changed."""
     root = under if under is not None else cache_root() / "checkouts"
     target = root / found.repo.org / f"{found.repo.name}-{found.revision}"
     try:
@@ -147,7 +147,7 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def load_from_hub(root: Path, repo: str, revision: str | None) -> tuple[ModuleType, str]:
-    """Import a repository's revision out of a hub folder; (module, where it is from)."""
+    """Import a revision from a hub folder. Returns (module, where it is from, for messages)."""
     import torch
 
     hub = Hub.open(root)

@@ -21,7 +21,7 @@ LISTEN = "127.0.0.1:8080"
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     target: str
     generation: int
@@ -68,7 +68,7 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
 
 
 def _measure(root: Path) -> tuple[int, int]:
-    """Files, and bytes of content; hard links count once."""
+    """(files, bytes) below a folder. Hard links count once."""
     seen: dict[int, int] = {}
     count = 0
     for folder, _, names in os.walk(root):

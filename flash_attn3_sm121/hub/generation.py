@@ -43,7 +43,7 @@ def commit(txn: Transaction, index: Index) -> Index:
 
 
 def upgrade(hub: Hub) -> Index:
-    """The current generation with a tree; one that an older version wrote, or none at all, is written as the next."""
+    """The current generation, which has a tree afterwards: one that an older version wrote is published again."""
     index = hub.index()
     if index.site:
         tree.heal(hub)

@@ -1,4 +1,4 @@
-"""What one generation of the hub says: wheels and kernel repositories. Values only; store.py does the disk."""
+"""The index of one generation: its wheels and kernel repositories, as values. store.py reads and writes files."""
 
 from __future__ import annotations
 

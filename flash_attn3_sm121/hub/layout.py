@@ -62,7 +62,7 @@ KNOWN_REPOS: dict[str, str] = {
 
 
 def guessed_flavour(name: str) -> str:
-    """The flavour of a repository of this name (without its organisation), where nobody says which."""
+    """The flavour that a repository's name (without its organisation) suggests."""
     return next((flavour for flavour in ("vllm", "sgl") if name.startswith(flavour)), "fa3")
 
 
@@ -114,7 +114,7 @@ def check_wheel_name(text: str) -> str:
 
 
 def check_file_path(text: str) -> str:
-    """A path inside a kernel repository or a wheel: relative, normal, printable, no step upwards."""
+    """Check a path inside a kernel repository or a wheel: relative, normalised, printable, without `..`."""
     good = 0 < len(text) <= 1024 and text.isprintable() and "\\" not in text
     parts = text.encode().split(b"/") if good else []
     if not good or not _STEPS.isdisjoint(parts) or max(map(len, parts)) > 255:
@@ -190,7 +190,7 @@ class HubLayout:
         return self.objects / sha256[:2] / sha256
 
     def parse_object(self, path: Path) -> str | None:
-        """The sha256 that a file under objects/ is named after; None where it has no business there."""
+        """The sha256 that names a file under objects/; None for a file that does not belong there."""
         relative = path.relative_to(self.objects).parts
         named = len(relative) == 2 and _SHA256.fullmatch(relative[1]) and relative[1][:2] == relative[0]
         return relative[1] if named else None

@@ -1,4 +1,4 @@
-"""Look after a hub: check everything, take things out, collect what nothing needs any more, sign what was unsigned."""
+"""The upkeep of a hub: check it, remove and prune, collect what is not used, sign, roll back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flash_attn3_sm121.hub.store import KEEP_GENERATIONS, Hub
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What `check` found. `orphans` are objects nothing needs: litter of a killed publish, not a fault."""
+    """The result of `check`. `orphans` counts objects that this generation does not use, which is no fault."""
 
     generation: int
     objects: int
@@ -35,7 +35,7 @@ class CheckReport:
 
 
 def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Iterator[tuple[str, FileEntry]]:
-    """(who needs it, object) of one revision; a damaged manifest raises IntegrityError."""
+    """Yield (name for messages, object) of a revision. Raises IntegrityError for a damaged manifest."""
     who = f"{name}@{sha[:12]}"
     files = hub.manifest(revision.manifest).files
     yield f"{who} manifest", hub.manifest_entry(revision.manifest)
@@ -44,7 +44,7 @@ def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Itera
 
 
 def needed(hub: Hub, index: Index) -> Iterator[FileEntry]:
-    """Every object that an index needs; a damaged manifest raises, because what it needs is not known."""
+    """Yield every object that an index refers to. Raises IntegrityError for a damaged manifest."""
     for _, entry in tree.files(index):
         yield entry
     for name, sha, revision in index.revisions():
@@ -104,14 +104,14 @@ def _fault(hub: Hub, entry: FileEntry) -> str:
 
 
 def _strays(hub: Hub, known: set[str]) -> tuple[list[str], int]:
-    """Files that are not what a hub holds, and the number of objects that nothing in this generation needs."""
+    """Files that do not belong into a hub, and the number of objects that this generation does not use."""
     strays, orphans = [], 0
     for path in sorted(hub.layout.objects.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         name = hub.layout.parse_object(path)
         if name is None or path.is_symlink():
-            strays.append(f"{path} has no business in a hub")
+            strays.append(f"{path} does not belong into a hub")
         elif name not in known:
             orphans += 1
     return strays, orphans
@@ -152,7 +152,7 @@ def _without(name: str, repo: Repo, revision: str) -> Repo | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What gc took away."""
+    """What `gc` removed, or would remove."""
 
     generations: int
     objects: int
@@ -194,7 +194,7 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
 
 
 def sign(hub: Hub, key: SigningKey) -> Index:
-    """Sign what is published, as a generation of its own; one that this key has signed already stays."""
+    """Publish the same content again, signed with `key`. Nothing is done where that key has signed it already."""
     with hub.transaction(key) as txn:
         if txn.base.generation == 0:
             raise HubError("there is nothing to sign yet", hint="flash-attn3 hub publish WHEEL...")

@@ -70,7 +70,7 @@ def enable(folder: Path, config: OverrideConfig) -> Path:
 
 
 def disable(folder: Path) -> bool:
-    """Take the file away; whether there was one."""
+    """Remove the file. Returns whether there was one."""
     target = folder / PTH_NAME
     was = target.is_file()
     try:
@@ -82,7 +82,7 @@ def disable(folder: Path) -> bool:
 
 
 def _record(folder: Path, target: Path | None) -> None:
-    """Name our file in the RECORD of the package that is installed there, or take it out; a source tree has none."""
+    """Add our file to the RECORD of the installed package, or take it out. A source tree has no RECORD."""
     for dist in importlib.metadata.distributions(name=PACKAGE, path=[str(folder)]):
         for file in dist.files or ():
             if file.name != "RECORD":
@@ -96,7 +96,7 @@ def _record(folder: Path, target: Path | None) -> None:
 
 
 def read(folder: Path) -> OverrideConfig | None:
-    """What is enabled there; None where nothing is."""
+    """The override that is enabled in a site-packages folder, or None."""
     target = folder / PTH_NAME
     if not target.is_file():
         return None

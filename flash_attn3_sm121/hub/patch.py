@@ -62,7 +62,7 @@ _STATE = _State()
 
 
 def say(key: str, text: str) -> None:
-    """Once per process and key, on stderr, unless quiet."""
+    """Print a line on stderr, once in a process for each key, unless the override is quiet."""
     config = _STATE.config
     if key not in _STATE.said and config is not None and not config.quiet:
         _STATE.said.add(key)
@@ -157,7 +157,7 @@ def _really_importing() -> bool:
 
 
 class KernelsFinder(importlib.abc.MetaPathFinder):
-    """Finds `kernels` the way everybody else does, and patches it once it has run."""
+    """Has the other finders find `kernels`, and patches the module when it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -226,7 +226,7 @@ def activate(config: OverrideConfig) -> None:
 
 
 def deactivate() -> None:
-    """Put everything back."""
+    """End the override: restore the original functions and remove the finder."""
     with _STATE.lock:
         for module, name, original in reversed(_STATE.originals):
             setattr(module, name, original)
@@ -245,6 +245,6 @@ def active() -> OverrideConfig | None:
 def find_spec_through_finder(
     path: Sequence[str] | None, target: ModuleType | None
 ) -> importlib.machinery.ModuleSpec | None:
-    """What the start-up hook returns for the import of `kernels` that woke it."""
+    """What the override's own finder finds for `kernels`; the start-up hook was asked first and returns it."""
     assert _STATE.finder is not None, "activate() comes first"
     return _STATE.finder.find_spec(KERNELS, path, target)

@@ -23,7 +23,7 @@ VERSION_REF = f"v{INTERFACE_VERSION}"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What a publish did, for the summary."""
+    """The result of a publish."""
 
     generation: int
     changed: bool
@@ -101,7 +101,7 @@ def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
 
 
 def choose(index: Index, version: str, fresh: Sequence[str]) -> dict[str, str]:
-    """platform -> wheel for a release: of several, one of `fresh` (the last), else the one published last."""
+    """Platform -> the wheel that serves a release there: the last of `fresh`, else the one published last."""
     order = {name: position for position, name in enumerate(fresh, start=1)}
     chosen: dict[str, tuple[tuple[int, int, str], str]] = {}
     for name, entry in index.wheels.items():
@@ -114,7 +114,7 @@ def choose(index: Index, version: str, fresh: Sequence[str]) -> dict[str, str]:
 
 
 def gather_payloads(txn: Transaction, index: Index, chosen: Mapping[str, str]) -> dict[str, Payload]:
-    """The chosen wheels' packages as objects; where no pure wheel is there, its Python comes from another one."""
+    """Store the chosen wheels' packages. Without a pure wheel, the Python-only payload is taken from another one."""
     opened: dict[str, WheelFile] = {}
     for platform, name in chosen.items():
         entry = index.wheels[name]
@@ -138,7 +138,7 @@ def with_revision(repo: Repo | None, flavour: Flavour, revision: str, entry: Rev
 
 
 def _with_wheel(index: Index, filename: str, entry: WheelEntry) -> Index:
-    """Publishing the same bytes again changes nothing."""
+    """The index with a wheel. One of the same bytes keeps the entry that it has."""
     old = index.wheels.get(filename)
     return index if old is not None and old.sha256 == entry.sha256 else index.with_wheel(filename, entry)
 

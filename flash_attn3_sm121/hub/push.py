@@ -1,4 +1,4 @@
-"""Push repositories of this hub to an organisation on the Hugging Face hub. Planning says exactly what would go up."""
+"""Push repositories of this hub to an organisation on the Hugging Face hub. A plan lists every file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plan_rehearsed(manifests: Mapping[RepoName, Manifest]) -> list[Upload]:
 
 
 def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
-    """Every file of every repository, so that nothing goes up unseen."""
+    """A plan as text: every file of every repository."""
     lines = []
     for upload in plan:
         found = upload.found

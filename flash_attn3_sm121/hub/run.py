@@ -72,10 +72,10 @@ def environment(
 
 
 def carried(argv: Sequence[str], config: str, folders: Sequence[Path] = (HOOK_FOLDER,)) -> tuple[list[str], list[str]]:
-    """The command as it has to be for the override to reach it, and where that can't be done: (argv, warnings).
+    """Change a command so that the override reaches it. Returns (argv, warnings).
 
-    `env` in front of a command gets back what it would take away. A Python that ignores its environment can't be
-    reached this way.
+    What `env` in front of a command would remove is given to it again. A Python that ignores its environment is
+    warned about.
     """
     words, warnings, at = list(argv), [], 0
     hook = os.pathsep.join(str(folder) for folder in folders)
@@ -116,7 +116,7 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _folders(as_name: str | None) -> tuple[Path, ...]:
-    """What leads the command's PYTHONPATH."""
+    """The folders that go in front of the command's PYTHONPATH."""
     if as_name is None:
         return (HOOK_FOLDER,)
     if (found := names.conflict()) is not None:

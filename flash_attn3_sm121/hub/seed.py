@@ -60,7 +60,7 @@ def _fill(hub: Hub, found: Resolved, snapshot: Path, twin: Path | None) -> None:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The same files once more, as hard links where the file system has them."""
+    """Copy a folder, by hard links where the file system has them."""
 
     def link(one: str, other: str) -> None:
         try:

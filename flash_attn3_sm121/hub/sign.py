@@ -91,7 +91,7 @@ class SigningKey:
 
 
 def signer_of(signature: bytes, *, origin: str) -> str:
-    """The id of the key that a signature file names; nothing is checked."""
+    """The id of the key that a signature file names. The signature is not checked."""
     return str(load_json(signature, origin=origin).get("key"))
 
 

@@ -99,7 +99,7 @@ class Hub:
         return sorted(number for name in names if (number := self.layout.parse_generation(name)) is not None)
 
     def index(self) -> Index:
-        """The current generation; consistent in itself without any lock."""
+        """Read the current generation. No lock is needed."""
         while True:
             number = self.generation()
             if number == 0:
@@ -118,7 +118,7 @@ class Hub:
         return path.read_bytes() if path.is_file() else None
 
     def trusted_index(self, keys: TrustedKeys | None) -> Index:
-        """The current generation; with keys, signed by one of them, byte for byte."""
+        """Read the current generation. With keys, raises IntegrityError unless one of them signed its bytes."""
         while True:
             index = self.index()
             if keys is None or index.generation == 0:
@@ -155,7 +155,7 @@ class Hub:
         return path
 
     def read(self, entry: FileEntry) -> bytes:
-        """An object's bytes, proven to be those that were put in."""
+        """Read an object. Raises IntegrityError where its bytes are not those that were stored."""
         try:
             data = self.layout.object(entry.sha256).read_bytes()
         except FileNotFoundError as error:
@@ -169,7 +169,7 @@ class Hub:
         return Manifest.from_bytes(self.read(FileEntry(sha256=sha256, size=0)), origin=f"manifest {sha256}")
 
     def manifest_entry(self, sha256: str) -> FileEntry:
-        """A manifest as the object that it is; the index names it by hash alone."""
+        """A manifest's hash and size. The index holds the hash alone."""
         return FileEntry(sha256=sha256, size=len(self.read(FileEntry(sha256=sha256, size=0))))
 
     def read_generation(self, number: int) -> Index:
@@ -177,7 +177,7 @@ class Hub:
         return self._parse_index(self.layout.generation(number), number)
 
     def recover(self) -> int:
-        """Have CURRENT name the newest generation that can be read; for one that is lost or names a damaged one."""
+        """Set CURRENT to the newest generation that can be read: for a CURRENT that is lost or names a damaged one."""
         with self._locked(_to_stderr):
             for number in reversed(self.generations()):
                 try:
@@ -244,7 +244,7 @@ def _to_stderr(text: str) -> None:
 
 @dataclass(kw_only=True)
 class Transaction:
-    """What a writer may do while it holds the lock."""
+    """A writer that holds the lock."""
 
     hub: Hub
     base: Index
@@ -269,7 +269,7 @@ class Transaction:
             return self.add_stream(reader)
 
     def add_stream(self, reader: IO[bytes]) -> FileEntry:
-        """Copy what is left in a stream in; its hash is taken of the very bytes that were written."""
+        """Store what is left in a stream. Its hash is taken of the bytes that are written."""
         new = self.hub.layout.tmp / uuid.uuid4().hex
         digest, size = hashlib.sha256(), 0
         try:
@@ -293,7 +293,7 @@ class Transaction:
         return not target.is_symlink() and target.is_file() and hash_file(target) == (entry.sha256, entry.size)
 
     def numbered(self, index: Index) -> Index:
-        """`index` with the number of the next generation; the one before, where nothing would change."""
+        """`index` with the next generation's number, or the current generation where nothing would change."""
         number = self.base.generation
         signed = self.hub.signature(number)
         signer = signer_of(signed, origin=f"generation {number}") if signed is not None else None
@@ -319,13 +319,13 @@ class Transaction:
 
 
 def _bare(index: Index) -> Index:
-    """What makes a generation another one; the rest follows from it."""
+    """An index without what follows from the rest: generations with equal ones have the same content."""
     return replace(index, hub="", generation=0, created="", site={})
 
 
 @dataclass(kw_only=True)
 class Rehearsal(Transaction):
-    """A transaction that writes nothing: a dry run finds out with it what a publish would make."""
+    """A transaction that writes nothing, for the dry run of a publish."""
 
     _bytes: dict[str, bytes] = field(default_factory=dict)
     _files: dict[str, Path] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from flash_attn3_sm121.hub.store import Hub
 
 
 def cache_root() -> Path:
-    """Where copies and memories lie: FA3_CACHE, else below the user's cache folder."""
+    """The folder of checkouts and of the generations seen: FA3_CACHE, else below the user's cache folder."""
     if os.environ.get("FA3_CACHE"):
         return Path(os.environ["FA3_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")

@@ -58,7 +58,7 @@ def payload_folder(folder: Path, system: str, machine: str) -> Path:
 
 
 def load_package(folder: Path, version: str) -> ModuleType:
-    """The package out of this folder, unless one is loaded already: then that one, and a word where it differs."""
+    """Import the package from this folder. One that is loaded already is used instead; a line says so if it differs."""
     loaded = sys.modules.get(PACKAGE)
     if loaded is not None:
         here = str(loaded.__file__).startswith(str(folder))

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def _refuse(**given: tuple[Any, Any]) -> None:
-    """Raise for the first argument that asks for something: name -> (found, the one value that asks for nothing)."""
+    """Raise CallError for the first argument that is set: name=(its value, the value that means unset)."""
     for name, (found, nothing) in given.items():
         if found is not nothing and (isinstance(found, Tensor) or found != nothing):
             value = "a tensor" if isinstance(found, Tensor) else repr(found)

@@ -1,4 +1,4 @@
-"""What a wheel holds, judged before anything of it gets into the hub. Reads, never unpacks."""
+"""Reads and checks a wheel before anything of it gets into the hub. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class WheelFile:
 
     @contextmanager
     def members(self, wanted: Mapping[str, str]) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-        """The content of each member as a stream, under the name that `wanted` gives it; read one after the other."""
+        """Open members one after the other: (the name that `wanted` gives it, a stream)."""
         with zipfile.ZipFile(self.path) as archive:
 
             def each() -> Iterator[tuple[str, IO[bytes]]]:
@@ -215,7 +215,7 @@ def _schemas(archive: zipfile.ZipFile, names: list[str]) -> str:
 
 
 def _checks(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, ...]:
-    """The rules of a verify report that was judged already."""
+    """The rules that a verify report says were held."""
     report = f"{LIB}verify.json"
     checks = json.loads(_text(archive, report)).get("checks", []) if report in names else []
     return tuple(sorted({str(check["rule"]) for check in checks if isinstance(check, Mapping) and check.get("ok")}))

@@ -72,7 +72,7 @@ def test_a_damaged_manifest_is_found(hub: Hub) -> None:
 def test_a_file_that_is_no_object_is_found(hub: Hub) -> None:
     (hub.layout.objects / "00").mkdir(exist_ok=True)
     (hub.layout.objects / "00" / "backdoor").write_text("x")
-    assert "no business" in check(hub).findings[0]
+    assert "does not belong" in check(hub).findings[0]
 
 
 def test_removed_things_are_gone_and_their_space_comes_back(hub: Hub, newer_wheel: Path) -> None:

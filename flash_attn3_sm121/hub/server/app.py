@@ -78,7 +78,7 @@ class Scope(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What goes out. `body` is bytes, or a file with the first byte and the one behind the last."""
+    """The answer to a request. `body` is bytes, or (file, first byte, byte behind the last)."""
 
     status: int
     headers: Mapping[str, str]
@@ -109,7 +109,7 @@ def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = N
 
 @dataclass(kw_only=True)
 class App:
-    """One worker. It follows the hub folder: a publish shows with the next request."""
+    """The application of one worker. What is published shows with the next request."""
 
     config: ServeConfig
     hub: Hub
@@ -170,7 +170,7 @@ class App:
     # Answers
 
     async def answer(self, method: str, path: str, headers: Headers) -> Answer:
-        """What a request gets."""
+        """The answer to a request."""
         if method not in ("GET", "HEAD"):
             return refuse(405, headers={"Allow": "GET, HEAD"})
         if path != "/healthz" and not allowed(self.config.token, headers.get("authorization")):
@@ -308,7 +308,7 @@ class App:
 
 
 def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:
-    """(the file at an address, where else to look): folders have an index file, and a slash at their end."""
+    """(the file at an address, status and Location of a redirect). A folder's address ends in a slash."""
     if path.startswith("api/"):
         return directory.find(f"{path.rstrip('/')}/{INDEX_JSON}") or directory.find(path), None
     parts = path.rstrip("/").split("/")

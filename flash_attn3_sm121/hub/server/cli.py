@@ -82,7 +82,7 @@ def to_config(args: argparse.Namespace) -> ServeConfig:
 
 
 def greeting(config: ServeConfig, port: int) -> str:
-    """What to type here and elsewhere, for stderr."""
+    """The lines that `serve` prints when it is up: its addresses, and what clients have to set."""
     name = socket.gethostname() if config.host in ("0.0.0.0", "::") else None
     url = config.url(port, host=name)
     scheme, _, rest = url.partition("://")
@@ -99,7 +99,7 @@ def greeting(config: ServeConfig, port: int) -> str:
 
 
 def free_port(config: ServeConfig) -> int:
-    """The port to listen on, found to be free; a sentence where it is not."""
+    """The port to listen on. Raises ServeError where it is not free."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -116,7 +116,7 @@ def free_port(config: ServeConfig) -> int:
 
 
 def check_tls(config: ServeConfig) -> None:
-    """Find out now what a worker would only find out at its start."""
+    """Load certificate and key before a worker does. Raises ServeError where they cannot be used."""
     if config.tls_cert is None:
         return
     try:
@@ -128,7 +128,7 @@ def check_tls(config: ServeConfig) -> None:
 
 
 def _announce(config: ServeConfig, port: int, *, browser: bool) -> None:
-    """Say where the server is, once it is there."""
+    """Wait until the server accepts connections, then print its address."""
     host = config.url(port).partition("://")[2].rpartition(":")[0].strip("[]")
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What `hub serve` was asked to do, checked before any socket is opened, and who may read."""
+"""The settings of `hub serve`, checked before a socket is opened, and the check of a client's token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def raise_descriptors() -> int:
-    """Raise the limit of open files to the most that the system allows; how many connections a worker may hold then."""
+    """Raise the limit of open files to the hard limit. Returns how many connections a worker may hold."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit = MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else hard - SPARE_DESCRIPTORS
@@ -46,7 +46,7 @@ def raise_descriptors() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """One server. `token` None means anybody who reaches the address may read."""
+    """The settings of one server. Without a token everybody who reaches the address may read."""
 
     root: str
     host: str = DEFAULT_HOST

@@ -31,12 +31,12 @@ class GoneError(IntegrityError):
 
 
 def identity(info: os.stat_result) -> Identity:
-    """What differs when another file lies under a name, or the same one was written to."""
+    """What tells a file from another one of its name, and from itself before somebody wrote to it."""
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def unchanged(file: str, known: Identity) -> bool:
-    """Whether a plain file is still the one that it was; links are not followed."""
+    """Whether a file still has that identity. Links are not followed."""
     try:
         return identity(os.lstat(file)) == known
     except OSError:

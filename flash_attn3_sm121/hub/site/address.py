@@ -94,7 +94,7 @@ class Directory:
         return None if entry is None else Found(path=inner, entry=entry, commit=sha, fixed=parts[3] == sha)
 
     def missing(self, path: str) -> str:
-        """Why nothing is at an address, as huggingface_hub's X-Error-Code."""
+        """The X-Error-Code of huggingface_hub for an address without a file."""
         parts = path.split("/")
         if parts[0] == "kernels":
             parts = parts[1:]

@@ -1,4 +1,4 @@
-"""What nginx needs to send a hub's tree with the headers of our own server. Written once: no publish changes it."""
+"""The nginx configuration that sends a hub's tree with the headers of our own server. No publish changes it."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def newest(cards: list[WheelCard]) -> list[WheelCard]:
 
 
 def repo_groups(index: Index) -> list[tuple[tuple[str, ...], Repo]]:
-    """Repositories of the same content together."""
+    """The repositories, those of the same content in one group."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, repo in sorted(index.repos.items()):
         wheels = repo.revisions[repo.refs["main"]].wheels if "main" in repo.refs else ()
@@ -140,7 +140,7 @@ def _folder_of(path: str) -> str:
 
 
 def _folders(manifest: Manifest) -> list[tuple[str, list[tuple[str, FileEntry]]]]:
-    """The files by variant; what lies outside of them first."""
+    """The files by variant. Those outside of variants come first."""
     rows = sorted(manifest.files.items(), key=lambda row: (_folder_of(row[0]), row[0]))
     return [(folder, list(group)) for folder, group in groupby(rows, key=lambda row: _folder_of(row[0]))]
 

@@ -25,7 +25,7 @@ LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
 
 
 def time_of(entry: FileEntry) -> int:
-    """The modification time that stands for a content."""
+    """The modification time that files of this content are given."""
     return 86400 + int(entry.sha256[:8], 16) % LONGEST_TIME
 
 
@@ -68,7 +68,7 @@ class Trees:
 
 
 def links(index: Index) -> Iterator[tuple[str, str]]:
-    """(address, relative target) of folders that are other folders: refs, the other repository type, revisions."""
+    """Yield (address, relative target) of the symbolic links: refs, the other repository type, revisions."""
     for name, repo in sorted(index.repos.items()):
         yield f"kernels/{name}", f"../../{name}"
         yield f"api/kernels/{name}", f"../../models/{name}"
@@ -81,7 +81,7 @@ def links(index: Index) -> Iterator[tuple[str, str]]:
 
 
 def files(index: Index) -> Iterator[tuple[str, FileEntry]]:
-    """(address, content) of everything that lies in no repository."""
+    """Yield (address, content) of everything outside of repositories."""
     yield from index.site.items()
     for name, wheel in index.wheels.items():
         yield f"files/{name}", FileEntry(sha256=wheel.sha256, size=wheel.size)
@@ -191,7 +191,7 @@ def heal(hub: Hub) -> None:
 
 
 def drop(trees: Trees, kept: list[int], revisions: set[str]) -> None:
-    """Remove the trees of other generations, revisions that none of the kept ones has, and half a tree."""
+    """Remove the trees of other generations, revisions that no kept generation has, and unfinished trees."""
     names = {f"{number:08d}" for number in kept} | {"revisions"}
     for path in trees.folder.iterdir() if trees.folder.is_dir() else ():
         if path.name not in names:
