@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.folders import locked, making
+from ci.process import output_of
 from flash_attn3_sm121.errors import CompileError
 
 FOLDER = Path(__file__).parent
@@ -40,10 +40,7 @@ def _key(cxx: str, pybind: str) -> str:
     Args:
         pybind: pybind11's version.
     """
-    version = subprocess.run(
-        [cxx, "-march=native", "-Q", "--help=target", "--version"], capture_output=True, check=True
-    )
-    total = hashlib.sha256(version.stdout)
+    total = hashlib.sha256(output_of([cxx, "-march=native", "-Q", "--help=target", "--version"]).encode())
     python = [sys.version, sysconfig.get_config_var("SOABI")]
     total.update(json.dumps([FLAGS, pybind, *python]).encode())
     for path in _sources():
@@ -76,11 +73,7 @@ def _compile(cxx: str, includes: list[str], folder: Path) -> None:
     words = [word for include in includes for word in ("-isystem", include)]
     files = [str(path) for path in sorted(FOLDER.glob("*.cpp"))]
     arena = str(FOLDER / "arena.cpp")
-    _run([cxx, *FLAGS, "-shared", *words, *(name for name in files if name != arena), "-o", str(folder / MODULE)])
-    _run([cxx, *FLAGS, "-shared", arena, "-o", str(folder / ARENA)])
-
-
-def _run(argv: list[str]) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    if done.returncode != 0:
-        raise CompileError(f"$ {' '.join(argv)}\nexit code {done.returncode}\n{done.stderr[-4000:]}")
+    english = {**os.environ, "LC_ALL": "C"}
+    modules = (name for name in files if name != arena)
+    output_of([cxx, *FLAGS, "-shared", *words, *modules, "-o", folder / MODULE], env=english)
+    output_of([cxx, *FLAGS, "-shared", arena, "-o", folder / ARENA], env=english)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ci import ROOT
 from ci.build.family import Builder
 from ci.cache.folders import file_sha256
 from ci.plan.plan import FamilyPlan
+from ci.process import execute
 from ci.prove.gb10.build import FOLDER, Executor, executor
 from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
@@ -101,16 +101,7 @@ class Executable:
         }
         argv = [python, "-m", "ci.prove.gb10.child"]
         env = {**os.environ, "LD_PRELOAD": str(self.executor.arena), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            argv,
-            input=json.dumps(document),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=env,
-            check=False,
-            timeout=timeout,
-        )
+        done = execute(argv, stdin=json.dumps(document), cwd=ROOT, env=env, timeout=timeout)
         if -done.returncode in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         if done.returncode != 0:
