@@ -102,7 +102,7 @@ def planned_text(plan: BuildPlan, *, at_once: Concurrency) -> str:
 
 
 def in_order(edges: Sequence[Edge]) -> list[Edge]:
-    """The longest first: no core waits for it at the end."""
+    """The edges, the longest first: no core waits for it at the end."""
     return sorted(edges, key=lambda edge: (-edge.cost.cpu_s, edge.name))
 
 

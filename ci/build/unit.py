@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _store(args: argparse.Namespace) -> str:
-    """Compile into the object cache, unless another build has done it by now; a line that tells what it took."""
+    """Compile into the object cache, unless another build has done so. Returns a line that says what it took."""
     store = ObjectStore(cache=args.cache)
     with locked(args.cache, store.entry(args.key)):
         if store.find(args.key) is not None:

@@ -1,1 +1,1 @@
-"""The harness's subcommands: each a thin edge (arguments in, text and exit code out) over the modules of `ci`."""
+"""The subcommands. Each turns arguments into calls of `ci`'s modules, and results into text and an exit code."""

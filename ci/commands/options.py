@@ -23,7 +23,7 @@ LAUNCHERS = ("ccache", "sccache")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user wants, as written; nothing of it has been looked up yet."""
+    """A build as the user asked for it. Nothing of it has been checked or looked up."""
 
     profile: str = DEFAULT
     archs: str | None = None
@@ -122,7 +122,7 @@ def from_environment(environ: Mapping[str, str]) -> Request:
 
 
 def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Request:
-    """The command line, with the environment where it says nothing."""
+    """The request of a command line. What it leaves out comes from the environment."""
     base = from_environment(os.environ if environ is None else environ)
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs: expected 1 or more, found {args.jobs}")

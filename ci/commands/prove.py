@@ -49,7 +49,7 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
-    """Cases in whose names every word of `only` stands."""
+    """The cases whose names contain every word of `only`."""
     kept = tuple(case for case in found if all(word in case.name.split() for word in only))
     if not kept:
         raise UsageError(f"no case with the words {' '.join(only)}", hint=f"a case is called: {found[0].name}")

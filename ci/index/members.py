@@ -22,7 +22,7 @@ BLOCK = 2 << 20
 
 
 class NoParts(FetchError):
-    """No place serves parts of the file."""
+    """No server sends parts of the file."""
 
 
 class ReadAhead(RemoteFetcher):  # type: ignore[misc]  # remotezip is untyped

@@ -104,7 +104,7 @@ def running_suite(os_release: str) -> str:
 
 @contextmanager
 def new_folder(cache: Path, narrate: Narrator) -> Iterator[Path]:
-    """A folder for one run, removed behind it; what a killed run left is removed first."""
+    """A folder for one run, removed afterwards. What a killed run left is removed first."""
     scratch = cache / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     with locked(cache, "fresh", waiting=lambda: narrate.note("another fresh run is under way: waiting")):
@@ -141,7 +141,7 @@ def two_commands(readme: str) -> tuple[str, str]:
 
 
 def steps(commands: tuple[str, str], *, only: str | None) -> list[tuple[str, str, dict[str, str]]]:
-    """(why, command, its environment): README's commands, and behind the first the use of what it made."""
+    """(why, command, its environment): README's commands, and after the first one the use of its wheel."""
     new = "a new environment (torch is left out: gigabytes that prove nothing here)"
     install = "python3 -m venv ~/try && ~/try/bin/pip install --quiet --no-deps wheels/flash_attn3_sm121-*.whl"
     wheel = [

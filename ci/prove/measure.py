@@ -151,7 +151,7 @@ UPSTREAM_COST = {"fwd": (320.0, 9.0), "bwd": (240.0, 9.0), "combine": (92.0, 3.1
 
 
 def estimate(task: Task) -> tuple[float, float]:
-    """CPU seconds and GB."""
+    """The estimated CPU seconds and GB of a task."""
     if task.ours is not None:
         return task.ours.cost.cpu_s, task.ours.cost.rss_gb
     return UPSTREAM_COST[task.group.kind]

@@ -35,7 +35,7 @@ def same(rule: str, subject: str, *, found: Iterable[str], expected: Iterable[st
 
 
 def nothing(rule: str, subject: str, *, bad: Iterable[str], good: str, expected: str, most: int = 6) -> Check:
-    """There must be no offender; the first few are named where there are."""
+    """Nothing may be bad. The first few are named where something is."""
     names = list(bad)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return Check(

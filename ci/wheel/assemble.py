@@ -1,4 +1,4 @@
-"""Parts of a wheel put together: what belongs to one making, shards joined to a whole family."""
+"""Assembles the parts of a wheel: checks that they belong together, and joins shards to whole families."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flash_attn3_sm121.errors import AssembleError
 
 
 def check_together(parts: Sequence[Part]) -> Identity:
-    """All parts must be of one making. Raises AssembleError that names every difference."""
+    """Check that all parts were made from the same inputs. Raises AssembleError that names every difference."""
     if not parts:
         raise AssembleError("no artifacts were given", hint="python -m ci build makes them")
     first = parts[0]
@@ -31,7 +31,7 @@ def check_together(parts: Sequence[Part]) -> Identity:
 
 
 def by_family(parts: Sequence[Part]) -> dict[str, tuple[Part, ...]]:
-    """Parts a family, complete and without a double: one library, or all shards of one."""
+    """The parts of each family: one library, or all shards. Raises AssembleError for missing and double ones."""
     groups: dict[str, list[Part]] = {}
     for part in parts:
         groups.setdefault(part.artifact.family, []).append(part)

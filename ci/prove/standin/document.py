@@ -47,7 +47,7 @@ class Row:
 
     @property
     def bounds(self) -> list[Bounds]:
-        """What the units allow it; nothing where its inner loop was not found."""
+        """What the GPU's units allow the kernel. Empty where its inner loop was not found."""
         return [Bounds.of(self.loop, self.registers)] if self.loop else []
 
     @property
@@ -112,7 +112,7 @@ def unreached(usage: Sequence[KernelUsage], answers: Sequence[Answer]) -> tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a page's head says."""
+    """The facts in a page's head."""
 
     profile: str
     image: str

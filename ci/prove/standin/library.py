@@ -35,7 +35,7 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of one call."""
+    """The result of one call."""
 
     call: Call
     launches: tuple[Launch, ...]
