@@ -112,9 +112,10 @@ class Parser(argparse.ArgumentParser):
 
         For a misspelt option where a subcommand should stand, argparse would only say that the subcommand is missing.
         """
-        given = sys.argv[1:] if args is None else list(args)
-        if given and given[0].startswith("--") and given[0] not in self._option_string_actions and self._subparsers:
-            self.error(f"unrecognized arguments: {given[0]}")
+        word = next(iter(sys.argv[1:] if args is None else args), "")
+        known = any(name.startswith(word) for name in self._option_string_actions)
+        if self._subparsers and word.startswith("--") and not known:
+            self.error(f"unrecognized arguments: {word}")
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
