@@ -1,7 +1,7 @@
-"""Hands out the bytes of objects, and only those that were hashed and found right.
+"""Hands out the bytes of objects that were hashed and found right; reads the conditions and ranges of requests.
 
 An object is hashed when it is first asked for. The result counts for as long as the file's identity (inode, size,
-times) stays the same; that is looked at on every request.
+times) stays the same; that is looked at on every request. Conditions and ranges are those of RFC 9110.
 """
 
 from __future__ import annotations
