@@ -18,6 +18,7 @@ from ci.prove.gb10.executable import Executable, make
 from ci.prove.gb10.pool import Pool
 from ci.sources.lock import DEFAULT_LOCK
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """\
@@ -84,10 +85,10 @@ def do_prove(args: argparse.Namespace) -> int:
     folder: Path = args.folder / (name if session.request.lock == DEFAULT_LOCK else f"{name}-{inputs.tree.lock.short}")
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
+    jobs, narrate = session.settings.jobs or session.settings.cores, session.settings.narrate
     if args.sentryward:
         return second_opinion(args, executable, family, folder=folder, narrate=narrate)
     wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
-    jobs, narrate = session.settings.jobs or session.settings.cores, session.settings.narrate
     pool = Pool(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {

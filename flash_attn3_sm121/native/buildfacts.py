@@ -61,10 +61,10 @@ class BuildFacts:
             "backward_head_dims": (self.backward_head_dims, spec.head_dims),
             "features": (self.features, spec.features),
         }
-        for field, (given, known) in table.items():
-            unknown = [str(word) for word in given if word not in known]
+        for field, (given, possible) in table.items():
+            unknown = [str(word) for word in given if word not in possible]
             if unknown:
-                words = ", ".join(sorted(map(str, known))) or "none"
+                words = ", ".join(sorted(map(str, possible))) or "none"
                 raise FactsError(
                     f"build facts of {self.family}: {field}: expected some of {words}, found {', '.join(unknown)} too"
                 )
