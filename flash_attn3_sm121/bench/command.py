@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import re
 import shlex
 import sys
 import time
@@ -38,6 +39,11 @@ def configure_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="list refusals in the table as well")
     files = parser.add_argument_group("results")
     files.add_argument("--json", metavar="FILE", help="the whole run as JSON (- for stdout instead of the table)")
+    files.add_argument(
+        "--share",
+        action="store_true",
+        help="the JSON, named after device and day: the one file to send, no paths in it",
+    )
     files.add_argument("--csv", metavar="FILE", help="one line a contender and workload")
     files.add_argument(
         "--html", metavar="FILE", help="a report in one file, with plots where matplotlib is (the extra [bench])"
@@ -236,10 +242,18 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def shared_name(report: Report) -> str:
+    """`bench-nvidia-gb10-2026-11-27.json`: what docs/results calls such a file."""
+    device = "-".join(re.findall("[a-z0-9]+", report.title.lower()))
+    return f"bench-{device}-{report.date[:10]}.json"
+
+
 def write(report: Report, args: argparse.Namespace) -> None:
     """Write the files that were asked for. Print the table, unless an option has stdout (`-`) for something else."""
     from flash_attn3_sm121.bench.text import markdown, table, to_csv
 
+    if args.share:
+        _save(Path(shared_name(report)), report.to_json().encode())
     texts: list[tuple[str | None, Callable[[], str]]] = [
         (args.json, report.to_json),
         (args.csv, lambda: to_csv(report)),

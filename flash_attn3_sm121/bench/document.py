@@ -31,12 +31,14 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 def _report(report: Report, command: str) -> str:
     """A report's table without the naive contender, which is slower than all others by an order of magnitude."""
-    rows: list[tuple[str, ...]] = [tuple(name for name in COLUMNS if name not in ("spread", "of ceiling"))]
+    rows: list[tuple[str, ...]] = [
+        tuple(name for name in COLUMNS if name not in ("spread", "of ceiling", "first call"))
+    ]
     for result in report.results:
         for place, entry in enumerate(in_order(result)):
             if entry.median_ms is None or entry.contender == "torch-math":
                 continue
-            name, who, median, _, memory, rate, _, lead = row(result, entry)
+            name, who, median, _, memory, rate, _, _, lead = row(result, entry)
             rows.append((name if place == 0 else "", who, median, memory, rate, lead))
     head = "  \n".join([*head_lines(report), *(f"({note})" for note in report.notes)])
     return f"`{command}`:\n\n{head}\n\n{_table(rows)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -67,6 +68,9 @@ def machine(device: torch.device) -> dict[str, str]:
             "memory": f"{gpu.total_memory / 2**30:.0f} GiB",
             "cuda": str(torch.version.cuda),
             "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
+            "driver": _driver(),
+            "kernels": _kernels(),
+            "peers": _peers(),
             **facts,
         }
     cores = os.cpu_count() or 1
@@ -81,3 +85,31 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def _system() -> str:
     return f"{platform.system()} {platform.machine()}"
+
+
+def _driver() -> str:
+    """The driver's version as the kernel module tells it."""
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return "unknown"
+    return next((word for word in line.split() if word[0].isdigit() and "." in word), "unknown")
+
+
+def _kernels() -> str:
+    """Our version, and each library of the installed wheel with its pin, profile and hash."""
+    from flash_attn3_sm121.native.library import installed
+
+    found = [f"{x.facts.line}, sha256 {x.facts.sha256[:12]}" for x in installed()]
+    return "; ".join([__version__, *(found or ["no libraries"])])
+
+
+PEERS = ("flash-attn", "flash-attn-4", "flashinfer-python", "sageattention", "nvidia-cudnn-frontend")
+
+
+def _peers() -> str:
+    """The versions of other people's attention that are installed, and of cuDNN."""
+    import torch
+
+    versions = {f"{d.name} {d.version}" for name in PEERS for d in importlib.metadata.distributions(name=name)}
+    return ", ".join([f"cudnn {torch.backends.cudnn.version()}", *sorted(versions)])

@@ -24,6 +24,7 @@ class Entry:
     why: str = ""
     error: float | None = None  # rms, relative
     tolerance: float | None = None
+    first_ms: float | None = None  # the first call of all: loading, compiling, planning and checking by the contender
     median_ms: float | None = None
     low_ms: float | None = None
     high_ms: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,10 +36,11 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ready:
-    """A contender that has answered once, and whether the answer was right."""
+    """A contender that has answered once, whether rightly, and how long that took: loading, compiling, planning."""
 
     run: Runner
     verdict: Verdict
+    first_ms: float
 
 
 def _skip(contender: Contender, work: Workload, rules: Rules) -> str | None:
@@ -53,16 +55,22 @@ def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry
     why = _skip(contender, case.workload, rules)
     if why is not None:
         return Entry(contender=contender.name, status="skipped", why=why)
+    slack = getattr(contender, "slack", 1.0)
+    started = time.perf_counter()
     try:
         run = contender.prepare(case)
-        verdict = check_results(run(), want, case.workload.dtype)
+        answer = run()
+        if rules.device.type == "cuda":
+            torch.cuda.synchronize(rules.device)
+        first = time.perf_counter() - started
+        verdict = check_results(answer, want, case.workload.dtype, slack=slack)
     except Refused as refused:
         return Entry(contender=contender.name, status="refused", why=str(refused))
     # Kernels and compilers of others raise any exception; it is shown with its type, and the run goes on.
     except Exception as error:  # noqa: BLE001
         text = str(error).strip().splitlines() or ["no message"]
         return Entry(contender=contender.name, status="failed", why=f"{type(error).__name__}: {text[0]}")
-    return Ready(run=run, verdict=verdict)
+    return Ready(run=run, verdict=verdict, first_ms=first * 1e3)
 
 
 def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, work: Workload, top: Ceiling) -> Entry:
@@ -75,6 +83,7 @@ def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, 
         why=ready.verdict.why or "",
         error=ready.verdict.rms,
         tolerance=ready.verdict.tolerance,
+        first_ms=ready.first_ms,
         median_ms=timed.median,
         low_ms=timed.low,
         high_ms=timed.high,

@@ -11,7 +11,17 @@ from flash_attn3_sm121.bench.session import time_text
 from flash_attn3_sm121.console import Block, Cell, Styled, Table, format_bytes
 
 OURS = ("native", "sdpa", "flex")
-COLUMNS = ("workload", "contender", "median", "spread", "peak memory", "rate", "of ceiling", "against dense-mask")
+COLUMNS = (
+    "workload",
+    "contender",
+    "median",
+    "spread",
+    "peak memory",
+    "rate",
+    "of ceiling",
+    "first call",
+    "against dense-mask",
+)
 
 
 def rate_text(entry: Entry, bound: str) -> str:
@@ -35,11 +45,11 @@ def ratio_text(result: WorkloadResult, entry: Entry) -> str:
 def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
     name = result.workload.name
     if entry.median_ms is None:
-        return (name, entry.contender, entry.status, "", "", "", "", entry.why)
+        return (name, entry.contender, entry.status, "", "", "", "", "", entry.why)
     spread = f"{time_text(entry.low_ms)} .. {time_text(entry.high_ms)}"
     if entry.status == "wrong":
         median, peak = f"({time_text(entry.median_ms)})", format_bytes(entry.peak_bytes)
-        return (name, entry.contender, median, spread, peak, "", "", f"WRONG: {entry.why}")
+        return (name, entry.contender, median, spread, peak, "", "", time_text(entry.first_ms), f"WRONG: {entry.why}")
     share = "-" if entry.of_ceiling is None else f"{entry.of_ceiling:.0%}"
     return (
         name,
@@ -49,6 +59,7 @@ def row(result: WorkloadResult, entry: Entry) -> tuple[str, ...]:
         format_bytes(entry.peak_bytes),
         rate_text(entry, result.bound),
         share,
+        time_text(entry.first_ms),
         ratio_text(result, entry),
     )
 
@@ -83,7 +94,7 @@ def table(report: Report, *, unserved: bool = False) -> list[Block]:
             if entry.status in ("wrong", "failed"):
                 rows[-1][-1] = Styled(cells[-1], "red")
             previous = name
-    spare = [COLUMNS.index(name) for name in ("spread", "of ceiling", "rate")]
+    spare = [COLUMNS.index(name) for name in ("spread", "of ceiling", "first call", "rate")]
     return [
         *head_lines(report),
         "",

@@ -118,6 +118,6 @@ def test_a_package_that_is_there_but_broken_is_a_reason(monkeypatch: pytest.Monk
     def broken(name: str) -> ModuleType:
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr("flash_attn3_sm121.bench.contenders.external.importlib.import_module", broken)
+    monkeypatch.setattr("flash_attn3_sm121.bench.contenders.base.importlib.import_module", broken)
     with pytest.raises(Refused, match=r"cannot be imported: libcudart\.so\.12"):
         FlashAttention2().prepare(build(TINY["causal"], CPU))

@@ -242,7 +242,7 @@ def test_the_whole_of_it_on_a_cpu(tmp_path: Path, wheel: Path, capsys: pytest.Ca
     assert said["good"] and said["commit"] == "abc" and said["wheel"]["sha256"] and not said["proxy"]
     found = {stage["name"]: stage for stage in said["stages"]}
     assert {name for name, stage in found.items() if stage["status"] == "not applicable"} == {
-        "memcheck", "racecheck", "graphs", "transformers", "sdpa", "determinism-sdpa", "tests", "flex",
+        "memcheck", "racecheck", "graphs", "transformers", "sdpa", "fallback", "determinism-sdpa", "tests", "flex",
     }  # fmt: skip
     assert str(ROOT) not in found["numerics"]["data"]["package"]  # the wheel's, not the checkout's
     assert found["bench"]["data"]["times_as_long_as_ours"]

@@ -154,6 +154,23 @@ def _bench(setting: Setting) -> Stage:
     )
 
 
+def _fallback(setting: Setting) -> Stage:
+    """What docs/results/h200.json has from before torch's FlashAttention served the fallback: `bench --compare`."""
+    globs = ("train-window*", "chunked-prefill", "decode-*", "varlen-*", "paged-*")
+    words = ["bench", "--quick", "--device", setting.device, "--seconds", "0.3", "--json", "fallback.json"]
+    words += ["--backend", "sdpa", *(word for glob in globs for word in ("--workload", glob))]
+    return Stage(
+        name="fallback",
+        title="Bench of the sdpa fallback beside a dense mask",
+        argv=_package(setting, *words),
+        kind="command",
+        share=40,
+        absent=_absent(setting),
+        reader="exit",
+        files=("fallback.json",),
+    )
+
+
 def _tests(setting: Setting) -> Stage:
     root = setting.root
     return Stage(
@@ -196,6 +213,12 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
             argv=_cases(setting, "sets:numerics"), share=130, env=_NO_CANARY,
         ),
         Stage(
+            name="sinks", title="Attention sinks and gradients of the LSE, forward and backward",
+            argv=_cases(setting, "sinks:cases"), share=20, env=_NO_CANARY,
+        ),
+        _sdpa(setting),
+        _fallback(setting),
+        Stage(
             name="determinism", title="Determinism, bit for bit", argv=_cases(setting, "repeat:cases"), share=25,
             env=_NO_CANARY,
         ),
@@ -211,7 +234,6 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
             argv=_cases(setting, "compiled:cases"), share=60, stall_s=120.0,
         ),
         _clients(setting),
-        _sdpa(setting),
         _ordered(setting),
         _tests(setting),
         _flex(setting),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -16,6 +19,16 @@ Runner = Callable[[], Results]
 
 class Refused(Exception):
     """This contender does not serve this workload; the message says why. Not an error of the run."""
+
+
+def load(name: str) -> ModuleType:
+    """A package that may not be here: then it refuses, with the reason."""
+    try:
+        if importlib.util.find_spec(name) is None:
+            raise Refused(f"{name} is not installed")
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Refused(f"{name} cannot be imported: {error}") from error
 
 
 class Contender(Protocol):

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from types import ModuleType
-
 from torch import Tensor
 
 from flash_attn3_sm121.bench.case import Case
-from flash_attn3_sm121.bench.contenders.base import Refused, Runner, with_backward
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        if importlib.util.find_spec(name) is None:
-            raise Refused(f"{name} is not installed")
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise Refused(f"{name} cannot be imported: {error}") from error
+from flash_attn3_sm121.bench.contenders.base import Refused, Runner, load, with_backward
 
 
 def _window(case: Case, unlimited: int | None) -> tuple[int | None, int | None]:
@@ -37,7 +24,7 @@ class FlashAttention2:
     devices = frozenset({"cuda"})
 
     def prepare(self, case: Case) -> Runner:
-        module, work = _load("flash_attn"), case.workload
+        module, work = load("flash_attn"), case.workload
         if module.flash_attn_func.__module__.startswith("flash_attn3_sm121."):
             raise Refused("the flash_attn that is installed is flash_attn3_sm121 under that name")
         window = _window(case, -1)
@@ -70,7 +57,7 @@ class FlashAttention4:
     devices = frozenset({"cuda"})
 
     def prepare(self, case: Case) -> Runner:
-        module, work = _load("flash_attn.cute"), case.workload
+        module, work = load("flash_attn.cute"), case.workload
         if work.kind in ("cache", "paged"):
             raise Refused("it has no KV cache interface")
         window = _window(case, None)
