@@ -11,10 +11,11 @@ from flash_attn3_sm121.fallback import flash
 class PlainKernel(flash.Kernel):
     """What the operators compute, and what they leave: NaN in rows of no sequence, the LSE +inf where nothing is seen.
 
-    `shapes` has (rows of q, sequences, longest) of each call.
+    `shapes` has (rows of q, sequences, longest) of each call, `windows` their masks.
     """
 
     def __init__(self) -> None:
+        self.windows: list[tuple[int, int]] = []
         self.shapes: list[tuple[int, int, tuple[int, int]]] = []
 
     def forward(
@@ -30,6 +31,7 @@ class PlainKernel(flash.Kernel):
         _readable(q, k, v)
         assert k.shape[-1] == v.shape[-1] == q.shape[-1] and k.dtype == v.dtype == q.dtype
         sequences = _sequences(tensors, offsets, longest, used)
+        self.windows.append(window)
         self.shapes.append((q.shape[-3], len(sequences), longest))
         packed = offsets[0] is not None
         groups_are_rows = longest[0] == 1 and q.shape[-2] > k.shape[-2] and window == (-1, -1)

@@ -100,6 +100,13 @@ def decode(
     return ForwardArgs(q=q, k=k, v=v, softmax_scale=0.25, **fields)
 
 
+def test_one_row_has_no_limit_on_its_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, the operators would not make rows of a group's heads."""
+    for fields in ({}, {"seqused_k": ints(20, 7)}):
+        assert check(decode(2, 1, 32, **fields), monkeypatch).windows == [(-1, -1)]
+    assert check(decode(2, 3, 32), monkeypatch).windows == [(-1, 0)]
+
+
 def ints(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
