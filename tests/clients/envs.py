@@ -8,6 +8,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from ci.index import Wanted
+from ci.index.members import NoParts, opened
+from ci.settings import Settings
 from tests.environments import python_with
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,6 +66,15 @@ def python_of(client: str) -> Path:
     """The interpreter of a client's environment; made if the cache has none."""
     wanted = CLIENTS[client] if client in CLIENTS else ("--no-deps", *BARE[client])
     return python_with(f"client-envs/{client}", wanted, ours=REPOSITORY)
+
+
+def texts(wanted: Wanted, *names: str) -> dict[str, str]:
+    """Files out of a wheel on an index: only they come through the network."""
+    try:
+        with opened(wanted, Settings()) as wheel:
+            return {name: wheel.read(name).decode() for name in names}
+    except NoParts as error:
+        pytest.skip(str(error))
 
 
 def run(client: str, script: Path, *arguments: str, home: Path, as_flash_attn: bool = False) -> dict[str, object]:
