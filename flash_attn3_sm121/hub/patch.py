@@ -75,7 +75,6 @@ class KernelCall:
 
     repo: str
     revision: str | None
-    version: object
 
     @classmethod
     def parse(cls, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KernelCall:
@@ -83,7 +82,7 @@ class KernelCall:
         if unknown or len(args) > len(POSITIONAL):
             raise TypeError(f"{name}() got unexpected arguments: {unknown or args[len(POSITIONAL) :]}")
         values = dict(zip(POSITIONAL, args, strict=False)) | dict(kwargs)
-        return cls(repo=values["repo_id"], revision=values.get("revision"), version=values.get("version"))
+        return cls(repo=values["repo_id"], revision=values.get("revision"))
 
 
 def _asked_repo(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -116,7 +115,7 @@ def _wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         if repo is None:
             return original(*args, **kwargs)
         if name == "load_kernel":  # its revision stands in a lock file, and is one of the hub's own builds
-            return serve(KernelCall(repo=repo, revision=None, version=None))
+            return serve(KernelCall(repo=repo, revision=None))
         call = KernelCall.parse(name, args, kwargs)
         return serve(call) if name == "get_kernel" else True
 
