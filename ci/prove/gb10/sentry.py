@@ -147,8 +147,8 @@ def opinion(executable: Executable, call: str, dim: int, *, tool: str, folder: P
         "grid": launch["grid"],
         "stores_left_out": removed,
         "result": found["result"],
-        "checks": found["checks"],
-        "diagnostics": found["diagnostics"],
-        "seconds": round(found["pipeline_elapsed_seconds"], 1),
-        "peak_mib": round(found["peak_rss_mib"]),
+        "checks": found.get("checks", {}),
+        "diagnostics": found.get("diagnostics", []),
+        "seconds": round(found.get("pipeline_elapsed_seconds", timeout)),  # neither is told of one that was cut off
+        "peak_mib": round(found.get("peak_rss_mib", 0)),
     }
