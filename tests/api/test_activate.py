@@ -55,6 +55,8 @@ def sample_arguments(schema: Any) -> tuple[list[Any], dict[str, Any]]:
 @hooked
 @pytest.mark.parametrize("name", [name for name in activation.KERNELS if "backward" not in name])
 def test_every_forward_kernel_takes_torchs_call(native: Kernels, name: str) -> None:
+    if not torch._C._dispatch_has_kernel(f"aten::{name}"):
+        pytest.skip(f"torch {torch.__version__} has no such op")
     schema = overload(name)._schema
     positional, keywords = sample_arguments(schema)
     results = activation.KERNELS[name](*positional, **keywords)
@@ -74,12 +76,12 @@ def test_every_op_that_torchs_own_flash_attention_serves_is_registered() -> None
     import torch.nn.attention._fa3 as hook
 
     names = set(re.findall(r'"(_(?:flash|scaled)[\w.]+)"', inspect.getsource(hook._fa3_register_kernels)))
-    assert names == set(activation.KERNELS)
+    assert names == {name for name in activation.KERNELS if torch._C._dispatch_has_kernel(f"aten::{name}")}
 
 
 @hooked
 def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
-    ops = [f"aten::{name}" for name in activation.KERNELS]
+    ops = [f"aten::{name}" for name in activation.KERNELS if torch._C._dispatch_has_kernel(f"aten::{name}")]
     activation.activate("cpu")
     assert attention.current_flash_attention_impl() == activation.IMPLEMENTATION
     assert activation.IMPLEMENTATION in attention.list_flash_attention_impls()
@@ -90,6 +92,7 @@ def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
 
 
 @hooked
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # a torch with CUDA says what is overridden
 def test_a_cuda_device_is_registered_as_one(native: Kernels) -> None:
     probe = ("aten::_flash_attention_forward", "CUDA")
     before = torch._C._dispatch_has_kernel_for_dispatch_key(*probe)  # a torch with CUDA has one of its own

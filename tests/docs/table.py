@@ -168,7 +168,7 @@ TABLE: dict[str, Run | Serve] = {
         says="published", before=(PUBLISH,), then=("grep -q 'listen 8080;' hub-nginx.conf",)
     ),
     "flash-attn3 run -- COMMAND": Run(
-        says="served by flash_attn3_sm121", files={"code.py": CHAT_CLI}, puts={"COMMAND": "python code.py"}
+        says="served by flash_attn3_sm121", files={"chat_cli.py": CHAT_CLI}, puts={"COMMAND": "python chat_cli.py"}
     ),
     # docs/performance.md
     "flash-attn3 bench --html report.html": Run(

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from flash_attn3_sm121.api import activation
 from flash_attn3_sm121.errors import BackendError
 from tests.clients.envs import python_of, run
 from tests.docs.pages import PAGES, ROOT, blocks, section
-from tests.fakes.libraries import Kernels, engine
+from tests.fakes.libraries import Kernels
+from tests.fakes.torch_hook import hooked
 
 CLIENTS = ROOT / "docs" / "clients.md"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,16 +94,8 @@ def test_the_transformers_example_without_cuda_says_so() -> None:
     assert "no CUDA device" in done.stdout
 
 
-@pytest.fixture
-def posing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU, taken for a GB10 whose kernels are faked: the hook is registered for real."""
-    serving = engine(Kernels().open)
-    monkeypatch.setattr(activation, "engine", lambda: serving)
-    yield
-    attention.restore_flash_attention_impl(_raise_warn=False)
-
-
-def test_torchs_hook(posing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@hooked
+def test_torchs_hook(native: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
     restore = attention.restore_flash_attention_impl
 
@@ -119,6 +111,7 @@ def test_torchs_hook(posing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inline("flash_attn3_sm121.activate(") == "flash_attn3_sm121.activate()"
 
 
+@hooked
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_torchs_hook_without_cuda_says_so() -> None:
     with pytest.raises(BackendError, match="torch sees no CUDA device here"):

@@ -1,0 +1,1 @@
+from tests.fakes.torch_hook import native as native
