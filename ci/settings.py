@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ci.cache.folders import cache_root
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.doctor.collect import gpus
 

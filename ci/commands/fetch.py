@@ -9,7 +9,7 @@ import time
 
 from ci.commands.common import check_cuda
 from ci.commands.options import add_input_arguments, add_pin_arguments
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.settings import Settings
 from ci.sources import fetch
 from ci.sources.lock import DEFAULT_LOCK, read_lock

@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
+from ci.plan.archs import Platform
 from ci.plan.matrix import Matrix, all_targets, document, make_matrix
-from ci.plan.platforms import Platform
 from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.builds import DEFAULT, PROFILES
 from flash_attn3_sm121.console import Block, Table, show

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.plan import archs as archlist
-from ci.plan import models, profiles
+from ci.plan import profiles
+from ci.plan.archs import Platform
 from ci.plan.plan import BuildPlan, Shard, make_plan
-from ci.plan.platforms import Platform
 from ci.settings import Machine
 from ci.sources.lock import DEFAULT_LOCK, DEFAULT_PIN, find_pin, pins
 from flash_attn3_sm121.arch import FAMILIES, Family
@@ -45,7 +45,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--models",
         dest="profile",
-        type=models.profile_name,
+        type=profiles.profile_name,
         metavar="NAMES",
         help=f"no more than these models need: {', '.join(MODELS)}",
     )

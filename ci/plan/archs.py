@@ -1,4 +1,6 @@
-"""`TORCH_CUDA_ARCH_LIST` in PyTorch's grammar -> targets of the arch table. Pure; nothing asked for is ever dropped.
+"""What is built for: the CPU, and the targets that a list in the grammar of PyTorch's `TORCH_CUDA_ARCH_LIST` names.
+
+Pure; nothing asked for is ever dropped.
 
 list    := item ((";" | " ") item)*
 item    := (number | name) ["+PTX"]      number := 12.1, 9.0a, 12.0f      name := Ampere, Hopper, Blackwell, ...
@@ -10,11 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from flash_attn3_sm121.arch import CAPABILITIES, Capability, Image
-from flash_attn3_sm121.errors import ArchError
+from flash_attn3_sm121.errors import ArchError, UsageError
 
 DEFAULT = "12.1"
+_ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "linux_aarch64": "aarch64", "linux_x86_64": "x86_64"}
 
 # PyTorch's names and what it expands them to. The longer names come first: "Ampere+Tegra" contains "Ampere".
 NAMES: dict[str, str] = {
@@ -137,3 +141,36 @@ def parse(text: str | None, *, cuda: tuple[int, int], native: Sequence[str] = ()
         known = merged.get(target.image)
         merged[target.image] = target if known is None or target.ptx else known
     return tuple(sorted(merged.values(), key=lambda target: (target.image.number, target.image.variant)))
+
+
+class Platform(str, Enum):
+    """The CPU a library is for; Linux everywhere."""
+
+    AARCH64 = "aarch64"
+    X86_64 = "x86_64"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        name = _ALIASES.get(text.lower(), text.lower())
+        known = {member.value: member for member in cls}
+        if name not in known:
+            raise UsageError(f"unknown platform {text!r}", hint=f"allowed: {', '.join(known)}")
+        return known[name]
+
+    @property
+    def tag(self) -> str:
+        """The generic platform tag of wheels and build facts."""
+        return f"linux_{self.value}"
+
+    @property
+    def elf_machine(self) -> str:
+        """e_machine of this platform's ELF files, by its name in the ELF specification."""
+        return {Platform.AARCH64: "EM_AARCH64", Platform.X86_64: "EM_X86_64"}[self]
+
+    @property
+    def loader(self) -> str:
+        """The dynamic loader's soname, which a library may name among its needs."""
+        return {Platform.AARCH64: "ld-linux-aarch64.so.1", Platform.X86_64: "ld-linux-x86-64.so.2"}[self]

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ci.plan import archs as archlist
+from ci.plan.archs import Platform
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
-from ci.plan.platforms import Platform
 from ci.plan.profiles import find
 from flash_attn3_sm121.arch import CAPABILITIES, Family
 from flash_attn3_sm121.errors import UsageError

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ci.plan import costs, flags
-from ci.plan.archs import Target
+from ci.plan.archs import Platform, Target
 from ci.plan.costs import Cost
-from ci.plan.platforms import Platform
 from ci.plan.profiles import Selection, select
 from ci.plan.units import Unit, units
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family, Image

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ci.index import Wanted
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.sources.treeid import Entry, parse_manifest, tree_id
 from flash_attn3_sm121.errors import ToolchainError
 

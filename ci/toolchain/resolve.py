@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.settings import Settings
 from ci.toolchain.hostcxx import find_cxx
 from ci.toolchain.installed import RUNTIME, Toolkit, ask_nvcc, nvcc_version, read_toolkit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.verify import kernels, policy
 from ci.verify.checks import Check, nothing, same
 from ci.verify.kernels import Kernel

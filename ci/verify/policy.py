@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from flash_attn3_sm121.errors import VerifyError
 
 Version = tuple[int, ...]

@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.verify import policy
 from ci.verify.checks import Check, nothing, same
 from ci.verify.libraryrules import library_checks

@@ -15,7 +15,7 @@ from ci.build.family import Builder
 from ci.build.workdir import WorkFolder
 from ci.cache.folders import file_sha256
 from ci.cache.objects import find_executed
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.verify import policy, report
 from ci.verify.checks import Check, passed
 from ci.verify.libraryrules import library_checks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ci.plan import archs
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.settings import this_machine
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.doctor.collect import parse_gpus

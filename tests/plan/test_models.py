@@ -11,10 +11,10 @@ from packaging.version import Version
 from ci.build.artifact import Identity
 from ci.build.family import facts_of
 from ci.commands.options import Request, from_environment, plan_of
-from ci.plan import models
+from ci.plan import profiles
+from ci.plan.archs import Platform
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan
-from ci.plan.platforms import Platform
 from ci.plan.profiles import find, select
 from ci.settings import Machine
 from ci.wheel.wheel import native_version
@@ -33,12 +33,12 @@ SERVED = [name for name in MODELS if name != "deepseek"]
 
 
 def planned(text: str, archs: str = "12.1") -> BuildPlan:
-    request = Request(profile=models.profile_name(text), archs=archs)
+    request = Request(profile=profiles.profile_name(text), archs=archs)
     return plan_of(request, machine=MACHINE, cuda=(13, 0))
 
 
 def facts(text: str) -> BuildFacts:
-    return facts_of_profile(models.profile_name(text))
+    return facts_of_profile(profiles.profile_name(text))
 
 
 def facts_of_profile(name: str) -> BuildFacts:
@@ -109,7 +109,7 @@ def test_a_wheel_for_models_costs_less_than_everything() -> None:
 
 
 def test_names_are_typed_in_any_way_and_order() -> None:
-    typed = {models.profile_name(text) for text in ("gpt-oss Gemma3", "gemma-3,GPT_OSS", " gptoss  gemma3 gptoss ")}
+    typed = {profiles.profile_name(text) for text in ("gpt-oss Gemma3", "gemma-3,GPT_OSS", " gptoss  gemma3 gptoss ")}
     assert typed == {"models.gemma3.gptoss"}
     plan = planned("gpt-oss gemma3")
     assert find(plan.profile).name == plan.profile  # assembly finds the profile by the name in an artifact
@@ -159,7 +159,7 @@ def test_every_model_plans_where_its_kernels_are() -> None:
 
 def test_the_table_is_in_the_documents() -> None:
     text = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
-    assert models.table() in text, "print(ci.plan.models.table()) has the new one"
+    assert profiles.models_table() in text, "print(ci.plan.profiles.models_table()) has the new one"
 
 
 @pytest.mark.parametrize("target", ["plan", "wheel"])

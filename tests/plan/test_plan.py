@@ -14,9 +14,9 @@ from ci.commands.options import Request, from_environment, plan_of
 from ci.commands.plan import to_text
 from ci.plan import archs as archlist
 from ci.plan import plan
+from ci.plan.archs import Platform
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
-from ci.plan.platforms import Platform
 from ci.plan.profiles import find, select
 from ci.plan.units import backwards, forwards, units
 from ci.settings import Machine

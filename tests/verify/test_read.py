@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.plan.platforms import Platform
+from ci.plan.archs import Platform
 from ci.verify import elf, kernels, policy, schemas
 from ci.verify.reading import build_paths, join
 from flash_attn3_sm121.errors import VerifyError

@@ -16,8 +16,8 @@ import pytest
 from ci.build.artifact import MANIFEST, Artifact, Identity, Part, read, write
 from ci.cache.objects import ObjectReport
 from ci.plan import archs as archlist
+from ci.plan.archs import Platform
 from ci.plan.plan import Shard, make_plan
-from ci.plan.platforms import Platform
 from ci.plan.profiles import find
 from ci.wheel.assemble import by_family, check_together, joined, plan_of
 from flash_attn3_sm121.errors import AssembleError

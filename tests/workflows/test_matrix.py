@@ -9,10 +9,10 @@ import pytest
 
 from ci.__main__ import main
 from ci.plan import archs, matrix
+from ci.plan.archs import Platform
 from ci.plan.costs import concurrency
 from ci.plan.matrix import RUNNERS, all_targets, document, make_matrix
 from ci.plan.plan import Shard, make_plan
-from ci.plan.platforms import Platform
 from ci.plan.profiles import find
 from flash_attn3_sm121.arch import CAPABILITIES, Family
 from flash_attn3_sm121.builds import PROFILES
