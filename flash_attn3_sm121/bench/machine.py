@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flash_attn3_sm121._version import __version__
 
@@ -112,4 +112,5 @@ def _peers() -> str:
     import torch
 
     versions = {f"{d.name} {d.version}" for name in PEERS for d in importlib.metadata.distributions(name=name)}
-    return ", ".join([f"cudnn {torch.backends.cudnn.version()}", *sorted(versions)])
+    cudnn: Any = torch.backends.cudnn  # without annotations
+    return ", ".join([f"cudnn {cudnn.version()}", *sorted(versions)])

@@ -71,8 +71,8 @@ class FlashInfer:
             raise Refused("it has no backward")
         workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=case.q.device)
         rows = _offsets(tuple(rows for rows, _ in work.sequences), case.q.device)
-        heads, kind = (work.heads, work.heads_kv, work.head_dim), {"window_left": work.window}
-        kind |= {"q_data_type": case.q.dtype, "kv_data_type": case.k.dtype}
+        heads = (work.heads, work.heads_kv, work.head_dim)
+        kind = {"window_left": work.window, "q_data_type": case.q.dtype, "kv_data_type": case.k.dtype}
         if work.kind in ("dense", "packed"):
             wrapper = module.BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD")
             keys = _offsets(tuple(keys for _, keys in work.sequences), case.q.device)

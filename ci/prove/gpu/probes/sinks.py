@@ -34,7 +34,8 @@ def _case(dim: int, mask: str, *, sinks: bool, dlse: bool, heads: tuple[int, int
     def findings(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         q = random(device, dtype, 2, 130, heads[0], dim)
         k, v = (random(device, dtype, 2, 200, heads[1], dim) for _ in range(2))
-        rule, sink = MASKS[mask], (3.0 + torch.randn(heads[0]).to(device),) if sinks else ()
+        rule = MASKS[mask]
+        sink: tuple[Tensor, ...] = (3.0 + torch.randn(heads[0]).to(device),) if sinks else ()
         given = tuple(x.requires_grad_() for x in (q, k, v, *sink))
         out, lse = flash_attn_func(
             q, k, v, causal=rule.causal, window_size=(rule.left, rule.right), return_attn_probs=True,
