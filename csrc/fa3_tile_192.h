@@ -12,4 +12,13 @@ constexpr Tile tile_192(Variant const& v) {
     return {128, busy ? 64 : 80, 8, 1, !busy};
 }
 
+// V of 128 columns: 64 sums of the output a thread instead of 96 leave room for 96 columns of K where 192 has 80.
+constexpr Tile tile_192(int dim_v, Variant const& v) {
+    Tile tile = tile_192(v);
+    if (dim_v <= 128 && tile.q_in_regs) {
+        tile.block_n = 96;
+    }
+    return tile;
+}
+
 }  // namespace fa3

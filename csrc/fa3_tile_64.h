@@ -21,4 +21,10 @@ constexpr Tile tile_64(Variant const& v) {
     return {128, busy ? few : 64, 4, 1, false};
 }
 
+// A wider V: with 4 warps a thread would hold as many sums of the output as V has columns. With 8 it holds half as
+// many, 64 or 128, beside 32 scores.
+constexpr Tile tile_64(int dim_v, Variant const& v) {
+    return dim_v <= 64 ? tile_64(v) : Tile{128, 64, 8, 1, false};
+}
+
 }  // namespace fa3

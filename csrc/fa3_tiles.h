@@ -18,10 +18,10 @@
 
 namespace fa3 {
 
-// `head_dim` is rounded up to a built one.
-constexpr Tile forward_tile(int head_dim, Variant const& variant) {
+// Head dims (`dim_v`: of V) are rounded up to built ones.
+constexpr Tile forward_tile(int head_dim, int dim_v, Variant const& variant) {
     if (head_dim <= 64) {
-        return tile_64(variant);
+        return tile_64(dim_v, variant);
     }
     if (head_dim <= 96) {
         return tile_96(variant);
@@ -29,7 +29,7 @@ constexpr Tile forward_tile(int head_dim, Variant const& variant) {
     if (head_dim <= 128) {
         return tile_128(variant);
     }
-    return head_dim <= 192 ? tile_192(variant) : tile_256(variant);
+    return head_dim <= 192 ? tile_192(dim_v, variant) : tile_256(variant);
 }
 
 }  // namespace fa3

@@ -67,7 +67,7 @@ COMMON_FEATURES = frozenset(
     {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa", "chunk"}
 )
 # Of the mma.sync families: pointers that Hopper's kernels do not read, and kernels of their own where Hopper has them.
-_ADDED_FEATURES = frozenset({"sinks", "dlse", "deterministic"})
+_ADDED_FEATURES = frozenset({"sinks", "dlse", "deterministic", "diff_headdim"})
 
 FAMILIES: dict[Family, FamilySpec] = {
     Family.SM80: FamilySpec(

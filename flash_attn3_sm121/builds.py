@@ -31,10 +31,7 @@ class Model:
         """List the types, head dims and features that the model needs and the kernel family lacks."""
         lacking = [dtype for dtype in self.dtypes if dtype not in spec.dtypes]
         lacking += [f"head dim {dim}" for dim in self.head_dims if dim not in spec.head_dims]
-        for feature in sorted(self.features - spec.features):
-            differ = f"V of another head dim than Q ({self.head_dim_v} and {self.head_dims[0]})"
-            lacking.append(differ if feature == "diff_headdim" else feature)
-        return lacking
+        return lacking + sorted(self.features - spec.features)
 
 
 # Packed batches and finetuning; servers add a cache: paged, appended to, and split over the SMs for few queries.

@@ -104,7 +104,7 @@ def models_table() -> str:
     for model in MODELS.values():
         dims = ", ".join(str(dim) for dim in model.head_dims)
         if model.head_dim_v is not None:
-            dims += f" (V: {model.head_dim_v}): not on 12.x"
+            dims += f" (V: {model.head_dim_v})"
         marks = ["yes" if word in model.features else "" for word in ("causal", "local", "sinks", "softcap")]
         cache = ", ".join(word for word in ("append", "paged", "split") if word in model.features)
         cells = (f"`{model.name}`", model.title, ", ".join(model.dtypes), dims, *marks, cache, ", ".join(model.sources))

@@ -19,8 +19,9 @@ CXX_TYPES = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "e4m3": "
 # Kernels a file may hold. Hopper's take more memory each, and most of the front end's time is theirs anyway.
 KERNELS_PER_UNIT = {Family.SM80: 18, Family.SM8X: 18, Family.SM90: 10}
 
-# Head dims of V that differ from Q's: only Hopper has kernels for them.
-DIFFERENT_HEAD_DIMS: tuple[tuple[int, int], ...] = ((64, 256), (64, 512), (192, 128))
+# Head dims of Q and K, and of V where it has another. Below Hopper, registers do not hold 512 columns of output.
+_HOPPER_HEAD_DIMS = ((64, 256), (64, 512), (192, 128))
+_MMA_HEAD_DIMS = ((64, 128), (64, 256), (192, 128))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
     modes = 1 + chosen.has("varlen") * (1 + chosen.has("append"))
     dims: list[tuple[int, int]] = [(dim, dim) for dim in chosen.head_dims]
     if chosen.has("diff_headdim"):
-        dims += [pair for pair in DIFFERENT_HEAD_DIMS if pair[0] in chosen.head_dims]
+        pairs = _HOPPER_HEAD_DIMS if hopper else _MMA_HEAD_DIMS
+        dims += [pair for pair in pairs if pair[0] in chosen.head_dims]
     instances = []
     switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")), (False, True))
     order = list(switches)
@@ -130,6 +132,8 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
             continue
         if dtype == "e4m3" and dim_v > dim:
             continue  # the 64-with-larger-V kernels exist for 16-bit types only
+        if softcap and dim_v != dim and not hopper:
+            continue  # half as many kernels, and no model has both
         instances.append(
             Forward(
                 arch=arch,
@@ -191,7 +195,9 @@ def _tiles(item: Forward | Backward) -> str:
     """The tiles of this head dim and no other: a change of another one's must not compile this file anew."""
     if isinstance(item, Backward):
         return ""
-    call = f"constexpr Tile forward_tile(int, Variant const& variant) {{ return tile_{item.head_dim}(variant); }}"
+    dim_v = "" if item.head_dim == item.head_dim_v else f"{item.head_dim_v}, "
+    tile = f"tile_{item.head_dim}({dim_v}variant)"
+    call = f"constexpr Tile forward_tile(int, int, Variant const& variant) {{ return {tile}; }}"
     return f'#include "fa3_tile_{item.head_dim}.h"\n\nnamespace fa3 {{\n{call}\n}}\n\n'
 
 

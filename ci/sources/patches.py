@@ -9,6 +9,7 @@ from ci.sources.fault_patches import FAULT_PATCHES
 from ci.sources.feature_patches import FEATURE_PATCHES
 from ci.sources.order_patches import ORDER_PATCHES
 from ci.sources.patch import Change, Edit
+from ci.sources.values_patches import VALUES_PATCHES
 
 _API = "hopper/flash_api_stable.cpp"
 _FORWARD = "hopper/flash_fwd_launch_template.h"
@@ -136,7 +137,7 @@ EDITS: tuple[Edit, ...] = (
                 anchor="bool softcap=false, bool append_kv=false) {",
                 replacement="bool softcap=false, bool append_kv=false) {\n"
                 "    if (element_size == 2 && ::fa3::has_own_tile(sm86_or_89, headdim)) {\n"
-                "        ::fa3::Tile const tile = ::fa3::forward_tile(headdim, "
+                "        ::fa3::Tile const tile = ::fa3::forward_tile(headdim, headdim_v, "
                 "{is_causal, is_local, paged_kv, varlen_and_split, softcap, append_kv});\n"
                 "        return {tile.block_m, tile.block_n, tile.warps, tile.stages, tile.q_in_regs};\n"
                 "    }",
@@ -340,4 +341,5 @@ EDITS: tuple[Edit, ...] = (
     *FAULT_PATCHES,
     *FEATURE_PATCHES,
     *ORDER_PATCHES,
+    *VALUES_PATCHES,
 )

@@ -60,7 +60,7 @@ def kind(mangled: str) -> Kind:
 _MAIN_LOOP = re.compile(
     r"flash::CollectiveMainloop(?P<direction>Fwd|Bwd)Sm80<"
     r"(?P<warps>\d+), (?P<stages>\d+), (?:(?P<q_in_regs>true|false), )?"
-    r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:\d+, )?"
+    r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:(?P<v>\d+), )?"
     r"cutlass::(?P<dtype>\w+), float, cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
 )
 _DTYPES = {"bfloat16_t": "bf16", "half_t": "fp16"}
@@ -78,6 +78,15 @@ class Tile:
     warps: int
     stages: int
     q_in_regs: bool
+    head_dim_v: int = 0  # of V, where it has another
+
+    @property
+    def values(self) -> int:
+        return self.head_dim_v or self.head_dim
+
+
+def _other_v(loop: re.Match[str]) -> int:
+    return int(loop["v"]) if loop["v"] and loop["v"] != loop["k"] else 0
 
 
 def tile(mangled: str) -> Tile | None:
@@ -92,6 +101,7 @@ def tile(mangled: str) -> Tile | None:
         warps=int(loop["warps"]),
         stages=int(loop["stages"]),
         q_in_regs=loop["q_in_regs"] == "true",
+        head_dim_v=_other_v(loop),
     )
 
 
@@ -102,9 +112,11 @@ class Variant:
     dtype: str
     head_dim: int
     flags: frozenset[str]
+    head_dim_v: int = 0  # of V, where it has another
 
     def __str__(self) -> str:
-        return " ".join((f"hd{self.head_dim}", self.dtype, *sorted(self.flags)))
+        dims = f"hd{self.head_dim}" + f"/{self.head_dim_v}" * bool(self.head_dim_v)
+        return " ".join((dims, self.dtype, *sorted(self.flags)))
 
 
 def variant(mangled: str) -> Variant | None:
@@ -118,10 +130,12 @@ def variant(mangled: str) -> Variant | None:
     flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
     if "flash::CollectiveEpilogueBwdGQA<" in signature:
         flags.add("gqa")
-    return Variant(dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags))
+    return Variant(
+        dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags), head_dim_v=_other_v(loop)
+    )
 
 
-_PRODUCTS = {"forward": 2, "backward": 5}
+_PRODUCTS = {"forward": (1, 1), "backward": (3, 2)}  # over the head dim of Q and K, and over V's
 _MMA = 16 * 8 * 16  # multiplications of one mma.sync of 16-bit elements
 
 
@@ -131,10 +145,11 @@ def loop_of(mangled: str, counted: Mapping[str, int]) -> dict[str, int]:
     Empty for any other kernel, and where the loop's tensor-core instructions are not those of a tile: then the compiler
     has laid the loop out in another way than is known here.
     """
-    shape, products = tile(mangled), _PRODUCTS.get(kind(mangled), 0)
+    shape, products = tile(mangled), _PRODUCTS.get(kind(mangled), (0, 0))
     if shape is None or not counted:
         return {}
-    whole = products * shape.block_m * shape.block_n * shape.head_dim // _MMA
+    columns = products[0] * shape.head_dim + products[1] * shape.values
+    whole = shape.block_m * shape.block_n * columns // _MMA
     warps, rest = divmod(whole, counted["tensor"])
     if rest or (kind(mangled) == "forward" and warps != shape.warps):
         return {}
@@ -156,11 +171,11 @@ def forward_bytes(tile: Tile, *, split: bool = False, varlen: bool = False) -> i
     variables take one alignment unit each.
     """
     q = tile.block_m * tile.head_dim * 2
-    kv = tile.block_n * tile.head_dim * 2 * tile.stages
+    k, v = (tile.block_n * dim * 2 * tile.stages for dim in (tile.head_dim, tile.values))
     # Partial results of a split over one length go to memory straight from registers.
-    out = 0 if split and not varlen else tile.block_m * tile.head_dim * 2
-    padding = max(0, out - 2 * kv)
-    main = max(q, kv) + kv if tile.q_in_regs else q + 2 * kv
+    out = 0 if split and not varlen else tile.block_m * tile.values * 2
+    padding = max(0, out - k - v)
+    main = max(q, v) + k if tile.q_in_regs else q + k + v
     tensors = _SMEM_ALIGNMENT + max(_up(padding), _SMEM_ALIGNMENT) + main
     return max(tensors, out) + _SMEM_ALIGNMENT
 

@@ -173,7 +173,7 @@ def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -
 def spill_budget(kernel: Kernel) -> int:
     variant = kernels.variant(kernel.name)
     image = Image.parse(kernel.image)
-    if variant is None or f"{image.major}.{image.minor}" not in TUNED_CAPABILITIES:
+    if variant is None or variant.head_dim_v or f"{image.major}.{image.minor}" not in TUNED_CAPABILITIES:
         return OTHER_SPILL_BUDGET
     return SPILL_BUDGET[kernel.kind].get(variant.head_dim, OTHER_SPILL_BUDGET)
 
@@ -199,8 +199,10 @@ def _contents(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> It
     dims = {str(v.head_dim) for v in backward}
     yield same("backward head dims", subject, found=dims, expected=(str(dim) for dim in facts.backward_head_dims))
     yield same("dtypes", subject, found={v.dtype for v in forward}, expected=facts.dtypes)
-    seen: set[str] = set().union(*(v.flags for v in forward)) | ({"backward"} if backward else set())
+    seen: set[str] = set().union(*(v.flags for v in (*forward, *backward))) | ({"backward"} if backward else set())
+    seen |= {"diff_headdim"} if any(v.head_dim_v for v in forward) else set()
     shown = {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa"}
+    shown |= {"deterministic", "diff_headdim"}
     yield same("features", subject, found=seen & shown, expected=set(facts.features) & shown)
 
 

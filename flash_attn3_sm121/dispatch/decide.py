@@ -18,6 +18,8 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 _LISTED = (
     "local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv", "sinks", "dlse", "deterministic"
 )  # fmt: skip
+# Why V ends at 256 columns below Hopper; the libraries' host code says the same.
+WIDEST_V = "8 warps of 16 rows keep an output of 512 columns in 256 registers a thread, of 255"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,11 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
         return None if max(dim, dim_v) <= largest else f"head dimension {max(dim, dim_v)} is not built ({listed})"
     if not ((128 < dim <= 192 and 96 < dim_v <= 128) or (dim <= 64 and dim_v <= 512)):
         return f"the kernels have no tile for d = {dim} with dv = {dim_v}"
+    if build.family != "sm90" and dim_v > 256:
+        return f"dv = {dim_v} does not fit: {WIDEST_V}"
+    if build.family != "sm90":
+        built = (64 if dim <= 64 else 192) in dims
+        return None if built else f"dv != d takes head dimension 64 or 192, built are {listed}"
     if dim > largest:
         return f"head dimension {dim} is larger than those built ({listed})"
     # A V wider than the kernel of d has 16-bit kernels of its own, for d up to 64.
@@ -131,6 +138,8 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
             return "Hopper's backward reads rows past seqused_q and seqused_k, and its mended kernels have not run"
         if build.family == "sm90" and "deterministic" in call.features and max(call.head_dim, call.head_dim_v) > 192:
             return "Hopper's deterministic backward stops at head dimension 192"
+    elif "softcap" in call.features and call.head_dim != call.head_dim_v and build.family != "sm90":
+        return "dv != d with softcap is not among the kernels below Hopper"
     if "rotary" in call.features and call.dtype == "e4m3":
         return "upstream's fp8 kernels turn keys by vectors of 16, which half a rotary dim need not be a multiple of"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]

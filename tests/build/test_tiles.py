@@ -12,33 +12,34 @@ import pytest
 
 from ci.cache.includes import Closures
 from ci.plan.profiles import find, select
-from ci.plan.units import units
+from ci.plan.units import forwards, units
 from ci.verify.kernels import Tile, forward_bytes
 from flash_attn3_sm121.arch import FAMILIES, Family
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 NAMES = ("causal", "local", "paged", "varlen_split", "softcap", "append")
-DIMS = FAMILIES[Family.SM8X].head_dims
+DIMS = tuple(dict.fromkeys((f.head_dim, f.head_dim_v) for f in forwards(select(find("full"), Family.SM8X))))
 LIMIT = FAMILIES[Family.SM8X].smem_limit
 
 PROGRAM = r"""
 #include <cstdio>
 #include "fa3_tiles.h"
 // The table is for compile time: it must be usable there.
-static_assert(fa3::forward_tile(64, {}).block_m == 128);
+static_assert(fa3::forward_tile(64, 64, {}).block_m == 128);
 int main() {
-    int dims[] = {64, 96, 128, 192, 256};
-    for (int dim : dims) {
+    int dims[][2] = {{64, 64}, {96, 96}, {128, 128}, {192, 192}, {256, 256}, {64, 128}, {64, 256}, {192, 128}};
+    for (auto [dim, dim_v] : dims) {
         for (int bits = 0; bits < 64; ++bits) {
             auto bit = [&](int i) { return (bits >> i & 1) != 0; };
-            fa3::Tile t = fa3::forward_tile(dim, {bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)});
-            std::printf("[%d,%d,%d,%d,%d,%d,%d]\n", dim, bits, t.block_m, t.block_n, t.warps, t.stages, t.q_in_regs);
+            fa3::Tile t = fa3::forward_tile(dim, dim_v, {bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)});
+            std::printf("[%d,%d,%d,", dim, dim_v, bits);
+            std::printf("%d,%d,%d,%d,%d]\n", t.block_m, t.block_n, t.warps, t.stages, t.q_in_regs);
         }
     }
 }
 """
 
-Table = dict[tuple[int, frozenset[str]], Tile]
+Table = dict[tuple[tuple[int, int], frozenset[str]], Tile]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     lines = subprocess.run([str(work / "tiles")], capture_output=True, text=True, check=True).stdout.splitlines()
     found: Table = {}
     for line in lines:
-        dim, bits, *tile = json.loads(line)
+        dim, dim_v, bits, *tile = json.loads(line)
         flags_set = frozenset(name for index, name in enumerate(NAMES) if bits >> index & 1)
         block_m, block_n, warps, stages, in_regs = tile
-        found[dim, flags_set] = Tile(
-            block_m=block_m, block_n=block_n, head_dim=dim, warps=warps, stages=stages, q_in_regs=bool(in_regs)
-        )
+        found[(dim, dim_v), flags_set] = Tile(
+            block_m=block_m, block_n=block_n, head_dim=dim, warps=warps, stages=stages, q_in_regs=bool(in_regs),
+            head_dim_v=dim_v,
+        )  # fmt: skip
     return found
 
 
@@ -67,14 +69,14 @@ def test_every_head_dim_of_the_family_is_covered(table: Table) -> None:
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_every_variant_fits(table: Table, dim: int) -> None:
+def test_every_variant_fits(table: Table, dim: tuple[int, int]) -> None:
     for flags, varlen in itertools.product({flags for d, flags in table if d == dim}, (False, True)):
         asked = forward_bytes(table[dim, flags], split="varlen_split" in flags, varlen=varlen)
         assert asked <= LIMIT, f"{dim} {sorted(flags)} {table[dim, flags]} asks {asked}"
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_every_tile_is_legal(table: Table, dim: int) -> None:
+def test_every_tile_is_legal(table: Table, dim: tuple[int, int]) -> None:
     for (found, flags), tile in table.items():
         if found != dim:
             continue
@@ -84,12 +86,12 @@ def test_every_tile_is_legal(table: Table, dim: int) -> None:
         assert tile.block_m <= 32 * tile.warps, what
         assert tile.block_n % 16 == 0, what
         # Threads that copy rows of Q together: 8 where a row has a multiple of 128 bytes, else 4.
-        rows = 32 * tile.warps // (8 if dim % 64 == 0 else 4)
+        rows = 32 * tile.warps // (8 if dim[0] % 64 == 0 else 4)
         assert tile.block_m % rows == 0, what
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_rows_do_not_depend_on_the_variant(table: Table, dim: int) -> None:
+def test_rows_do_not_depend_on_the_variant(table: Table, dim: tuple[int, int]) -> None:
     """get_scheduler_metadata() counts row blocks for a call that may turn out to be of another variant."""
     assert len({tile.block_m for (found, _), tile in table.items() if found == dim}) == 1
 

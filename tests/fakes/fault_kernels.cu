@@ -8,7 +8,7 @@
 #include "fa3_tile_64.h"
 
 namespace fa3 {
-constexpr Tile forward_tile(int, Variant const& variant) {
+constexpr Tile forward_tile(int, int, Variant const& variant) {
     return tile_64(variant);
 }
 }  // namespace fa3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ci.commands import common, options
 from ci.plan.profiles import Profile
 from ci.prove.gb10 import executable
-from ci.prove.gb10.executable import Executable
+from ci.prove.gb10.cases import Case
+from ci.prove.gb10.executable import Executable, Run
 from flash_attn3_sm121.console import Narrator
 from tests.fakes import fault_kernels
 
@@ -20,7 +23,16 @@ PROFILE = Profile(
     features=frozenset({"causal", "local", "varlen", "packgqa", "backward", "deterministic"}),
     about="what the host code may ask of the few kernels",
 )
-SHOW = "tests.fakes.order_calls:show"
+FULL = Case(op="ordered", dtype="bf16", dim=64, heads=(4, 2), rows=200, keys=700)
+CAUSAL = replace(FULL, mask="causal", mode="packed", batch=4, rows=257, keys=300, heads=(3, 1))
+CASES = {
+    "full": FULL,
+    "causal": CAUSAL,
+    "more rows than keys": replace(CAUSAL, rows=400, keys=129),
+    "wider values": replace(CAUSAL, dim=40, dim_v=64, rows=130, keys=150),
+    "narrower values": replace(CAUSAL, dim_v=40, rows=130, keys=150),
+    "local": replace(FULL, mask="local", mode="used", batch=4, rows=330, keys=400, heads=(2, 2)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +43,35 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
     return executable.make(builder, family, output=tmp_path_factory.mktemp("order"))
 
 
-@pytest.mark.parametrize("case", ["full", "causal", "more rows than keys", "local"])
+def show(library: Executable, case: Case, *seeds: int, sms: int = 48, lazy: bool = False) -> Run:
+    """Execute the case with each seed; every figure is that of a right result."""
+    arguments = {"case": case.document, "seeds": list(seeds)}
+    run = library.run("tests.fakes.case_calls:show", arguments, sms=sms, settings={"lazy": lazy})
+    assert {name: part for name, part in run.result["parts"].items() if not part <= 1} == {}
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_bits_are_the_same_in_any_order(library: Executable, case: str) -> None:
     """The order of blocks and warps is the seed's; there is room for all blocks at once."""
-    run = library.run(SHOW, {"case": case, "seeds": [0, 1, 2, 3]})
-    assert {name: part for name, part in run.result["parts"].items() if part > 1} == {}
+    run = show(library, CASES[case], 0, 1, 2, 3)
     assert run.result["other bits"] == 0 and list(run.errors) == []
 
 
-@pytest.mark.parametrize("case", ["full", "causal", "more rows than keys", "local"])
+@pytest.mark.parametrize("case", CASES)
 def test_no_block_waits_for_one_that_starts_later(library: Executable, case: str) -> None:
     """One block after another, as the grid has them: one that waited for a later one would never end."""
-    run = library.run(SHOW, {"case": case, "seeds": [0]}, sms=1, settings={"lazy": True})
-    assert {name: part for name, part in run.result["parts"].items() if part > 1} == {}
+    show(library, CASES[case], 0, sms=1, lazy=True)
 
 
 def test_an_order_costs_few_instructions(library: Executable) -> None:
     """Of one block after another, so that none of them is spent on waiting."""
     ordered, unordered = (
-        sum(launch["instructions"] for launch in library.run(SHOW, {"case": case, "seeds": [0]}, sms=1).launches)
-        for case in ("full", "unordered")
+        sum(launch["instructions"] for launch in show(library, replace(FULL, op=op), 0, sms=1).launches)
+        for op in ("ordered", "bwd")
     )
     assert unordered < ordered < 1.02 * unordered
 
 
 def test_without_an_order_the_bits_differ(library: Executable) -> None:
-    run = library.run(SHOW, {"case": "unordered", "seeds": [0, 1, 2, 3]})
-    assert {name: part for name, part in run.result["parts"].items() if part > 1} == {}
-    assert run.result["other bits"] > 0
+    assert show(library, replace(FULL, op="bwd"), 0, 1, 2, 3).result["other bits"] > 0

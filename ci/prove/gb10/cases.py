@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from ci.plan.profiles import Selection
+from ci.plan.units import forwards
 
 # Around the edges of tiles (64, 96, 128) and of eight rows that an instruction takes at once.
 ROWS = (1, 63, 65, 128, 7, 129, 64, 127, 33, 200)
@@ -25,6 +26,7 @@ class Case:
     op: str  # fwd, bwd, ordered (a deterministic backward), combine or metadata
     dtype: str
     dim: int
+    dim_v: int = 0  # the head dim of V; 0: the same
     mask: str = "full"  # full, causal, local, chunk, causal chunk
     mode: str = "dense"  # how K and V are given: dense, packed, used, cache, append, paged, paged whole, paged append
     splits: int = 1
@@ -45,13 +47,19 @@ class Case:
 
     @property
     def name(self) -> str:
-        words = [self.op, f"hd{self.dim}", self.dtype, self.mask, self.mode, f"splits={self.splits}"]
+        dims = f"hd{self.dim}" + f"/{self.dim_v}" * bool(self.dim_v)
+        words = [self.op, dims, self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
         words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
         words += ["sweep"] * self.sweep + ["sinks"] * self.sinks + ["dlse"] * self.dlse
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
+
+    @property
+    def values(self) -> int:
+        """The head dim of V, out and their gradients."""
+        return self.dim_v or self.dim
 
     @property
     def document(self) -> dict[str, Any]:
@@ -167,6 +175,26 @@ def _ordered(chosen: Selection, turns: _Turns) -> Iterator[Case]:
             yield Case(**given, dim=dim - 16, **(more | {"sms": 1, "seed": 0}))
 
 
+def _values(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+    """V with a head dim of its own: every forward kernel that has one, and the backward, which pads."""
+    pairs = sorted({(f.head_dim, f.head_dim_v) for f in forwards(chosen) if f.head_dim != f.head_dim_v})
+    counts = (1, *((3,) if chosen.has("split") else ()))
+    every = product(pairs, _types(chosen), _masks(chosen), _modes(chosen), counts, (False, True))
+    for (dim, dim_v), dtype, mask, mode, splits, smaller in every:
+        more = turns.next() | {"page": (64, 16, 256)[turns.count % 3] if "paged" in mode else 64}
+        more["rotary"] = ("", "halves", "pairs")[turns.count % 3] if "append" in mode else ""
+        yield Case(
+            op="fwd", dtype=dtype, dim=dim - 16 * smaller, dim_v=dim_v - 24 * smaller, mask=mask, mode=mode,
+            batch=_batch(mode), splits=splits, **more,
+        )  # fmt: skip
+    if chosen.has("backward"):
+        inside = [pair for pair in pairs if max(pair) <= max(chosen.backward_head_dims)]
+        modes = ("dense", *(("packed",) if chosen.has("varlen") else ()))
+        for (dim, dim_v), dtype, mask, mode in product(inside, _types(chosen), _masks(chosen), modes):
+            more = turns.next() | {"heads": ((2, 2), (4, 2))[turns.count % 2]}
+            yield Case(op="bwd", dtype=dtype, dim=dim, dim_v=dim_v, mask=mask, mode=mode, batch=_batch(mode), **more)
+
+
 def _added(chosen: Selection, turns: _Turns) -> Iterator[Case]:
     """Cases for what our edits added: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
     counts = (1, *((3,) if chosen.has("split") else ()))
@@ -220,4 +248,5 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     found += _added(chosen, turns)
     if chosen.has("backward") and chosen.has("deterministic"):
         found += _ordered(chosen, turns)
+    found += _values(chosen, turns)
     return tuple(dict.fromkeys((*found, *_helpers(chosen))))

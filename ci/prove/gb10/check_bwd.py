@@ -23,9 +23,9 @@ def backward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
         return _used(gpu, case, judge, maker)
     rows, keys = maker.pairs() if packed else ([case.rows] * case.batch, [case.keys] * case.batch)
     at_q, at_k = starts(rows), starts(keys)
-    q, dout = (maker.normal(sum(rows), heads, case.dim) for _ in range(2))
-    k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
-    out, lse = maker.normal(sum(rows), heads, case.dim), torch.empty(heads, sum(rows))
+    q, dout = (maker.normal(sum(rows), heads, dim) for dim in (case.dim, case.values))
+    k, v = (maker.normal(sum(keys), groups, dim) for dim in (case.dim, case.values))
+    out, lse = maker.normal(sum(rows), heads, case.values), torch.empty(heads, sum(rows))
     dlse = torch.randn(lse.shape, generator=maker.random)
     right = [torch.zeros(x.shape, dtype=torch.float64) for x in (q, k, v)]
     for b in range(case.batch):
@@ -83,8 +83,8 @@ def _used(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
     rows, keys = maker.pairs()
     keys = keys[::-1] if case.batch > 2 else keys
-    q, dout, out = (maker.normal(case.batch, case.rows, heads, case.dim) for _ in range(3))
-    k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+    q, dout, out = (maker.normal(case.batch, case.rows, heads, dim) for dim in (case.dim, case.values, case.values))
+    k, v = (maker.normal(case.batch, case.keys, groups, dim) for dim in (case.dim, case.values))
     lse = torch.full((case.batch, heads, case.rows), torch.nan)
     dlse = torch.randn(lse.shape, generator=maker.random)
     right: list[list[Tensor]] = []

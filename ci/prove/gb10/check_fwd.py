@@ -28,7 +28,7 @@ def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     """Batches of one length, or of which only a part is used; what is behind that part is NaN."""
     heads, groups = case.heads
     q = maker.normal(case.batch, case.rows, heads, case.dim)
-    k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+    k, v = (maker.normal(case.batch, case.keys, groups, dim) for dim in (case.dim, case.values))
     rows, keys = [case.rows] * case.batch, [case.keys] * case.batch
     given: dict[str, Any] = {}
     if case.mode == "used":
@@ -53,7 +53,7 @@ def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
     rows, keys = maker.pairs()
     q = maker.normal(sum(rows), heads, case.dim)
-    k, v = (maker.normal(sum(keys), groups, case.dim) for _ in range(2))
+    k, v = (maker.normal(sum(keys), groups, dim) for dim in (case.dim, case.values))
     at_q, at_k = starts(rows), starts(keys)
     for b in range(case.batch):
         maker.spike(q[at_q[b] : at_q[b + 1]], k[at_k[b] : at_k[b + 1]])
@@ -87,7 +87,7 @@ class Cache:
             order = torch.randperm(count, generator=maker.random)[: shape[0] * pages]
             self.table = order.view(shape[0], pages).int()
             shape = (count, case.page)
-        self.k, self.v = (maker.normal(*shape, case.heads[1], case.dim) for _ in range(2))
+        self.k, self.v = (maker.normal(*shape, case.heads[1], dim) for dim in (case.dim, case.values))
         self.page = case.page
         used = torch.zeros(shape, dtype=torch.bool)
         for b, (begin, end) in enumerate(zip(begins, ends, strict=True)):
@@ -127,7 +127,7 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     given |= {"kv_batch_idx": ints(cache.row)} if case.cache == "picked" else {}
     right_k, right_v = cache.k.clone(), cache.v.clone()
     if appends:
-        k_new, v_new = (maker.normal(case.batch, new, groups, case.dim) for _ in range(2))
+        k_new, v_new = (maker.normal(case.batch, new, groups, dim) for dim in (case.dim, case.values))
         given |= {"k_new": k_new, "v_new": v_new}
     if case.rotary:
         cos, sin = _rotary(case, maker, capacity + max(case.rows, case.page))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ from flash_attn3_sm121.errors import CompileError
 
 TARGET = ".target sm_121"
 # How the PTX files of attention kernels are named: a unit is of one direction and head dim.
-_ATTENTION = re.compile(r"(fwd|bwd|bwd_ordered)_hd(\d+)_")
+_ATTENTION = re.compile(r"(fwd|bwd|bwd_ordered)_hd(\d+(?:_\d+)?)_")
 # What a case's result depends on beside the C++; which cases there are, and what is said of results, is no part of it.
 _CHECKS = ("child.py", "check.py", "check_fwd.py", "check_bwd.py", "reference.py")
 
@@ -56,14 +57,14 @@ class Executable:
     host: str = ""  # the host code's object, by its hash
     kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
 
-    def needed(self, op: str, dim: int) -> tuple[Path, ...]:
-        """The PTX files that a call of that op and head dim can need: helpers', and those of the kernels' head dim."""
-        return _needed(self.ptx, op, dim)
+    def needed(self, op: str, dim: int, dim_v: int = 0) -> tuple[Path, ...]:
+        """The PTX files that a call of that op and head dims may need: helpers', and those of its own head dims."""
+        return _needed(self.ptx, op, dim, dim_v)
 
-    def identity(self, op: str, dim: int) -> str:
+    def identity(self, op: str, dim: int, dim_v: int = 0) -> str:
         """A hash of what such a call's result depends on: executor, checks, host code, the PTX it can need."""
         own = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
-        files = (library.SOURCE, *own, *(FOLDER / name for name in _CHECKS), *self.needed(op, dim))
+        files = (library.SOURCE, *own, *(FOLDER / name for name in _CHECKS), *self.needed(op, dim, dim_v))
         return hashlib.sha256("\n".join((self.host, *map(_named_hash, files))).encode()).hexdigest()
 
     def run(
@@ -111,11 +112,14 @@ class Executable:
 
 
 @functools.cache
-def _needed(files: tuple[Path, ...], op: str, dim: int) -> tuple[Path, ...]:
+def _needed(files: tuple[Path, ...], op: str, dim: int, dim_v: int) -> tuple[Path, ...]:
     direction = {"bwd": "bwd", "ordered": "bwd_ordered"}.get(op, "fwd")
     named = {path: _ATTENTION.match(path.name) for path in files}
-    dims = {int(name[2]) for name in named.values() if name and name[1] == direction}
-    mine = (direction, str(min((known for known in dims if known >= dim), default=0)))
+    # The backward pads to the larger head dim.
+    asked = (dim, dim_v) if dim_v and direction == "fwd" else (max(dim, dim_v),)
+    dims = {tuple(map(int, name[2].split("_"))) for name in named.values() if name and name[1] == direction}
+    fitting = [known for known in dims if len(known) == len(asked) and all(map(operator.ge, known, asked))]
+    mine = (direction, "_".join(map(str, min(fitting, default=()))))
     return tuple(path for path, name in named.items() if name is None or name.groups() == mine)
 
 

@@ -41,13 +41,14 @@ class Scores:
         return kept
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, heads, d), (keys, groups, d) twice, in fp64: the output, and the LSE by head and row."""
+        """(rows, heads, d), (keys, groups, d), (keys, groups, dv), in fp64: the output, and the LSE by head and row."""
         import torch
 
         sinks = self.sinks
         if k.shape[0] == 0:
             empty = torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
-            return q * 0.0, empty if sinks is None else torch.logaddexp(empty, sinks[:, None])
+            nothing = (q * 0.0).sum(-1, keepdim=True).expand(-1, -1, v.shape[-1])
+            return nothing, empty if sinks is None else torch.logaddexp(empty, sinks[:, None])
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
         if self.softcap:

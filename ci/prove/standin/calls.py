@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from ci.plan.profiles import Selection
+from ci.plan.units import forwards
 from flash_attn3_sm121.arch import Family
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -128,6 +129,13 @@ def _backward(*, dtype: str, dim: int, mask: str, packed: bool, heads: tuple[int
     return Call(name=" ".join(words + (["softcap"] if softcap else [])), op="bwd", arguments=arguments)
 
 
+def _with_v(call: Call, dim_v: int) -> Call:
+    """A forward call whose V has another head dim."""
+    values = {name: call.arguments[name] for name in ("v", "v_new") if name in call.arguments}
+    values = {name: {**given, "shape": [*given["shape"][:-1], dim_v]} for name, given in values.items()}
+    return replace(call, name=f"{call.name} dv={dim_v}", arguments=call.arguments | values)
+
+
 def _modes(chosen: Selection) -> tuple[str, ...]:
     found = ["dense"]
     if chosen.has("varlen"):
@@ -147,19 +155,28 @@ def calls(chosen: Selection) -> Iterator[Call]:
     dims = sorted({*chosen.head_dims, *((16, 32) if min(chosen.head_dims) == 64 else ())})
     shapes = ((2, 128, 512), (1, 1, 8192))
     # Below Hopper a group's heads are always packed; there, both have kernels, and a heuristic chooses if nobody says.
-    packs = (None, True, False) if chosen.family is Family.SM90 else (None,)
+    hopper = chosen.family is Family.SM90
+    packs = (None, True, False) if hopper else (None,)
+    kept = () if hopper else forwards(chosen)
+    pairs = sorted({(item.head_dim, item.head_dim_v) for item in kept if item.head_dim != item.head_dim_v})
     for dim, dtype, mask, mode, count, cap, shape, pack in product(
         dims, chosen.dtypes, masks, _modes(chosen), splits, caps, shapes, packs
     ):
         if dtype in DTYPES:
-            yield _forward(
+            made = _forward(
                 dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape, pack=pack
             )
+            yield made
+            yield from (_with_v(made, dim_v) for known, dim_v in pairs if known == dim and not cap)
     packed = (False, *((True,) if chosen.has("varlen") else ()))
+    ordered = (False, *((True,) if chosen.has("deterministic") and not hopper else ()))
     if chosen.has("backward"):
-        for dim, dtype, mask, pack, heads, cap in product(dims, chosen.dtypes, masks, packed, ((4, 4), (8, 2)), caps):
+        every = product(dims, chosen.dtypes, masks, packed, ((4, 4), (8, 2)), caps, ordered)
+        for dim, dtype, mask, pack, heads, cap, order in every:
             if dtype in DTYPES:
-                yield _backward(dtype=dtype, dim=dim, mask=mask, packed=pack, heads=heads, softcap=cap)
+                made = _backward(dtype=dtype, dim=dim, mask=mask, packed=pack, heads=heads, softcap=cap)
+                more = {"deterministic": True} if order else {}
+                yield replace(made, name=made.name + " deterministic" * order, arguments=made.arguments | more)
 
 
 def failing(chosen: Selection, function: str) -> Call:

@@ -1,0 +1,65 @@
+"""V with a head dim of its own in the mma.sync kernels, executed on the CPU, against the formula in fp64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ci.commands import common, options
+from ci.plan.profiles import Profile
+from ci.prove.gb10 import executable
+from ci.prove.gb10.cases import Case
+from ci.prove.gb10.executable import Executable
+from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.errors import CompileError
+from tests.fakes import fault_kernels
+from tests.prove.test_order import show
+
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
+
+PROFILE = Profile(
+    name="values",
+    dtypes=("bf16",),
+    head_dims=(64, 192),
+    features=frozenset({"causal", "local", "varlen", "append", "paged", "packgqa", "diff_headdim"}),
+    about="what the host code may ask of the few kernels",
+)
+MLA = Case(op="fwd", dtype="bf16", dim=192, dim_v=128, mask="causal", heads=(2, 2), rows=150, keys=230)
+CASES = {
+    "prefill 192/128": MLA,
+    "176/104": replace(MLA, dim=176, dim_v=104),
+    "append 192/128": replace(MLA, mask="full", mode="append", rotary="halves", heads=(4, 2), rows=70),
+    "pages 64/256": replace(MLA, dim=64, dim_v=256, mask="full", mode="paged", page=16, batch=3, rows=9),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
+    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
+    family = fault_kernels.plan(PROFILE, {"fwd": fault_kernels.text("values_kernels.cu")})
+    builder = common.builder(session, common.gather_inputs(session))
+    return executable.make(builder, family, output=tmp_path_factory.mktemp("values"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_give_what_the_formula_gives(library: Executable, case: str) -> None:
+    """What lies behind each head of V is NaN."""
+    assert list(show(library, CASES[case], 0, 1).errors) == []
+
+
+def test_a_block_of_many_tiles_does_too(library: Executable) -> None:
+    assert list(show(library, MLA, 2, sms=1, lazy=True).errors) == []
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        ({"dim": 64, "dim_v": 512}, "V headdim 512 does not fit: .* 256 registers a thread, of 255"),
+        ({"dim": 64, "dim_v": 96, "softcap": 9.0}, "different V headdim with softcap is not built"),
+        ({"dim": 128, "dim_v": 64}, r"we only support Q/K headdim in \(128, 192\]"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_launch(library: Executable, dims: dict[str, int], words: str) -> None:
+    with pytest.raises(CompileError, match=words):
+        show(library, replace(MLA, **dims), 0)
