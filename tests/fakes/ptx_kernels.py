@@ -96,6 +96,8 @@ KERNELS = {
         for step in (1, 2, 4, 8, 16)
     )
     + "add.s64 %rd4, %rd2, %rd3;\nst.global.f32 [%rd4], %f1;",
+    "constants": "mov.pred %p1, -1;\nsetp.lt.s32 %p2, %r0, 10;\n@%p2 mov.pred %p1, 0;\nselp.b32 %r4, 7, 9, %p1;\n"
+    "add.s64 %rd4, %rd2, %rd3;\nst.global.u32 [%rd4], %r4;",
     "quads": "shfl.sync.idx.b32 %r4|%p1, %r0, 1, 7199, -1;\nadd.s64 %rd4, %rd2, %rd3;\nst.global.u32 [%rd4], %r4;",
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "halves": {},
     "sums": {},
     "quads": {},
+    "constants": {},
     "barrier_orders": {"block": 64},
     "arrive_orders_one_way": {"block": 64},
     "waited": {"lazy": True},
@@ -94,6 +95,7 @@ def test_what_is_right_is_found_right(ran: dict[str, dict[str, Any]], name: str)
 def test_what_is_right_is_computed(ran: dict[str, dict[str, Any]]) -> None:
     assert ran["halves"]["result"] == [5] * 10 + [2] * 22
     assert ran["sums"]["result"] == [0x43F80000] * 32, "496.0: what the lanes' numbers add up to"
+    assert ran["constants"]["result"] == [9] * 10 + [7] * 22
     assert ran["quads"]["result"] == [lane // 4 * 4 + 1 for lane in range(32)]
     assert ran["barrier_orders"]["result"] == [0] * 64
     assert ran["waited"]["result"] == ran["one_group_open"]["result"] == [0] * 32

@@ -104,6 +104,10 @@ void Machine::begin(Block& block, uint32_t index, Dim3 grid, Dim3 size) {
         warp.registers = registers + size_t{kernel_->register_bytes} * w;
         warp.predicates = block.predicates.data() + size_t{kernel_->predicates} * w;
         for (auto const& special : kernel_->specials) {
+            if (special.wide == 1) {
+                warp.predicates[special.reg] = special.value != 0 ? ALL : 0;
+                continue;
+            }
             for (uint32_t lane = 0; lane < LANES; ++lane) {
                 using What = Special::What;
                 uint32_t const thread = w * LANES + lane;

@@ -134,6 +134,9 @@ Reg Decoder::operand(std::string const& text, Type type) {
         bool const negative = text[0] == '-';
         auto value = std::stoull(text.substr(negative), nullptr, 0);
         value = negative ? 0 - value : value;
+        if (type == Type::Pred) {  // mov.pred: 0, or -1 for all lanes
+            return constant(value == 0 ? 0 : 1, 1);
+        }
         return constant(wide == 8 ? value : value & ALL, wide);
     }
     if (externals_.count(text) != 0) {
