@@ -11,7 +11,7 @@ from ci.prove.gb10.child import Gpu
 
 def show(gpu: Gpu, case: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
     """The errors as parts of what is allowed, and how many of the seeds gave other bits than the first."""
-    judge, written = Judge(case["dtype"]), []
+    judge, written = Judge(case["dtype"], case["dim"]), []
     gpu.settings.limit = 50_000_000
     for seed in seeds:
         gpu.settings.seed = seed
