@@ -322,7 +322,7 @@ def test_the_environment_keeps_what_was_there() -> None:
 
 def test_calls_and_names_parse() -> None:
     call = KernelCall.parse("get_kernel", ("a/b", "main"), {"version": 2, "check_arch": False})
-    assert (call.repo, call.revision, call.version) == ("a/b", "main", 2)
+    assert (call.repo, call.revision) == ("a/b", "main")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from packaging.utils import canonicalize_name
-
 from flash_attn3_sm121.hub.index import Index, WheelEntry
 
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
@@ -17,6 +15,8 @@ API_VERSION = "1.1"
 
 def projects(index: Index) -> dict[str, dict[str, WheelEntry]]:
     """Project -> its wheels by file name, in the order in which they came in."""
+    from packaging.utils import canonicalize_name
+
     found: dict[str, dict[str, WheelEntry]] = {}
     for filename, wheel in sorted(index.wheels.items(), key=lambda item: (item[1].added, item[0])):
         found.setdefault(canonicalize_name(wheel.name), {})[filename] = wheel
