@@ -31,8 +31,8 @@ LIMITS = {
     ("fp16", "grad"): (3e-3, 1.5e-3),
 }
 LSE_LIMIT = (5e-6, 1e-6)
-# A score is a sum that each 16 columns round once, and tensor cores round towards zero: a step's errors add up.
-COLUMNS, STEP = 16, 2.0**-23
+# A score is a sum over the columns of a head, and each addition rounds it: an eighth of half a last bit a column.
+COLUMN = 2.0**-27
 # Rotary turns Q away from the key that `spike` has turned it to, so that large terms cancel. A product of two fp16 has
 # more bits than fp32 can add to a sum without rounding: what is left is off by the rounding of terms in the hundreds.
 TURNED_LSE = {"bf16": 2e-5, "fp16": 2e-4}
@@ -44,7 +44,7 @@ class Judge:
     def __init__(self, dtype: str, dim: int, *, turned: bool = False) -> None:
         self.dtype = dtype
         absolute, relative = LSE_LIMIT
-        self.lse = TURNED_LSE[dtype] if turned else absolute, max(relative, dim / COLUMNS * STEP)
+        self.lse = TURNED_LSE[dtype] if turned else absolute, max(relative, dim * COLUMN)
         self.errors: dict[str, float] = {}
         self.parts: dict[str, float] = {}
 
