@@ -131,7 +131,7 @@ def _spilling(found: Sequence[Row]) -> int:
 def _executed(found: Sequence[Row]) -> str:
     ran = [row.executed for row in found if row.executed]
     if not ran:
-        return "None of these kernels was executed in software (`make prove`)."
+        return "No whole run of `make prove` over these objects is on record: the columns on execution are empty."
     return f"""Executed in software (`make prove`, the same objects): {len(ran)} of {len(found)}. `executed` is the part
 of a kernel's PTX that some case reached. A case counts for each kernel that it launched. The largest error is that of
 outputs, for a backward that of gradients. A case is wrong by a finding (a race, an access out of bounds, ...) or by a
