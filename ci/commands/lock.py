@@ -63,7 +63,7 @@ def do_lock(args: argparse.Namespace) -> int:
 
 
 def what_changed(earlier: SourceLock, lock: SourceLock, source: Path) -> Table:
-    """What another lock of a checkout changes: commits, files, which edits are needed and fit, and the ops."""
+    """The table of what changes from one lock to another: commits, files, edits that are needed or do not fit, the ops."""
     hopper = source / lock.hopper.path
     files = compare(earlier.hopper.files, lock.hopper.files)
     compiled = [path for path in (*files.changed, *files.extra, *files.missing) if path.endswith(SUFFIXES)]

@@ -1,6 +1,6 @@
-"""What is built for: the CPU, and the targets that a list in the grammar of PyTorch's `TORCH_CUDA_ARCH_LIST` names.
+"""The CPU and the GPUs that a build is for. PyTorch's `TORCH_CUDA_ARCH_LIST` names the GPUs.
 
-Pure; nothing asked for is ever dropped.
+These functions are pure, and nothing asked for is ever dropped.
 
 list    := item ((";" | " ") item)*
 item    := (number | name) ["+PTX"]      number := 12.1, 9.0a, 12.0f      name := Ampere, Hopper, Blackwell, ...

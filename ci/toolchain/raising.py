@@ -50,7 +50,7 @@ def raised(asked: str | None, offers: Callable[[str], Sequence[Wanted]], *, path
     known = {package.project: releases(offers(package.project)) for package in pins.packages}
     compiler = {p.project for p in pins.packages if p.version == pins.package(COMPILER).version}
     there = sorted(set.intersection(*(set(known[project]) for project in compiler)))
-    fitting = [v for v in there if asked is None or v.release[:2] == parse_version(asked, origin="--cuda")]
+    fitting = [v for v in there if asked is None or v.release[:2] == parse_version(asked, origin="--to-cuda")]
     if not fitting:
         versions = ", ".join(dict.fromkeys(f"{v.major}.{v.minor}" for v in there)) or "none"
         raise ToolchainError(

@@ -21,7 +21,7 @@ from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.errors import CompileError, MissingPackageError
 
 ROWS, KEYS, HEADS, GROUPS = 32, 64, 4, 2
-# What is proven: kernels that take their tiles in an order that does not depend on data.
+# sentryward is asked about these calls. Their kernels take their tiles in an order that does not depend on data.
 CALLS: dict[str, dict[str, int]] = {"dense": {}, "window": {"window_size_left": 20, "window_size_right": 0}}
 NEEDS = {"dense": frozenset[str](), "window": frozenset({"local"})}
 
@@ -118,7 +118,7 @@ def document(kernel: Kernel, launch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opinion(executable: Executable, call: str, dim: int, *, tool: str, folder: Path, timeout: int) -> dict[str, Any]:
-    """What sentryward says of a call's launch. `result` is "race_free" only where it proved both of its checks."""
+    """Ask sentryward about a call's launch. `result` is "race_free" only where it proved both of its checks."""
     texts = {path: path.read_text(encoding="utf-8") for path in executable.needed("fwd", dim)}
     sizes = {found["kernel"]: int(found["size"]) for text in texts.values() for found in _ENTRY.finditer(text)}
     given = {"library": str(executable.library), "sizes": sizes, "call": call, "dim": dim}

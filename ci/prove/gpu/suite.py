@@ -155,7 +155,7 @@ def _bench(setting: Setting) -> Stage:
 
 
 def _fallback(setting: Setting) -> Stage:
-    """What docs/results/h200.json has from before torch's FlashAttention served the fallback: `bench --compare`."""
+    """Bench the fallback. docs/results/h200.json has the same from before torch's FlashAttention served it."""
     globs = ("train-window*", "chunked-prefill", "decode-*", "varlen-*", "paged-*")
     words = ["bench", "--quick", "--device", setting.device, "--seconds", "0.3", "--json", "fallback.json"]
     words += ["--backend", "sdpa", *(word for glob in globs for word in ("--workload", glob))]

@@ -47,7 +47,7 @@ class Row:
 
     @property
     def bounds(self) -> list[Bounds]:
-        """What the GPU's units allow the kernel. Empty where its inner loop was not found."""
+        """The GPU's units set these bounds on the kernel. There are none where its inner loop was not found."""
         return [Bounds.of(self.loop, self.registers)] if self.loop else []
 
     @property
