@@ -63,7 +63,7 @@ def do_lock(args: argparse.Namespace) -> int:
 
 
 def what_changed(earlier: SourceLock, lock: SourceLock, source: Path) -> Table:
-    """The table of what changes from one lock to another: commits, files, edits that are needed or do not fit, the ops."""
+    """The table of what changes between two locks: commits, files, edits that are needed or do not fit, the ops."""
     hopper = source / lock.hopper.path
     files = compare(earlier.hopper.files, lock.hopper.files)
     compiled = [path for path in (*files.changed, *files.extra, *files.missing) if path.endswith(SUFFIXES)]
