@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 def proof_line(executed: Mapping[str, Any] | None) -> str:
-    """One line for people about what ran in software before the wheel was made; None where nothing did."""
+    """One line for people about what ran in software before the wheel was made. `executed` is None if nothing did."""
     if executed is None:
         return "12.1's kernels were not executed in software before this wheel was made (make prove, then make wheel)"
     return executed_line(executed)
