@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ci.plan import archs as archlist
@@ -107,12 +107,14 @@ def build_jobs(
     runner = RUNNERS[platform]
     targets = archlist.parse(archs, cuda=cuda)
 
-    def plan(shard: Shard) -> BuildPlan:
+    def plan(count: int) -> BuildPlan:
+        """The first of so many shards; another one's plan differs by its number alone."""
+        first = Shard(index=1, count=count)
         return make_plan(
-            profile=find(profile), targets=targets, platform=platform, cuda=cuda, families=(family,), shard=shard
+            profile=find(profile), targets=targets, platform=platform, cuda=cuda, families=(family,), shard=first
         )
 
-    whole = plan(Shard())
+    whole = plan(1)
     if whole.cost.rss_gb > runner.memory_gb:
         raise UsageError(
             f"family {family}, profile {profile}: a unit wants {whole.cost.rss_gb} GB, {runner.label} has "
@@ -121,7 +123,8 @@ def build_jobs(
         )
     units = len(whole.families[0].units)
     for count in range(1, units + 1):
-        shards = [plan(Shard(index=index, count=count)) for index in range(1, count + 1)]
+        first = plan(count)
+        shards = [replace(first, shard=Shard(index=index, count=count)) for index in range(1, count + 1)]
         costs = [shard_minutes(shard, runner) for shard in shards]
         if max(minutes for _, minutes in costs) <= SHARD_MIN:
             break

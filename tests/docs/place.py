@@ -24,8 +24,10 @@ PROGRAMS = {
 class Place:
     """One command's surroundings; nothing outside `folder` is written to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, build_venv: Path | None = None) -> None:
+        """`build_venv`: where make has its environment for building; one of several places costs pip once."""
         self.folder = folder
+        self.build_venv = build_venv or folder / "build-venv"
         self.clone = folder / "clone"
         self.home = folder / "home"
         copy_clone(self.clone)
@@ -55,6 +57,7 @@ class Place:
             "TMPDIR": str(self.folder),
             "PYTHONPATH": f"{self.clone}:{self.clone / 'flash_attn3_sm121' / '_dropin'}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "BUILD_VENV": str(self.build_venv),
             "DOCS_PIP": sys.executable,
             "DOCS_VENV": str(self.folder / "venv"),
         }

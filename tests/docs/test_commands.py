@@ -6,7 +6,6 @@ import re
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,9 +54,14 @@ def test_the_collector(text: str, found: list[str]) -> None:
     assert commands(text) == found
 
 
+@pytest.fixture(scope="module")
+def build_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("build") / "venv"
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    yield Place(tmp_path)
+def place(tmp_path: Path, build_venv: Path) -> Place:
+    return Place(tmp_path, build_venv=build_venv)
 
 
 @pytest.mark.slow

@@ -180,7 +180,17 @@ CASES: dict[str, Callable[[Op], dict[str, float]]] = {
 }
 
 
-def show(gpu: Any, case: str, seed: int = 0) -> dict[str, float]:
-    """Run one case; what an op refuses is told as figures that are infinitely far, with its words."""
-    torch.manual_seed(seed)
-    return CASES[case](gpu.call)
+def show(gpu: Any, case: str, ways: list[dict[str, Any]]) -> dict[str, float]:
+    """Run one case once with each of the settings; the figures that are furthest from right ones."""
+    return furthest(gpu, CASES[case], ways)
+
+
+def furthest(gpu: Any, case: Callable[[Op], dict[str, float]], ways: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest of each figure of a case over several settings."""
+    figures: dict[str, float] = {}
+    for settings in ways:
+        for name, value in settings.items():
+            setattr(gpu.settings, name, value)
+        torch.manual_seed(0)
+        figures |= {name: max(value, figures.get(name, 0.0)) for name, value in case(gpu.call).items()}
+    return figures

@@ -13,7 +13,7 @@ from torch import Tensor
 from ci.prove.gb10.reference import WINDOW, Scores
 from flash_attn3_sm121.call.arguments import BackwardArgs
 from flash_attn3_sm121.native.library import sink_gradient
-from tests.fakes.fault_calls import DIM, GROUPS, HEADS, Op, _furthest, _ints, _random
+from tests.fakes.fault_calls import DIM, GROUPS, HEADS, Op, _furthest, _ints, _random, furthest
 
 # A sink far below all scores, two among them, and one that leaves next to nothing for the keys.
 SINKS = torch.tensor([-20.0, 0.5, 3.0, 40.0])
@@ -107,14 +107,25 @@ CASES: dict[str, Callable[[Op], dict[str, float]]] = {
 }
 
 
-def show(gpu: Any, case: str, seed: int = 0) -> dict[str, float]:
-    torch.manual_seed(seed)
-    return CASES[case](gpu.call)
+def show(gpu: Any, ways: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every case: its figures and findings, those of kernels that are not told of sinks and the LSE's gradient, and
+    how many instructions both take."""
+
+    def ignoring(op: str, **given: Any) -> Any:
+        return gpu.call(op, **{name: value for name, value in given.items() if name not in ("s_aux", "dlse")})
+
+    told = {}
+    for name, case in CASES.items():
+        gpu.findings, gpu.launches = [], []
+        figures, errors, instructions = furthest(gpu, case, ways), gpu.errors, _instructions(gpu)
+        gpu.launches = []
+        torch.manual_seed(0)
+        told[name] = {
+            "figures": figures, "errors": errors, "instructions": instructions, "ignored": case(ignoring),
+            "instructions ignored": _instructions(gpu),
+        }  # fmt: skip
+    return told
 
 
-def show_ignored(gpu: Any, case: str) -> dict[str, float]:
-    """The same with kernels that are not told of sinks and of the LSE's gradient."""
-    torch.manual_seed(0)
-    return CASES[case](
-        lambda op, **given: gpu.call(op, **{k: v for k, v in given.items() if k not in ("s_aux", "dlse")})
-    )
+def _instructions(gpu: Any) -> int:
+    return sum(launch["instructions"] for launch in gpu.launches)

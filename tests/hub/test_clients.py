@@ -22,6 +22,7 @@ from tests.kernels_envs import VERSIONS, at_least, clean_environ, python_of
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 REPOSITORY = Path(__file__).parents[2]
 CLIENTS = Path(__file__).parent / "clients"
+OLDEST, *_, NEWEST = VERSIONS
 EVERY_WAY = {"get", "get version", "get revision", "has", "has version"}
 # Nothing may be fetched: whatever is found was already there.
 CUT = {"HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
@@ -53,13 +54,17 @@ def overridden(tmp_path: Path, hub: Hub | None = None) -> dict[str, str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_override_serves_every_version_every_way_without_a_network(version: str, tmp_path: Path) -> None:
-    env = overridden(tmp_path)
-    for options in ((), ("--gb10",)):
-        found, answers = works(version, env, *options)
-        assert found == EVERY_WAY, answers
+    found, answers = works(version, overridden(tmp_path), "--gb10")
+    assert found == EVERY_WAY, answers
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_it_does_where_torch_sees_no_gpu_too(version: str, tmp_path: Path) -> None:
+    found, answers = works(version, overridden(tmp_path))
+    assert found == EVERY_WAY, answers
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_nanochats_two_ways(version: str, tmp_path: Path) -> None:
     env = overridden(tmp_path)
     for name in ("nanochat_hardcoded.py", "nanochat_has_kernel.py"):

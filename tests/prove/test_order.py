@@ -10,9 +10,10 @@ from ci.commands import common, options
 from ci.plan.profiles import Profile
 from ci.prove.gb10 import executable
 from ci.prove.gb10.cases import Case
-from ci.prove.gb10.executable import Executable, Run
+from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.console import Narrator
 from tests.fakes import fault_kernels
+from tests.fakes.case_calls import Shown, execute
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
@@ -43,35 +44,33 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
     return executable.make(builder, family, output=tmp_path_factory.mktemp("order"))
 
 
-def show(library: Executable, case: Case, *seeds: int, sms: int = 48, lazy: bool = False) -> Run:
-    """Execute the case with each seed; every figure is that of a right result."""
-    arguments = {"case": case.document, "seeds": list(seeds)}
-    run = library.run("tests.fakes.case_calls:show", arguments, sms=sms, settings={"lazy": lazy})
-    assert {name: part for name, part in run.result["parts"].items() if not part <= 1} == {}
-    return run
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_bits_are_the_same_in_any_order(library: Executable, case: str) -> None:
+@pytest.fixture(scope="module")
+def in_any_order(library: Executable) -> dict[str, Shown]:
     """The order of blocks and warps is the seed's; there is room for all blocks at once."""
-    run = show(library, CASES[case], 0, 1, 2, 3)
-    assert run.result["other bits"] == 0 and list(run.errors) == []
+    return execute(library, CASES | {"without an order": replace(FULL, op="bwd")}, 0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(library: Executable) -> dict[str, Shown]:
+    """One block after another, as the grid has them: one that waited for a later one would never end."""
+    return execute(library, CASES, 0, sms=1, lazy=True)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_block_waits_for_one_that_starts_later(library: Executable, case: str) -> None:
-    """One block after another, as the grid has them: one that waited for a later one would never end."""
-    show(library, CASES[case], 0, sms=1, lazy=True)
+def test_the_bits_are_the_same_in_any_order(in_any_order: dict[str, Shown], case: str) -> None:
+    assert in_any_order[case]["wrong"] == [] and in_any_order[case]["other bits"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_block_waits_for_one_that_starts_later(one_by_one: dict[str, Shown], case: str) -> None:
+    assert one_by_one[case]["wrong"] == []
 
 
 def test_an_order_costs_few_instructions(library: Executable) -> None:
     """Of one block after another, so that none of them is spent on waiting."""
-    ordered, unordered = (
-        sum(launch["instructions"] for launch in show(library, replace(FULL, op=op), 0, sms=1).launches)
-        for op in ("ordered", "bwd")
-    )
-    assert unordered < ordered < 1.02 * unordered
+    both = execute(library, {op: replace(FULL, op=op) for op in ("ordered", "bwd")}, 0, sms=1)
+    assert both["bwd"]["instructions"] < both["ordered"]["instructions"] < 1.02 * both["bwd"]["instructions"]
 
 
-def test_without_an_order_the_bits_differ(library: Executable) -> None:
-    assert show(library, replace(FULL, op="bwd"), 0, 1, 2, 3).result["other bits"] > 0
+def test_without_an_order_the_bits_differ(in_any_order: dict[str, Shown]) -> None:
+    assert in_any_order["without an order"]["wrong"] == [] and in_any_order["without an order"]["other bits"] > 0

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from ci.prove.gb10.executable import Executable
 from tests.prove.test_faults import NEAR, make
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
+CASES = ("window", "gpt_oss", "split_pages", "gradients")
+Told = dict[int, dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
-    return make(tmp_path_factory.mktemp("sinks"), mended=True)
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Number of SMs -> what `tests.fakes.sink_calls` says of each case: a process for each number."""
+    library = make(tmp_path_factory.mktemp("sinks"), mended=True)
+    settings: dict[int, dict[str, Any]] = {48: {}, 1: {"seed": 1, "lazy": True}}
+    return {
+        sms: library.run("tests.fakes.sink_calls:show", {"ways": [way]}, sms=sms).result
+        for sms, way in settings.items()
+    }
 
 
-@pytest.mark.parametrize("case", ["window", "gpt_oss", "split_pages", "gradients"])
-def test_kernels_give_what_the_formula_gives(library: Executable, case: str) -> None:
-    for sms, settings in ((48, {}), (1, {"seed": 1, "lazy": True})):
-        run = library.run("tests.fakes.sink_calls:show", {"case": case}, sms=sms, settings=settings)
-        assert {name: value for name, value in run.result.items() if not value <= NEAR[name]} == {}
-        assert list(run.errors) == []
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_give_what_the_formula_gives(told: Told, case: str) -> None:
+    for found in (told[48][case], told[1][case]):
+        assert {name: value for name, value in found["figures"].items() if not value <= NEAR[name]} == {}
+        assert found["errors"] == []
 
 
 @pytest.mark.parametrize("case", ["window", "split_pages", "gradients"])
-def test_without_them_the_figures_are_far(library: Executable, case: str) -> None:
+def test_without_them_the_figures_are_far(told: Told, case: str) -> None:
     """What the comparison would say, had the kernels not looked at the argument."""
-    run = library.run("tests.fakes.sink_calls:show_ignored", {"case": case})
-    assert max(value / NEAR[name] for name, value in run.result.items()) > 10
+    assert max(value / NEAR[name] for name, value in told[48][case]["ignored"].items()) > 10
 
 
-def test_sinks_cost_a_few_instructions_in_a_hundred_at_most(library: Executable) -> None:
+def test_sinks_cost_a_few_instructions_in_a_hundred_at_most(told: Told) -> None:
     """Where they weigh most, which is under a narrow window at head dim 64, three; none of them on the tensor cores."""
-    counts = [
-        sum(
-            launch["instructions"]
-            for launch in library.run(f"tests.fakes.sink_calls:{name}", {"case": "gpt_oss"}).launches
-        )
-        for name in ("show", "show_ignored")
-    ]
-    assert counts[1] < counts[0] < 1.035 * counts[1]
+    found = told[48]["gpt_oss"]
+    assert found["instructions ignored"] < found["instructions"] < 1.035 * found["instructions ignored"]
