@@ -27,14 +27,19 @@ HARNESS_FLAGS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(MODELS),--models "$
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# An environment with the packages of a list. Where two makes want it at once, the second waits and finds it made.
+define environment
+@mkdir -p $(@D)
+@flock $(@D) $(SHELL) -ec 'test ! $@ -nt $< || exit 0; test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D); \
+  $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<; touch $@'
+endef
+
 $(VENV)/.stamp-%: requirements-%.txt
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
+	$(environment)
 
 # The harness needs no torch: torch's headers are fetched and pinned by themselves. Another TORCH is another stamp.
 $(VENV)/.stamp-torch-$(TORCH): | $(VENV)/.stamp-dev
-	$(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	flock $(VENV) $(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@rm -f $(VENV)/.stamp-torch*
 	@touch $@
 
@@ -57,9 +62,7 @@ CI_VENV ?= .venv-ci
 CI_BIN := $(CI_VENV)/bin
 
 $(CI_VENV)/.stamp: requirements-ci.txt
-	@test -x $(CI_BIN)/python || $(PYTHON) -m venv $(CI_VENV)
-	$(CI_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
+	$(environment)
 
 lint-ci: $(CI_VENV)/.stamp  ## workflows against GitHub's schema and zizmor, cibuildwheel's configuration
 	$(CI_BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -71,9 +74,7 @@ BUILD_VENV ?= .venv-build
 BUILD_PY := $(BUILD_VENV)/bin/python
 
 $(BUILD_VENV)/.stamp: requirements-build.txt
-	@test -x $(BUILD_PY) || $(PYTHON) -m venv $(BUILD_VENV)
-	@$(BUILD_PY) -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
+	$(environment)
 
 # What the jobs of .github/workflows/wheels.yml run, in their order. A run's inputs reach these recipes as environment
 # variables that only the shell expands, never make: text that somebody typed into a form does not become code.
