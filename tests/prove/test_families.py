@@ -27,7 +27,7 @@ from flash_attn3_sm121.call.facts import DeviceFacts
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.dispatch.decide import NativeState, pick_build
 from flash_attn3_sm121.native import library as native
-from tests.wheels import ROOT, BuiltWheel, build
+from tests.wheels import ROOT, build
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 # One capability a family: what the others of it run is the same code behind another gate.
@@ -48,8 +48,14 @@ def session() -> common.Session:
 
 
 @pytest.fixture(scope="module")
-def artifacts(smoke_wheel: BuiltWheel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family -> artifact, each from a command of its own, as machines apart would make them."""
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of all families from one command, which compiles their units in one queue."""
+    return build("smoke", tmp_path_factory.mktemp("together"), "--archs", ARCHS).path
+
+
+@pytest.fixture(scope="module")
+def artifacts(together: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> artifact, each from a command of its own, as machines apart make them; objects come from the cache."""
     found = {}
     for family in IMAGES:
         output = tmp_path_factory.mktemp(f"artifacts-{family}")
@@ -86,10 +92,8 @@ def test_the_fat_wheel_passes_and_holds_them_all(fat: Path) -> None:
     assert images == {f"flash_attn3_{family}.so": {image} for family, image in IMAGES.items()}
 
 
-def test_one_machine_makes_the_same_wheel_as_machines_apart(fat: Path, tmp_path: Path) -> None:
-    ci("wheel", "--profile", "smoke", "--archs", ARCHS, "--no-publish", "--output", str(tmp_path))
-    (made,) = tmp_path.glob("*.whl")
-    assert made.name == fat.name and made.read_bytes() == fat.read_bytes()
+def test_one_machine_makes_the_same_wheel_as_machines_apart(fat: Path, together: Path) -> None:
+    assert together.name == fat.name and together.read_bytes() == fat.read_bytes()
 
 
 def test_one_process_loads_all_of_them_and_each_device_gets_its_own(fat: Path, tmp_path: Path) -> None:
@@ -207,14 +211,12 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
     assert second.error is None and second.launches
 
 
-def test_a_proxy_wheel_is_made_and_not_published(tmp_path: Path) -> None:
-    """12.1's kernels and tiles in code for an H100: good for tests there, refused everywhere else."""
-    made = build("smoke", tmp_path / "out", "--proxy", "9.0")
-    assert ".smoke.proxy-" in made.path.name
-    said = json.loads(ci("verify", "--json", str(made.path)))
-    assert said["verdict"] == "pass" and said["publishable"] is False
-    (found,) = said["libraries"].values()
-    assert {kernel["image"] for kernel in found["kernels"]} == {"sm_90"}
-    argv = [sys.executable, "-m", "flash_attn3_sm121", "hub", "publish", "--hub", str(tmp_path / "hub"), str(made.path)]
-    refused = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refused.returncode == 31 and "is a proxy build" in refused.stderr
+def test_the_host_file_of_a_proxy_build_compiles() -> None:
+    """12.1's kernels in code for an H100. Plan, name, rules, hub and dispatch of such builds have tests of their own."""
+    session = common.begin(options.Request(profile="smoke", archs="12.1", proxy="9.0"), Narrator(quiet=True))
+    builder = common.builder(session, common.gather_inputs(session))
+    (host,) = [unit for unit in session.plan.families[0].units if unit.unit.kind == "api"]
+    assert "-DFA3_PROXY" in host.flags and "-DFA3_IMAGES=sm_90" in host.flags
+    with builder.folder() as work:
+        ((made,),) = builder.compile({"sm8x": builder.keys([host])}, work=work).values()
+    assert made.path.is_file()
