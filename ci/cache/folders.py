@@ -1,6 +1,6 @@
 """The content cache: one folder outside every clone, whose entries are named by what they hold.
 
-An entry is made in a private folder and renamed into place, under a lock that dies with its holder: a reader sees a
+An entry is made in a folder beside its place and renamed, under a lock that dies with its holder: a reader sees a
 whole entry or none, two runs never make the same one twice, and `kill -9` leaves a folder that the next run removes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from flash_attn3_sm121.files import hash_file
+from flash_attn3_sm121.files import hash_file, put_folder
 
 FOLDER = "flash-attn3-sm121"
 
@@ -59,26 +58,13 @@ def making(cache: Path, key: str) -> Iterator[Path]:
     Call with the lock of `key` held: what a killed run left of the same entry is removed first, and an entry that is
     already there (a damaged one) is replaced.
     """
-    scratch = cache / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    prefix = key.replace("/", "-") + "."
-    for left in scratch.glob(prefix + "*"):
+    final = cache / key
+    for left in final.parent.glob(f".{final.name}.*"):
         remove_tree(left)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch))
-    try:
+    with put_folder(final) as work:
         yield work
-        final = cache / key
-        final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
-            old = scratch / f"{prefix}old"
-            final.rename(old)
-            work.rename(final)
-            remove_tree(old)
-        else:
-            work.rename(final)
-    finally:
-        if work.exists():
-            remove_tree(work)
+            remove_tree(final)
 
 
 def make_read_only(root: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
 
 
 def test_the_host_file_of_a_proxy_build_compiles() -> None:
-    """12.1's kernels in code for an H100. Plan, name, rules, hub and dispatch of such builds have tests of their own."""
+    """12.1's kernels in code for an H100. Its plan, name, rules, hub and dispatch are tested elsewhere."""
     session = common.begin(options.Request(profile="smoke", archs="12.1", proxy="9.0"), Narrator(quiet=True))
     builder = common.builder(session, common.gather_inputs(session))
     (host,) = [unit for unit in session.plan.families[0].units if unit.unit.kind == "api"]
