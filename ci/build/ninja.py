@@ -81,7 +81,6 @@ def planned_text(plan: BuildPlan, *, at_once: Concurrency) -> str:
         root=Path(cuda),
         nvcc=Path(cuda / "bin" / "nvcc"),
         cuobjdump=Path(cuda / "bin" / "cuobjdump"),
-        nvdisasm=Path(cuda / "bin" / "nvdisasm"),
         include_dirs=(Path(cuda / "include"),),
         cudart_dir=Path(cuda / "lib"),
         cxx="g++",

@@ -25,7 +25,6 @@ class Toolchain:
     root: Path  # CUDA_HOME for the tools: bin/, nvvm/, include/, lib/
     nvcc: Path
     cuobjdump: Path
-    nvdisasm: Path
     include_dirs: tuple[Path, ...]  # for a plain C++ compile; nvcc finds them by itself
     cudart_dir: Path  # holds the target's libcudart_static.a: link with -L here
     cxx: str  # host compiler for the target (nvcc -ccbin); also the linker
@@ -75,7 +74,6 @@ def resolve(
         root=toolkit.root,
         nvcc=tools / "nvcc",
         cuobjdump=tools / "cuobjdump",
-        nvdisasm=tools / "nvdisasm",
         include_dirs=tuple(folder for folder in (include, include / "cccl") if folder.is_dir()),
         cudart_dir=toolkit.cudart_dir,
         cxx=command,

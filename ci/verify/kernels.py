@@ -193,34 +193,33 @@ def needs_tensor_cores(of: Kind) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """One kernel in one image, counted from its machine code."""
-
-    name: str  # mangled
-    image: str
-    kind: Kind
-    instructions: int
-    tensor_core: int  # HMMA or HGMMA
-    async_copies: int  # LDGSTS (cp.async) or UTMALDG (TMA)
-    spill_stores: int  # STL
-    spill_loads: int  # LDL
-    registers: int
-    stack: int
-    static_smem: int
-    # One iteration of the inner loop of an mma.sync attention kernel: its instructions a warp by class, and the warps.
-    loop: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Code:
     """Instruction counts of one function in one image. `loop` is `loops.inner_loop`'s."""
 
     instructions: int = 0
-    tensor_core: int = 0
-    async_copies: int = 0
-    spill_stores: int = 0
-    spill_loads: int = 0
+    tensor_core: int = 0  # HMMA or HGMMA
+    async_copies: int = 0  # LDGSTS (cp.async) or UTMALDG (TMA)
+    spill_stores: int = 0  # STL
+    spill_loads: int = 0  # LDL
     loop: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Resources of one function in one image."""
+
+    registers: int
+    stack: int
+    static_smem: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel(Code, Usage):
+    """One kernel in one image. `loop` is of mma.sync attention kernels alone, with the warps that share a tile."""
+
+    name: str  # mangled
+    image: str
+    kind: Kind
 
 
 _ARCH = re.compile(r"^\s*arch = (sm_\w+)")
@@ -265,15 +264,6 @@ def _store(codes: dict[tuple[str, str], Code], image: str, name: str, body: list
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Resources of one function in one image."""
-
-    registers: int
-    stack: int
-    shared: int
-
-
 _USAGE_NAME = re.compile(r"^\s*Function (\S+):\s*$")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -288,7 +278,7 @@ def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
         elif match := _USAGE_NAME.match(line):
             name = match[1]
         elif (match := _USAGE.search(line)) and name:
-            usages[image, name] = Usage(registers=int(match[1]), stack=int(match[2]), shared=int(match[3]))
+            usages[image, name] = Usage(registers=int(match[1]), stack=int(match[2]), static_smem=int(match[3]))
             name = ""
     return usages
 

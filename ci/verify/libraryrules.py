@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ci.plan.archs import Platform
 from ci.verify import kernels, policy
-from ci.verify.checks import Check, nothing, same
+from ci.verify.checks import Check, about, nothing, same
 from ci.verify.kernels import Kernel
 from ci.verify.reading import LibraryReading
 from flash_attn3_sm121.arch import FAMILIES, TUNED_CAPABILITIES, Family, Image, capability
@@ -38,54 +38,50 @@ _LINKER_WEAK = frozenset(
 
 def library_checks(reading: LibraryReading, facts: BuildFacts, *, schemas: Mapping[str, str]) -> tuple[Check, ...]:
     """Every rule about one library; `schemas` are those that upstream declares."""
-    subject = reading.name
-    return (
-        *_identity(reading, facts, subject),
-        *_machine_code(reading, facts, subject),
-        *kernel_checks(reading.kernels, facts, subject),
-        *_contents(reading.kernels, facts, subject),
-        *_linkage(reading, facts, subject),
+    ops = ", ".join(sorted(reading.schemas))
+    checks = (
+        *_identity(reading, facts),
+        *_machine_code(reading, facts),
+        *kernel_checks(reading.kernels, facts),
+        *_contents(reading.kernels, facts),
+        *_linkage(reading, facts),
         nothing(
             "op schemas are upstream's",
-            subject,
             bad=differences(reading.schemas, with_ours(schemas)),
-            good=", ".join(sorted(reading.schemas)),
+            good=ops,
             expected="what upstream's source declares, and our arguments behind",
         ),
         nothing(
             "op schemas are what the Python interface calls",
-            subject,
             bad=differences(reading.schemas, NATIVE),
-            good=", ".join(sorted(reading.schemas)),
+            good=ops,
             expected="the same as in flash_attn3_sm121/call/schemas.py",
         ),
-        nothing("no path of the build machine", subject, bad=reading.paths, good="none", expected="none"),
+        nothing("no path of the build machine", bad=reading.paths, good="none", expected="none"),
     )
+    return about(reading.name, checks)
 
 
-def _identity(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
-    yield same("facts hash this library", subject, found=[reading.sha256], expected=[facts.sha256])
-    yield same("facts name this library", subject, found=[reading.name], expected=[facts.library])
+def _identity(reading: LibraryReading, facts: BuildFacts) -> Iterable[Check]:
+    yield same("facts hash this library", found=[reading.sha256], expected=[facts.sha256])
+    yield same("facts name this library", found=[reading.name], expected=[facts.library])
     machine = Platform.parse(facts.platform).elf_machine
-    yield same(f"built for {facts.platform}", subject, found=[reading.elf.machine], expected=[machine])
+    yield same(f"built for {facts.platform}", found=[reading.elf.machine], expected=[machine])
 
 
-def _machine_code(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
-    yield same("machine code is what the facts say", subject, found=reading.images, expected=facts.images)
-    yield same("PTX is what the facts say", subject, found=reading.ptx, expected=facts.ptx)
+def _machine_code(reading: LibraryReading, facts: BuildFacts) -> Iterable[Check]:
+    yield same("machine code is what the facts say", found=reading.images, expected=facts.images)
+    yield same("PTX is what the facts say", found=reading.ptx, expected=facts.ptx)
     if not facts.proxy:
-        foreign = [name for name in reading.images if not _serves(Image.parse(name), Family(facts.family))]
         yield nothing(
             "machine code is for devices of the family",
-            subject,
-            bad=foreign,
+            bad=[name for name in reading.images if not _serves(Image.parse(name), Family(facts.family))],
             good=", ".join(reading.images),
             expected=f"images of family {facts.family}",
         )
     by_image = {image: sum(kernel.image == image for kernel in reading.kernels) for image in reading.images}
     yield Check(
         rule="every image holds the same kernels",
-        subject=subject,
         ok=bool(by_image) and len(set(by_image.values())) == 1 and min(by_image.values()) > 0,
         found=", ".join(f"{image}: {count}" for image, count in by_image.items()) or "none",
         expected="equal numbers, more than none",
@@ -103,67 +99,70 @@ def label(kernel: Kernel) -> str:
     return f"{kernel.kind} {variant or kernel.name[:90]} [{kernel.image}]"
 
 
-def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+def _each(
+    rule: str, unit: str, values: Iterable[tuple[Kernel, int]], bad: Callable[[int], bool], *, expected: str
+) -> Check:
+    """A number of each kernel: none may be bad."""
+    listed = list(values)
+    numbers = [number for _, number in listed]
+    wrong = [f"{label(kernel)}: {number} {unit}" for kernel, number in listed if bad(number)]
+    good = f"{min(numbers)} to {max(numbers)} {unit}" if numbers else "none"
+    return nothing(rule, bad=wrong, good=good, expected=expected)
+
+
+def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts) -> Iterable[Check]:
     """The rules about kernels alone."""
     real = [kernel for kernel in listed if kernel.kind != "library"]
     attention = [kernel for kernel in real if kernels.needs_tensor_cores(kernel.kind)]
-    yield nothing(
+    yield _each(
         "no empty kernel",
-        subject,
-        bad=(f"{label(k)}: {k.instructions} instructions" for k in real if k.instructions < FEWEST_INSTRUCTIONS),
-        good=f"{len(real)} kernels",
+        "instructions",
+        ((kernel, kernel.instructions) for kernel in real),
+        lambda count: count < FEWEST_INSTRUCTIONS,
         expected=f"at least {FEWEST_INSTRUCTIONS} instructions each",
     )
-    yield nothing(
+    yield _each(
         "attention kernels use tensor cores",
-        subject,
-        bad=(f"{label(k)}: {k.tensor_core}" for k in attention if k.tensor_core < FEWEST_TENSOR_CORE),
-        good=_range("instructions each", [kernel.tensor_core for kernel in attention]),
+        "tensor-core instructions",
+        ((kernel, kernel.tensor_core) for kernel in attention),
+        lambda count: count < FEWEST_TENSOR_CORE,
         expected=f"at least {FEWEST_TENSOR_CORE} tensor-core instructions each",
     )
-    yield Check(
-        rule="attention kernels are there",
-        subject=subject,
-        ok=bool(attention),
-        found=str(len(attention)),
-        expected="at least one",
-    )
+    found = str(len(attention))
+    yield Check(rule="attention kernels are there", ok=bool(attention), found=found, expected="at least one")
     yield nothing(
         "spills stay within budget",
-        subject,
         bad=(f"{label(k)}: {k.spill_stores} stores" for k in real if k.spill_stores > spill_budget(k)),
-        good=_range("spill stores", [kernel.spill_stores for kernel in real]),
+        good=f"{max((kernel.spill_stores for kernel in real), default=0)} spill stores at most",
         expected=f"spill stores a kernel, by head dim in code for {' and '.join(TUNED_CAPABILITIES)}: "
         + "; ".join(f"{kind} {by_dim}" for kind, by_dim in SPILL_BUDGET.items())
         + f"; {OTHER_SPILL_BUDGET} elsewhere",
     )
-    yield nothing(
+    yield _each(
         "registers",
-        subject,
-        bad=(f"{label(k)}: {k.registers}" for k in real if k.registers > MOST_REGISTERS),
-        good=_range("registers", [kernel.registers for kernel in attention]),
+        "registers",
+        ((kernel, kernel.registers) for kernel in real),
+        lambda count: count > MOST_REGISTERS,
         expected=f"at most {MOST_REGISTERS}",
     )
     limit = min(STATIC_SMEM_LIMIT, facts.smem_limit)
-    yield nothing(
+    yield _each(
         "static shared memory",
-        subject,
-        bad=(f"{label(k)}: {k.static_smem}" for k in real if k.static_smem > limit),
-        good=_range("bytes", [kernel.static_smem for kernel in real]),
+        "bytes",
+        ((kernel, kernel.static_smem) for kernel in real),
+        lambda size: size > limit,
         expected=f"at most {limit} bytes",
     )
-    asked = [(kernel, kernels.dynamic_smem(kernel.name)) for kernel in attention]
-    yield nothing(
+    yield _each(
         "forward tiles fit the shared memory",
-        subject,
-        bad=(f"{label(k)}: {size}" for k, size in asked if size is not None and size > facts.smem_limit),
-        good=_range("bytes", [size for _, size in asked if size is not None]),
+        "bytes",
+        ((kernel, size) for kernel in attention if (size := kernels.dynamic_smem(kernel.name)) is not None),
+        lambda size: size > facts.smem_limit,
         expected=f"at most {facts.smem_limit} bytes",
     )
     ceiling = _smallest_limit(facts)
     yield Check(
         rule="dynamic shared memory is bounded (by a static_assert in each launch) by what every target has",
-        subject=subject,
         ok=facts.proxy or facts.smem_limit <= ceiling,
         found=f"{facts.smem_limit} bytes",
         expected=f"at most {ceiling} bytes",
@@ -184,44 +183,38 @@ def _smallest_limit(facts: BuildFacts) -> int:
     return min(known, default=FAMILIES[Family(facts.family)].smem_limit)
 
 
-def _range(unit: str, values: list[int]) -> str:
-    return f"{min(values)} to {max(values)} {unit}" if values else "none"
-
-
-def _contents(listed: tuple[Kernel, ...], facts: BuildFacts, subject: str) -> Iterable[Check]:
+def _contents(listed: tuple[Kernel, ...], facts: BuildFacts) -> Iterable[Check]:
     """The facts promise head dims, dtypes and features: each must be there as a kernel, and nothing beyond."""
     if facts.family == str(Family.SM90):
         return  # Hopper's kernel names carry these in another form; its counts are checked above
     forward = [v for k in listed if k.kind == "forward" and (v := kernels.variant(k.name))]
     backward = [v for k in listed if k.kind == "backward" and (v := kernels.variant(k.name))]
     dims = {str(v.head_dim) for v in forward}
-    yield same("forward head dims", subject, found=dims, expected=(str(dim) for dim in facts.head_dims))
+    yield same("forward head dims", found=dims, expected=(str(dim) for dim in facts.head_dims))
     dims = {str(v.head_dim) for v in backward}
-    yield same("backward head dims", subject, found=dims, expected=(str(dim) for dim in facts.backward_head_dims))
-    yield same("dtypes", subject, found={v.dtype for v in forward}, expected=facts.dtypes)
+    yield same("backward head dims", found=dims, expected=(str(dim) for dim in facts.backward_head_dims))
+    yield same("dtypes", found={v.dtype for v in forward}, expected=facts.dtypes)
     seen: set[str] = set().union(*(v.flags for v in (*forward, *backward))) | ({"backward"} if backward else set())
     seen |= {"diff_headdim"} if any(v.head_dim_v for v in forward) else set()
     shown = {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa"}
     shown |= {"deterministic", "diff_headdim"}
-    yield same("features", subject, found=seen & shown, expected=set(facts.features) & shown)
+    yield same("features", found=seen & shown, expected=set(facts.features) & shown)
 
 
-def _linkage(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterable[Check]:
+def _linkage(reading: LibraryReading, facts: BuildFacts) -> Iterable[Check]:
     library = reading.elf
     platform = Platform.parse(facts.platform)
     allowed = policy.SYSTEM_LIBRARIES | policy.TORCH_LIBRARIES | {platform.loader}
     yield nothing(
         "needs only system libraries and torch",
-        subject,
         bad=(name for name in library.needed if name not in allowed),
         good=", ".join(library.needed),
         expected="libc, libstdc++ and the like, libtorch, libtorch_cpu",
     )
     absent = sorted(policy.TORCH_LIBRARIES - set(library.needed))
-    yield nothing("needs torch by name", subject, bad=absent, good="yes", expected="libtorch.so and libtorch_cpu.so")
+    yield nothing("needs torch by name", bad=absent, good="yes", expected="libtorch.so and libtorch_cpu.so")
     yield nothing(
         "undefined symbols are ones that torch 2.9 and the system have",
-        subject,
         # A library that asks torch for nothing cannot be one of ours: whoever read it has read it wrong.
         bad=sorted(s.name for s in library.undefined if not _may_be_undefined(s.name, s.version))
         or ([] if any(s.name.startswith("aoti_torch_") for s in library.undefined) else ["none of torch's at all"]),
@@ -229,11 +222,10 @@ def _linkage(reading: LibraryReading, facts: BuildFacts, subject: str) -> Iterab
         expected="torch's stable C functions, versioned system symbols",
     )
     strong = sorted(s.name for s in library.undefined if s.name in WEAK_ONLY and not s.weak)
-    yield nothing("loads on a CPU-only torch", subject, bad=strong, good="yes", expected="weak references only")
-    yield nothing("exports nothing", subject, bad=library.exported, good="nothing", expected="nothing")
+    yield nothing("loads on a CPU-only torch", bad=strong, good="yes", expected="weak references only")
+    yield nothing("exports nothing", bad=library.exported, good="nothing", expected="nothing")
     yield Check(
         rule="no run path, no executable stack",
-        subject=subject,
         ok=not library.run_path and not library.executable_stack,
         found=library.run_path or ("executable stack" if library.executable_stack else "neither"),
         expected="neither",

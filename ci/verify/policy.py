@@ -7,7 +7,7 @@ copy of auditwheel's policy file; a test compares them where auditwheel is insta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ci.plan.archs import Platform
 from flash_attn3_sm121.errors import VerifyError
@@ -15,8 +15,7 @@ from flash_attn3_sm121.errors import VerifyError
 Version = tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
+class Policy(NamedTuple):
     """Newest symbol versions that a tag allows."""
 
     glibc: Version
@@ -32,24 +31,20 @@ class Policy:
         return f"{self.name}_{platform}"
 
 
-def _policy(glibc: Version, glibcxx: Version, cxxabi: Version, gcc: Version) -> Policy:
-    return Policy(glibc=glibc, glibcxx=glibcxx, cxxabi=cxxabi, gcc=gcc)
-
-
 # Where auditwheel allows aarch64 and x86_64 different versions, the older one.
 POLICIES: tuple[Policy, ...] = (
-    _policy((2, 17), (3, 4, 19), (1, 3, 7), (4, 7, 0)),
-    _policy((2, 24), (3, 4, 22), (1, 3, 10), (4, 7, 0)),
-    _policy((2, 26), (3, 4, 22), (1, 3, 10), (4, 8, 0)),
-    _policy((2, 27), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
-    _policy((2, 28), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
-    _policy((2, 31), (3, 4, 28), (1, 3, 12), (7, 0, 0)),
-    _policy((2, 34), (3, 4, 29), (1, 3, 13), (7, 0, 0)),
-    _policy((2, 35), (3, 4, 30), (1, 3, 13), (11, 0)),
-    _policy((2, 36), (3, 4, 30), (1, 3, 13), (11, 0)),
-    _policy((2, 38), (3, 4, 30), (1, 3, 13), (11, 0)),
-    _policy((2, 39), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
-    _policy((2, 41), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
+    Policy((2, 17), (3, 4, 19), (1, 3, 7), (4, 7, 0)),
+    Policy((2, 24), (3, 4, 22), (1, 3, 10), (4, 7, 0)),
+    Policy((2, 26), (3, 4, 22), (1, 3, 10), (4, 8, 0)),
+    Policy((2, 27), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
+    Policy((2, 28), (3, 4, 24), (1, 3, 11), (7, 0, 0)),
+    Policy((2, 31), (3, 4, 28), (1, 3, 12), (7, 0, 0)),
+    Policy((2, 34), (3, 4, 29), (1, 3, 13), (7, 0, 0)),
+    Policy((2, 35), (3, 4, 30), (1, 3, 13), (11, 0)),
+    Policy((2, 36), (3, 4, 30), (1, 3, 13), (11, 0)),
+    Policy((2, 38), (3, 4, 30), (1, 3, 13), (11, 0)),
+    Policy((2, 39), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
+    Policy((2, 41), (3, 4, 33), (1, 3, 15), (14, 0, 0)),
 )
 
 # Libraries that every system of a tag has; torch's own come with the torch that the wheel depends on.
@@ -58,13 +53,11 @@ SYSTEM_LIBRARIES = frozenset(
 )
 TORCH_LIBRARIES = frozenset({"libtorch.so", "libtorch_cpu.so"})
 
-_FIELDS = {"GLIBC": "glibc", "GLIBCXX": "glibcxx", "CXXABI": "cxxabi", "GCC": "gcc"}
-
 
 def version(text: str) -> tuple[str, Version] | None:
     """("GLIBC", (2, 34)) of GLIBC_2.34; None for names without a number (GLIBC_PRIVATE, CXXABI_TM_1)."""
     name, _, number = text.partition("_")
-    if name not in _FIELDS or not number or not all(part.isdigit() for part in number.split(".")):
+    if name.lower() not in Policy._fields or not number or not all(part.isdigit() for part in number.split(".")):
         return None
     return name, tuple(int(part) for part in number.split("."))
 
@@ -81,7 +74,7 @@ def newest(versions: Iterable[str]) -> dict[str, Version]:
 
 
 def allows(policy: Policy, needs: dict[str, Version]) -> bool:
-    return all(number <= getattr(policy, _FIELDS[name]) for name, number in needs.items())
+    return all(number <= getattr(policy, name.lower()) for name, number in needs.items())
 
 
 def lowest(versions: Iterable[str]) -> Policy:

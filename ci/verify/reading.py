@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,20 +28,19 @@ LIB = "flash_attn3_sm121/lib/"
 
 @dataclass(frozen=True, kw_only=True)
 class Disassembler:
-    """cuobjdump, with the folder that holds nvdisasm for it."""
+    """cuobjdump, which finds nvdisasm in its own folder."""
 
     cuobjdump: Path
-    nvdisasm: Path
     narrate: Narrator
 
     @classmethod
     def of(cls, toolchain: Toolchain, narrate: Narrator) -> Disassembler:
-        return cls(cuobjdump=toolchain.cuobjdump, nvdisasm=toolchain.nvdisasm, narrate=narrate)
+        return cls(cuobjdump=toolchain.cuobjdump, narrate=narrate)
 
     def listing(self, option: str, library: Path) -> str:
         """What cuobjdump says of a library: -lelf, -lptx, -sass or -res-usage."""
         argv = [str(self.cuobjdump), option, str(library)]
-        env = {**os.environ, "PATH": f"{self.nvdisasm.parent}:{os.environ.get('PATH', '')}"}
+        env = {**os.environ, "PATH": f"{self.cuobjdump.parent}:{os.environ.get('PATH', '')}"}
         done = execute(argv, narrate=self.narrate, env=env)
         # Where a library holds none of what is listed, cuobjdump says so on stderr and ends with 255.
         if done.returncode != 0 and "No PTX file found" not in done.stderr and "No ELF file found" not in done.stderr:
@@ -58,16 +58,13 @@ class MachineCode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryReading:
+class LibraryReading(MachineCode):
     """One family library, as read."""
 
     name: str  # file name
     size: int
     sha256: str
     elf: elf.SharedLibrary
-    images: tuple[str, ...]
-    ptx: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
     schemas: Mapping[str, str]
     paths: tuple[str, ...]  # strings that look like paths of a build machine
 
@@ -90,36 +87,17 @@ class WheelReading:
 
 # Folders in which people and machines build. System folders (/usr, /lib, /proc, /dev, ...) are named by the CUDA
 # runtime itself.
-_BUILD_FOLDERS = (
-    b"/home/",
-    b"/root/",
-    b"/tmp/",
-    b"/work/",
-    b"/build/",
-    b"/mnt/",
-    b"/opt/",
-    b"/Users/",
-    b"/var/",
-    b"/workspace/",
-)
+_BUILD_FOLDER = re.compile(rb"/(?:home|root|tmp|work|build|mnt|opt|Users|var|workspace)/")
+_PRINTABLE = re.compile(rb"[!-~]{6,}")
 
 
 def build_paths(data: bytes) -> tuple[str, ...]:
     """Printable strings in a library that lie in a folder where things are built."""
     paths = set()
-    for folder in _BUILD_FOLDERS:
-        start = data.find(folder)
-        while start >= 0:
-            first = start
-            while first > 0 and 32 < data[first - 1] < 127:
-                first -= 1
-            end = start
-            while end < len(data) and 32 < data[end] < 127:
-                end += 1
-            text = data[first:end].decode("ascii")
-            if len(text) > len(folder) + 2:
-                paths.add(text[:200])
-            start = data.find(folder, end)
+    for text in _PRINTABLE.findall(data):
+        folder = _BUILD_FOLDER.search(text)
+        if folder and len(text) > len(folder[0]) + 2:
+            paths.add(text[:200].decode("ascii"))
     return tuple(sorted(paths))
 
 
@@ -149,7 +127,6 @@ def remembered(
     cache: Path,
     tool: Disassembler,
     fingerprint: str,
-    read: Callable[[Path, Disassembler], MachineCode] = read_machine_code,
 ) -> LibraryReading:
     """A reading of a library, its machine code from the cache where that is known.
 
@@ -161,10 +138,8 @@ def remembered(
         fingerprint: names the disassembler.
     """
     here = Path(__file__).parent
-    code = hashlib.sha256(
-        b"".join((here / name).read_bytes() for name in ("reading.py", "kernels.py", "loops.py"))
-    ).hexdigest()
-    entry = f"readings/{_sha256(f'{sha256}{chr(10)}{fingerprint}{chr(10)}{code}'.encode())}"
+    code = _sha256(b"".join((here / name).read_bytes() for name in ("reading.py", "kernels.py", "loops.py")))
+    entry = f"readings/{_sha256(chr(10).join((sha256, fingerprint, code)).encode())}"
     with locked(cache, entry):
         file = cache / entry / "machine-code.json"
         if file.is_file():
@@ -175,7 +150,7 @@ def remembered(
                 kernels=tuple(Kernel(**kernel) for kernel in known["kernels"]),
             )
         else:
-            machine_code = read(path, tool)
+            machine_code = read_machine_code(path, tool)
             with making(cache, entry) as work:
                 (work / "machine-code.json").write_text(json.dumps(asdict(machine_code)), encoding="utf-8")
     return _reading(path.read_bytes(), name=path.name, sha256=sha256, code=machine_code)
@@ -187,9 +162,7 @@ def _reading(data: bytes, *, name: str, sha256: str, code: MachineCode) -> Libra
         size=len(data),
         sha256=sha256,
         elf=elf.parse(data, name=name),
-        images=code.images,
-        ptx=code.ptx,
-        kernels=code.kernels,
+        **vars(code),
         schemas=schemas.from_library(data, origin=name),
         paths=build_paths(data),
     )
@@ -203,24 +176,12 @@ def join(
     missing = sorted(set(usage) - set(code))
     if missing:
         raise VerifyError(f"{origin}: no machine code was read for {missing[0][1]} ({missing[0][0]})")
-    return tuple(
-        Kernel(
-            name=name,
-            image=image,
-            kind=kernels.kind(name),
-            instructions=counts.instructions,
-            tensor_core=counts.tensor_core,
-            async_copies=counts.async_copies,
-            spill_stores=counts.spill_stores,
-            spill_loads=counts.spill_loads,
-            registers=usage[image, name].registers,
-            stack=usage[image, name].stack,
-            static_smem=usage[image, name].shared,
-            loop=kernels.loop_of(name, counts.loop),
-        )
-        for (image, name), counts in sorted(code.items())
-        if (image, name) in usage
-    )
+    found = []
+    for (image, name), counts in sorted(code.items(), key=lambda item: item[0]):
+        if (image, name) in usage:
+            known = vars(counts) | vars(usage[image, name]) | {"loop": kernels.loop_of(name, counts.loop)}
+            found.append(Kernel(name=name, image=image, kind=kernels.kind(name), **known))
+    return tuple(found)
 
 
 def read_wheel(path: Path, tool: Disassembler) -> WheelReading:

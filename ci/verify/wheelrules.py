@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ci.plan.archs import Platform
 from ci.verify import policy
-from ci.verify.checks import Check, nothing, same
+from ci.verify.checks import Check, about, nothing, same
 from ci.verify.libraryrules import library_checks
 from ci.verify.reading import LIB, WheelReading
 from flash_attn3_sm121.errors import VerifyError
@@ -29,12 +29,13 @@ def wheel_checks(reading: WheelReading, *, judged: Sequence[Check] | None = None
     checks = list(judged or ())
     for library in reading.libraries:
         if library.name not in described:
-            checks.append(same("has build facts", library.name, found=[], expected=[library.name]))
+            checks += about(library.name, [same("has build facts", found=[], expected=[library.name])])
         elif judged is None:
             checks += library_checks(library, described[library.name], schemas=_declared(reading))
     names = [library.name for library in reading.libraries]
-    checks.append(same("a library for each facts file", "wheel", found=names, expected=described))
-    return (*checks, *_record(reading), *_layout(reading), *_tags(reading), *_agreement(reading))
+    each = same("a library for each facts file", found=names, expected=described)
+    own = (each, *_record(reading), *_layout(reading), *_tags(reading), *_agreement(reading))
+    return (*checks, *about("wheel", own))
 
 
 def _declared(reading: WheelReading) -> Mapping[str, str]:
@@ -54,7 +55,7 @@ def _record(reading: WheelReading) -> Iterable[Check]:
         elif said != expected and not name.endswith(".dist-info/RECORD"):
             bad.append(f"{name}: RECORD says {said}, found {expected}")
     bad += [f"{name} is only in RECORD" for name in reading.record if name not in reading.files]
-    yield nothing("RECORD", "wheel", bad=bad, good=f"{len(reading.files)} files", expected="every file with its sha256")
+    yield nothing("RECORD", bad=bad, good=f"{len(reading.files)} files", expected="every file with its sha256")
 
 
 def _layout(reading: WheelReading) -> Iterable[Check]:
@@ -69,12 +70,11 @@ def _layout(reading: WheelReading) -> Iterable[Check]:
         *(f"{stem}.dist-info/licenses/{name}" for name in LICENSES),
     ]
     missing = [name for name in needed if name not in reading.files]
-    yield nothing("layout", "wheel", bad=missing, good=f"{len(needed)} of {len(needed)} files", expected="none missing")
+    yield nothing("layout", bad=missing, good=f"{len(needed)} of {len(needed)} files", expected="none missing")
     tops = {name.split("/")[0] for name in reading.files}
-    yield same("top level", "wheel", found=tops, expected={PACKAGE, f"{PACKAGE}.pth", f"{stem}.dist-info"})
+    yield same("top level", found=tops, expected={PACKAGE, f"{PACKAGE}.pth", f"{stem}.dist-info"})
     yield Check(
         rule="size",
-        subject="wheel",
         ok=reading.size <= MAX_SIZE,
         found=f"{reading.size} bytes",
         expected=f"at most {MAX_SIZE} bytes",
@@ -85,20 +85,19 @@ def _tags(reading: WheelReading) -> Iterable[Check]:
     """The platform tag is the lowest that the symbols allow; no Python ABI is used, so none is named."""
     match = _NAME.fullmatch(reading.name)
     if match is None:
-        yield same("file name", "wheel", found=[reading.name], expected=["name-version-python-abi-platform.whl"])
+        yield same("file name", found=[reading.name], expected=["name-version-python-abi-platform.whl"])
         return
-    yield same("Python tag", "wheel", found=[f"{match['python']}-{match['abi']}"], expected=["py3-none"])
+    yield same("Python tag", found=[f"{match['python']}-{match['abi']}"], expected=["py3-none"])
     python = [
         s.name for library in reading.libraries for s in library.elf.undefined if s.name.startswith(("Py", "_Py"))
     ]
     yield nothing(
-        "no Python ABI (abi3 has nothing to audit)", "wheel", bad=python, good="none", expected="no symbol of Python's"
+        "no Python ABI (abi3 has nothing to audit)", bad=python, good="none", expected="no symbol of Python's"
     )
-    yield same("platform tag", "wheel", found=[match["platform"]], expected=[platform_tag(reading)])
+    yield same("platform tag", found=[match["platform"]], expected=[platform_tag(reading)])
     line = f"Tag: {match['python']}-{match['abi']}-{match['platform']}"
     yield nothing(
         "WHEEL names the same tag",
-        "wheel",
         bad=[] if line in reading.wheel_metadata.splitlines() else [reading.wheel_metadata],
         good=line,
         expected=line,
@@ -123,11 +122,10 @@ def _agreement(reading: WheelReading) -> Iterable[Check]:
     libraries = said if isinstance(said, dict) else {}
     yield same(
         "provenance names these libraries",
-        "wheel",
         found=(f"{name}:{value}" for name, value in libraries.items()),
         expected=(f"{library.name}:{library.sha256}" for library in reading.libraries),
     )
     pins = {facts.upstream for facts in reading.facts}
     identity = reading.provenance.get("identity")
     pin = identity.get("pin") if isinstance(identity, dict) else None
-    yield same("facts and provenance name the same pin", "wheel", found=pins, expected=[str(pin)])
+    yield same("facts and provenance name the same pin", found=pins, expected=[str(pin)])

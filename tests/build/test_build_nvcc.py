@@ -147,7 +147,7 @@ def test_without_the_guard_edit_the_empty_kernels_are_named(session: Session, tm
     code = kernels.parse_sass(tool.listing("-sass", made))
     usage = kernels.parse_usage(tool.listing("-res-usage", made))
     found = reading.join(code, usage, origin=made.name)
-    bad: dict[str, Check] = {check.rule: check for check in kernel_checks(found, FACTS, "library") if not check.ok}
+    bad: dict[str, Check] = {check.rule: check for check in kernel_checks(found, FACTS) if not check.ok}
     assert set(bad) == {"no empty kernel", "attention kernels use tensor cores"}
     for words in ("forward hd64 bf16 packgqa [sm_121]", "forward hd64 bf16 causal packgqa varlen [sm_121]"):
         assert words in bad["no empty kernel"].found and words in bad["attention kernels use tensor cores"].found

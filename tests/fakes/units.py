@@ -32,7 +32,6 @@ def toolchain(nvcc: Path) -> Toolchain:
         root=nvcc.parent,
         nvcc=nvcc,
         cuobjdump=nvcc,
-        nvdisasm=nvcc,
         include_dirs=(),
         cudart_dir=nvcc.parent,
         cxx="g++",

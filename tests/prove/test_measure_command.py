@@ -47,7 +47,6 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         root=tmp_path,
         nvcc=nvcc,
         cuobjdump=nvcc,
-        nvdisasm=nvcc,
         include_dirs=(),
         cudart_dir=tmp_path,
         cxx="g++",

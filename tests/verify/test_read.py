@@ -143,7 +143,7 @@ def test_machine_code_is_counted_a_kernel_and_image() -> None:
 
 
 def test_a_kernel_without_machine_code_is_an_error() -> None:
-    usage = {("sm_121", "_Zgone"): kernels.Usage(registers=1, stack=0, shared=0)}
+    usage = {("sm_121", "_Zgone"): kernels.Usage(registers=1, stack=0, static_smem=0)}
     with pytest.raises(VerifyError, match=r"no machine code was read for _Zgone"):
         join({}, usage, origin="x.so")
 
