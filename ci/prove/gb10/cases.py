@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 from ci.plan.profiles import Selection
 from ci.plan.units import forwards
+from ci.prove.standin.calls import masks, modes
 
 # Around the edges of tiles (64, 96, 128) and of eight rows that an instruction takes at once.
 ROWS = (1, 63, 65, 128, 7, 129, 64, 127, 33, 200)
@@ -76,42 +77,42 @@ class _Turns:
     def __init__(self) -> None:
         self.count = 0
 
-    def next(self) -> dict[str, Any]:
+    def next(self, mode: str = "dense") -> dict[str, Any]:
+        """The pose and the lengths of a call whose K and V are given in that mode."""
         i = self.count
         self.count += 1
         sms, seed, lazy = POSES[i % len(POSES)]
-        lengths = {
+        return {
+            "mode": mode,
+            "batch": 2 if mode in ("dense", "paged whole") else 3,
+            "page": (64, 16, 256)[self.count % 3] if "paged" in mode else 64,
+            "sms": sms,
+            "seed": seed,
+            "lazy": lazy,
             "rows": ROWS[(i * 3) % len(ROWS)],
             "keys": KEYS[(i * 5) % len(KEYS)],
             "heads": HEADS[(i // 3) % len(HEADS)],
         }
-        return {"sms": sms, "seed": seed, "lazy": lazy, **lengths}
+
+    def rotary(self, mode: str) -> str:
+        return ("", "halves", "pairs")[self.count % 3] if "append" in mode else ""
 
 
-def _modes(chosen: Selection) -> tuple[str, ...]:
-    found = ["dense"]
-    if chosen.has("varlen"):
-        found += ["packed", "used", "cache"]
-        found += ["append"] if chosen.has("append") else []
-        found += ["paged", "paged whole"] if chosen.has("paged") else []
-        found += ["paged append"] if chosen.has("paged") and chosen.has("append") else []
-    return tuple(found)
+class _Kinds:
+    """What a selection's kernels take, as lists to combine."""
 
+    def __init__(self, chosen: Selection) -> None:
+        self.types = tuple(dtype for dtype in chosen.dtypes if dtype in ("bf16", "fp16"))
+        self.masks, self.modes = masks(chosen), modes(chosen)
+        self.counts = (1, 3) if chosen.has("split") else (1,)
+        self.caps = (0.0, 20.0) if chosen.has("softcap") else (0.0,)
+        self.backward_modes = ("dense", "packed", "used") if chosen.has("varlen") else ("dense",)
 
-def _masks(chosen: Selection) -> tuple[str, ...]:
-    return ("full", "causal", *(("local",) if chosen.has("local") else ()))
+    def forward(self, dims: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        return product(dims, self.types, self.masks, self.modes, self.counts)
 
-
-def _caps(chosen: Selection) -> tuple[float, ...]:
-    return (0.0, *((20.0,) if chosen.has("softcap") else ()))
-
-
-def _batch(mode: str) -> int:
-    return 2 if mode in ("dense", "paged whole") else 3
-
-
-def _types(chosen: Selection) -> tuple[str, ...]:
-    return tuple(dtype for dtype in chosen.dtypes if dtype in ("bf16", "fp16"))
+    def backward(self, dims: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        return product(dims, self.types, self.masks, self.backward_modes)
 
 
 def _sweep(turns: _Turns, **of: Any) -> Case:
@@ -120,16 +121,10 @@ def _sweep(turns: _Turns, **of: Any) -> Case:
     return Case(**of, heads=(1, 1), page=16, sweep=True, sms=1, seed=pose["seed"], lazy=pose["lazy"])
 
 
-def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
-    counts = (1, *((3,) if chosen.has("split") else ()))
-    every = product(chosen.head_dims, _types(chosen), _masks(chosen), _modes(chosen), counts, _caps(chosen))
-    for dim, dtype, mask, mode, splits, cap in every:
+def _forwards(chosen: Selection, kinds: _Kinds, turns: _Turns, times: int) -> Iterator[Case]:
+    for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
         for turn in range(times):
-            more = turns.next()
-            if mode in ("append", "paged append"):
-                more["rotary"] = ("", "halves", "pairs")[turns.count % 3]
-            if "paged" in mode:
-                more["page"] = (64, 16, 256)[turns.count % 3]
+            more = turns.next(mode) | {"rotary": turns.rotary(mode)}
             # Every second time a head dim that the kernel is larger than: its last columns are nobody's.
             smaller = dim - 16 if turn % 2 else dim
             shown = mask
@@ -138,7 +133,7 @@ def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
             if mode in ("cache", "append", "paged", "paged append"):
                 more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             yield Case(
-                op="fwd", dtype=dtype, dim=smaller, mask=shown, mode=mode, softcap=cap, batch=_batch(mode),
+                op="fwd", dtype=dtype, dim=smaller, mask=shown, softcap=cap,
                 splits=0 if splits > 1 and turn % 3 == 2 else splits, **more,
             )  # fmt: skip
         # So wide a cap leaves scores hundreds apart.
@@ -146,81 +141,62 @@ def _forwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
         yield _sweep(turns, op="fwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, splits=splits, softcap=20 * cap)
 
 
-def _backwards(chosen: Selection, turns: _Turns, times: int) -> Iterator[Case]:
-    modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
+def _backwards(chosen: Selection, kinds: _Kinds, turns: _Turns, times: int) -> Iterator[Case]:
     groups = ((2, 2), (4, 2), (3, 1))
-    every = product(chosen.backward_head_dims, _types(chosen), _masks(chosen), modes, groups, _caps(chosen))
-    for dim, dtype, mask, mode, heads, cap in every:
+    every = product(kinds.backward(chosen.backward_head_dims), groups, kinds.caps)
+    for (dim, dtype, mask, mode), heads, cap in every:
+        given: dict[str, Any] = {"op": "bwd", "dtype": dtype, "mask": mask, "softcap": cap}
         for turn in range(times):
-            more = turns.next() | {"heads": heads}
-            smaller = dim - 16 if turn % 2 else dim
-            yield Case(
-                op="bwd", dtype=dtype, dim=smaller, mask=mask, mode=mode, softcap=cap, batch=_batch(mode), **more
-            )
+            yield Case(**given, dim=dim - 16 if turn % 2 else dim, **(turns.next(mode) | {"heads": heads}))
         if heads[0] == heads[1]:
-            yield _sweep(turns, op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap)
+            yield _sweep(turns, **given, dim=dim, mode=mode)
 
 
-def _ordered(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+def _ordered(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
     """Deterministic backwards: blocks in any order where all of them run at once, and one after another as the grid
     starts them, where one that waits for a later one would wait for ever."""
-    modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
-    groups = ((2, 2), (3, 1))
-    every = product(chosen.backward_head_dims, _types(chosen), _masks(chosen), modes, groups, _caps(chosen))
-    for dim, dtype, mask, mode, heads, cap in every:
-        given: dict[str, Any] = {"op": "ordered", "dtype": dtype, "mask": mask, "mode": mode, "softcap": cap}
-        more = turns.next() | {"heads": heads, "batch": _batch(mode)}
+    every = product(kinds.backward(chosen.backward_head_dims), ((2, 2), (3, 1)), kinds.caps)
+    for (dim, dtype, mask, mode), heads, cap in every:
+        given: dict[str, Any] = {"op": "ordered", "dtype": dtype, "mask": mask, "softcap": cap}
+        more = turns.next(mode) | {"heads": heads}
         yield Case(**given, dim=dim, **(more | {"sms": 48, "seed": 1 + turns.count % 5}))
         if heads[1] == 1:
             yield Case(**given, dim=dim - 16, **(more | {"sms": 1, "seed": 0}))
 
 
-def _values(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+def _values(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
     """V with a head dim of its own: every forward kernel that has one, and the backward, which pads."""
     pairs = sorted({(f.head_dim, f.head_dim_v) for f in forwards(chosen) if f.head_dim != f.head_dim_v})
-    counts = (1, *((3,) if chosen.has("split") else ()))
-    every = product(pairs, _types(chosen), _masks(chosen), _modes(chosen), counts, (False, True))
-    for (dim, dim_v), dtype, mask, mode, splits, smaller in every:
-        more = turns.next() | {"page": (64, 16, 256)[turns.count % 3] if "paged" in mode else 64}
-        more["rotary"] = ("", "halves", "pairs")[turns.count % 3] if "append" in mode else ""
+    for ((dim, dim_v), dtype, mask, mode, splits), smaller in product(kinds.forward(pairs), (False, True)):
+        more = turns.next(mode) | {"rotary": turns.rotary(mode)}
         yield Case(
-            op="fwd", dtype=dtype, dim=dim - 16 * smaller, dim_v=dim_v - 24 * smaller, mask=mask, mode=mode,
-            batch=_batch(mode), splits=splits, **more,
-        )  # fmt: skip
+            op="fwd", dtype=dtype, dim=dim - 16 * smaller, dim_v=dim_v - 24 * smaller, mask=mask, splits=splits, **more
+        )
     if chosen.has("backward"):
         inside = [pair for pair in pairs if max(pair) <= max(chosen.backward_head_dims)]
-        modes = ("dense", *(("packed",) if chosen.has("varlen") else ()))
-        for (dim, dim_v), dtype, mask, mode in product(inside, _types(chosen), _masks(chosen), modes):
-            more = turns.next() | {"heads": ((2, 2), (4, 2))[turns.count % 2]}
-            yield Case(op="bwd", dtype=dtype, dim=dim, dim_v=dim_v, mask=mask, mode=mode, batch=_batch(mode), **more)
+        for (dim, dim_v), dtype, mask, mode in kinds.backward(inside):
+            if mode != "used":
+                more = turns.next(mode) | {"heads": ((2, 2), (4, 2))[turns.count % 2]}
+                yield Case(op="bwd", dtype=dtype, dim=dim, dim_v=dim_v, mask=mask, **more)
 
 
-def _added(chosen: Selection, turns: _Turns) -> Iterator[Case]:
+def _added(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
     """Cases for what our edits added: sinks in every forward kernel, gradients of sinks and LSE in the backward."""
-    counts = (1, *((3,) if chosen.has("split") else ()))
     if chosen.has("sinks"):
-        every = product(chosen.head_dims, _types(chosen), _masks(chosen), _modes(chosen), counts, _caps(chosen))
-        for dim, dtype, mask, mode, splits, cap in every:
-            more = turns.next() | {"page": (64, 16, 256)[turns.count % 3] if "paged" in mode else 64}
-            yield Case(
-                op="fwd", dtype=dtype, dim=dim, mask=mask, mode=mode, softcap=cap, batch=_batch(mode), splits=splits,
-                sinks=True, **more,
-            )  # fmt: skip
+        for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
+            given: dict[str, Any] = {"op": "fwd", "dtype": dtype, "dim": dim, "mask": mask, "softcap": cap}
+            yield Case(**given, splits=splits, sinks=True, **turns.next(mode))
     if chosen.has("backward") and chosen.has("dlse"):
-        modes = ("dense", *(("packed", "used") if chosen.has("varlen") else ()))
-        dims = chosen.backward_head_dims
-        for dim, dtype, mask, mode, heads in product(dims, _types(chosen), _masks(chosen), modes, ((2, 2), (4, 2))):
-            more = turns.next() | {"heads": heads}
-            yield Case(
-                op="bwd", dtype=dtype, dim=dim, mask=mask, mode=mode, batch=_batch(mode), sinks=heads[0] > heads[1],
-                dlse=True, **more,
-            )  # fmt: skip
+        every = product(kinds.backward(chosen.backward_head_dims), ((2, 2), (4, 2)))
+        for (dim, dtype, mask, mode), heads in every:
+            given = {"op": "bwd", "dtype": dtype, "dim": dim, "mask": mask, "dlse": True}
+            yield Case(**given, sinks=heads[0] > heads[1], **(turns.next(mode) | {"heads": heads}))
 
 
-def _helpers(chosen: Selection) -> Iterator[Case]:
+def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
     """Combine by itself, at the counts of splits between which its kernels differ, and the scheduler's metadata."""
     if chosen.has("split"):
-        every = product(chosen.head_dims, _types(chosen), (2, 16, 31, 64, 100, 200), (1, 40))
+        every = product(chosen.head_dims, kinds.types, (2, 16, 31, 64, 100, 200), (1, 40))
         for index, (dim, dtype, splits, rows) in enumerate(every):
             smaller = dim - 16 * (index % 2)
             yield Case(
@@ -241,12 +217,12 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     Args:
         times: how many calls each combination of template parameters gets, each at other lengths and in another pose.
     """
-    turns = _Turns()
-    found = list(_forwards(chosen, turns, times))
+    turns, kinds = _Turns(), _Kinds(chosen)
+    found = list(_forwards(chosen, kinds, turns, times))
     if chosen.has("backward"):
-        found += _backwards(chosen, turns, times)
-    found += _added(chosen, turns)
+        found += _backwards(chosen, kinds, turns, times)
+    found += _added(chosen, kinds, turns)
     if chosen.has("backward") and chosen.has("deterministic"):
-        found += _ordered(chosen, turns)
-    found += _values(chosen, turns)
-    return tuple(dict.fromkeys((*found, *_helpers(chosen))))
+        found += _ordered(chosen, kinds, turns)
+    found += _values(chosen, kinds, turns)
+    return tuple(dict.fromkeys((*found, *_helpers(chosen, kinds))))

@@ -136,10 +136,15 @@ def _with_v(call: Call, dim_v: int) -> Call:
     return replace(call, name=f"{call.name} dv={dim_v}", arguments=call.arguments | values)
 
 
-def _modes(chosen: Selection) -> tuple[str, ...]:
+def masks(chosen: Selection) -> tuple[str, ...]:
+    return ("full", "causal", "local") if chosen.has("local") else ("full", "causal")
+
+
+def modes(chosen: Selection) -> tuple[str, ...]:
+    """The ways of giving K and V. `used`: batches of which only a part is; `whole`: all pages are full."""
     found = ["dense"]
     if chosen.has("varlen"):
-        found += ["packed", "cache"]
+        found += ["packed", "used", "cache"]
         found += ["append"] if chosen.has("append") else []
         found += ["paged", "paged whole"] if chosen.has("paged") else []
         found += ["paged append"] if chosen.has("paged") and chosen.has("append") else []
@@ -148,7 +153,7 @@ def _modes(chosen: Selection) -> tuple[str, ...]:
 
 def calls(chosen: Selection) -> Iterator[Call]:
     """Calls that reach every kernel of a selection, and the sizes at which the host code decides something."""
-    masks = ("full", "causal", *(("local",) if chosen.has("local") else ()))
+    kinds = [mode for mode in modes(chosen) if mode != "used"]  # to the host code that is `cache` with lengths of Q
     caps = (0.0, *((30.0,) if chosen.has("softcap") else ()))
     splits = (0, 1, *((3,) if chosen.has("split") else ()))
     # Small head dims are rounded up: they must reach the kernels of the next larger one.
@@ -159,24 +164,20 @@ def calls(chosen: Selection) -> Iterator[Call]:
     packs = (None, True, False) if hopper else (None,)
     kept = () if hopper else forwards(chosen)
     pairs = sorted({(item.head_dim, item.head_dim_v) for item in kept if item.head_dim != item.head_dim_v})
-    for dim, dtype, mask, mode, count, cap, shape, pack in product(
-        dims, chosen.dtypes, masks, _modes(chosen), splits, caps, shapes, packs
-    ):
-        if dtype in DTYPES:
-            made = _forward(
-                dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape, pack=pack
-            )
-            yield made
-            yield from (_with_v(made, dim_v) for known, dim_v in pairs if known == dim and not cap)
-    packed = (False, *((True,) if chosen.has("varlen") else ()))
-    ordered = (False, *((True,) if chosen.has("deterministic") and not hopper else ()))
+    dtypes = [dtype for dtype in chosen.dtypes if dtype in DTYPES]
+    every = product(dims, dtypes, masks(chosen), kinds, splits, caps, shapes, packs)
+    for dim, dtype, mask, mode, count, cap, shape, pack in every:
+        made = _forward(dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape, pack=pack)
+        yield made
+        yield from (_with_v(made, dim_v) for known, dim_v in pairs if known == dim and not cap)
+    packed = (False, True) if chosen.has("varlen") else (False,)
+    ordered = (False, True) if chosen.has("deterministic") and not hopper else (False,)
     if chosen.has("backward"):
-        every = product(dims, chosen.dtypes, masks, packed, ((4, 4), (8, 2)), caps, ordered)
-        for dim, dtype, mask, pack, heads, cap, order in every:
-            if dtype in DTYPES:
-                made = _backward(dtype=dtype, dim=dim, mask=mask, packed=pack, heads=heads, softcap=cap)
-                more = {"deterministic": True} if order else {}
-                yield replace(made, name=made.name + " deterministic" * order, arguments=made.arguments | more)
+        backwards = product(dims, dtypes, masks(chosen), packed, ((4, 4), (8, 2)), caps, ordered)
+        for dim, dtype, mask, pack, heads, cap, order in backwards:
+            made = _backward(dtype=dtype, dim=dim, mask=mask, packed=pack, heads=heads, softcap=cap)
+            more = {"deterministic": True} if order else {}
+            yield replace(made, name=made.name + " deterministic" * order, arguments=made.arguments | more)
 
 
 def failing(chosen: Selection, function: str) -> Call:
