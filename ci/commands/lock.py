@@ -55,7 +55,7 @@ def do_lock(args: argparse.Namespace) -> int:
             hint="--pin NAME for another pin, or --output OTHER.json and build with --lock OTHER.json",
         )
     earlier = read_lock(output) if output.exists() else read_lock()
-    lock = pin(args.source, earlier, Narrator())
+    lock = pin(args.source, earlier)
     for path in write_lock(output, lock):
         sys.stdout.write(f"{path}\n")
     show(["", what_changed(earlier, lock, args.source)])
@@ -93,12 +93,12 @@ def what_changed(earlier: SourceLock, lock: SourceLock, source: Path) -> Table:
     return Table(head=("what", "change"), rows=rows)
 
 
-def pin(source: Path, like: SourceLock, narrate: Narrator) -> SourceLock:
+def pin(source: Path, like: SourceLock) -> SourceLock:
     """A lock of what lies in a checkout; addresses and licence texts are those of the lock that it is `like`."""
     trees = [_locked(source, tree.path) for tree in like.trees]
     return SourceLock(
-        upstream=Repository(url=like.upstream.url, commit=_commit(source, "hopper", narrate)),
-        cutlass=Repository(url=like.cutlass.url, commit=_commit(source / CUTLASS, "include", narrate)),
+        upstream=Repository(url=like.upstream.url, commit=_commit(source, "hopper")),
+        cutlass=Repository(url=like.cutlass.url, commit=_commit(source / CUTLASS, "include")),
         hopper=trees[0],
         cutlass_include=trees[1],
         sdist=None,
@@ -116,15 +116,15 @@ def _locked(source: Path, path: str) -> LockedTree:
     return LockedTree(path=path, id=tree_id(files), files=files)
 
 
-def _commit(folder: Path, path: str, narrate: Narrator) -> str | None:
+def _commit(folder: Path, path: str) -> str | None:
     """The commit that is checked out; None where `path` was edited since, or there is no repository."""
     if not (folder / ".git").exists():
         return None
     git = ["git", "-C", str(folder)]
-    changes = execute([*git, "status", "--porcelain", "--", path], narrate=narrate)
-    head = execute([*git, "rev-parse", "HEAD"], narrate=narrate)
+    changes = execute([*git, "status", "--porcelain", "--", path])
+    head = execute([*git, "rev-parse", "HEAD"])
     if changes.returncode != 0 or head.returncode != 0:
         # A copied checkout whose .git points nowhere: the trees can be pinned all the same.
-        narrate.note(f"no commit is named: git cannot read {folder}: {(changes.stderr or head.stderr).strip()}")
+        Narrator().note(f"no commit is named: git cannot read {folder}: {(changes.stderr or head.stderr).strip()}")
         return None
     return None if changes.stdout.strip() else head.stdout.strip()

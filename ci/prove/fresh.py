@@ -64,17 +64,17 @@ def configure_fresh(parser: argparse.ArgumentParser) -> None:
 
 
 def do_fresh(args: argparse.Namespace) -> int:
-    narrate, date = Narrator(), datetime.now(timezone.utc)
+    date = datetime.now(timezone.utc)
     require(user=os.geteuid())
     commit = committed(ignore_changes=args.ignore_changes)
     suite = running_suite(Path("/etc/os-release").read_text(encoding="utf-8"))
     done: list[dict[str, Any]] = []
-    with new_folder(cache_root(), narrate) as root:
-        mounts = furnish(root, suite, narrate)
+    with new_folder(cache_root()) as root:
+        mounts = furnish(root, suite)
         commands = two_commands((root / CLONE.lstrip("/") / "README.md").read_text(encoding="utf-8"))
         for about, command, environ in steps(commands, only=args.only):
-            done.append({"about": about, "command": command, "environ": environ})
-            done[-1] |= typed(command, environ, root=root, mounts=mounts, narrate=narrate)
+            how = typed(command, environ, root=root, mounts=mounts)
+            done.append({"about": about, "command": command, "environ": environ, **how})
             if done[-1]["code"]:
                 break
     print(json.dumps(document(f"{date:%Y-%m-%d %H:%M} UTC", commit, suite, done), indent=1))
@@ -103,11 +103,11 @@ def running_suite(os_release: str) -> str:
 
 
 @contextmanager
-def new_folder(cache: Path, narrate: Narrator) -> Iterator[Path]:
+def new_folder(cache: Path) -> Iterator[Path]:
     """A folder for one run, removed afterwards. What a killed run left is removed first."""
     scratch = cache / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    with locked(cache, "fresh", waiting=lambda: narrate.note("another fresh run is under way: waiting")):
+    with locked(cache, "fresh", waiting=lambda: Narrator().note("another fresh run is under way: waiting")):
         for left in scratch.glob("fresh.*"):
             remove(left)
         root = Path(tempfile.mkdtemp(prefix="fresh.", dir=scratch))
@@ -166,7 +166,7 @@ def carried(values: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str,
     return conf, [path for path in folders if path.is_dir()], [Path(file) for file in files if file]
 
 
-def furnish(root: Path, suite: str, narrate: Narrator) -> str:
+def furnish(root: Path, suite: str) -> str:
     """Make the Debian, its user and the clone; returns the shell lines that mount what it sees of this machine."""
     words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(root)]
     commands = [
@@ -177,7 +177,7 @@ def furnish(root: Path, suite: str, narrate: Narrator) -> str:
         ["chown", "--recursive", "--no-dereference", f"{UID}:{UID}", f"{root}{HOME}"],
     ]
     for command in commands:
-        done = execute(command, narrate=narrate, shown=True)
+        done = execute(command, narrate=Narrator(), shown=True)
         if done.returncode:
             raise VerifyError(failure_text(command, done.returncode, done.stderr))
     conf, folders, files = carried(pip_settings(), os.environ)
@@ -203,17 +203,15 @@ def enclosed(text: str) -> list[str]:
     return [*NAMESPACE, "/bin/sh", "-c", text]
 
 
-def typed(command: str, environ: Mapping[str, str], *, root: Path, mounts: str, narrate: Narrator) -> dict[str, Any]:
+def typed(command: str, environ: Mapping[str, str], *, root: Path, mounts: str) -> dict[str, Any]:
     """Run a command as the new user, in the clone; its output goes to stderr. How it ended, for the document."""
     words = {"HOME": HOME, "USER": "newcomer", "LOGNAME": "newcomer", "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
-    words |= {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        **{n: os.environ[n] for n in (*FILES, *VARIABLES) if n in os.environ},
-    }
+    words |= {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    words |= {name: os.environ[name] for name in (*FILES, *VARIABLES) if name in os.environ}
     env = shlex.join(f"{name}={value}" for name, value in {**words, **environ}.items())
     inside = shlex.quote(f"cd {CLONE} && {command}")
     chroot = f"chroot --userspec={UID}:{UID} {shlex.quote(str(root))} /usr/bin/env -i {env} /bin/bash -c {inside}"
-    narrate.note(" ".join(["newcomer$", *(f"{name}={value}" for name, value in environ.items()), command]))
+    Narrator().note(" ".join(["newcomer$", *(f"{name}={value}" for name, value in environ.items()), command]))
     begun, lines = time.monotonic(), []
     with subprocess.Popen(
         enclosed(f"set -e\n{mounts}\n{chroot} || exit $?\n"),

@@ -15,7 +15,6 @@ import pytest
 
 from ci.prove import fresh
 from ci.prove.fresh import PACKAGES, TOOLS, carried, committed, document, ended, require, steps, two_commands
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import ToolchainError, UsageError
 from tests.fakes.worlds import commit_all
 
@@ -108,7 +107,7 @@ def test_the_suite_is_that_of_the_running_debian(text: str, suite: str) -> None:
 
 def test_nothing_of_a_run_or_of_a_killed_one_stays(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "fresh.killed" / "etc").mkdir(parents=True)
-    with pytest.raises(ZeroDivisionError), fresh.new_folder(tmp_path, Narrator(quiet=True)) as root:
+    with pytest.raises(ZeroDivisionError), fresh.new_folder(tmp_path) as root:
         (root / "file").touch()
         assert [path for path in root.parent.iterdir()] == [root]
         raise ZeroDivisionError
@@ -168,9 +167,7 @@ def test_a_command_is_typed_as_the_user_and_followed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fresh, "enclosed", lambda text: ["/bin/sh", "-c", text])
     said = io.StringIO()
     with redirect_stderr(said):
-        found = fresh.typed(
-            "make wheel", {"PROFILE": "a b"}, root=tmp_path / "r o", mounts="true", narrate=Narrator(stream=said)
-        )
+        found = fresh.typed("make wheel", {"PROFILE": "a b"}, root=tmp_path / "r o", mounts="true")
     words = said.getvalue().splitlines()
     assert found["code"] == 3 and found["closing"] == f"<cd {fresh.CLONE} && make wheel>"
     assert {"<--userspec=1000:1000>", f"<{tmp_path}/r o>", "<PROFILE=a b>", "<SSL_CERT_FILE=/pki/ca.pem>"} <= set(words)

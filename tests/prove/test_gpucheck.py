@@ -18,14 +18,12 @@ from ci.prove.gpu import casework, outcomes, runner, suite
 from ci.prove.gpu.probes import compare
 from ci.prove.gpu.stage import Stage, Status
 from ci.prove.gpu.wheelfolder import open_wheel
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.selftest import reference
 from flash_attn3_sm121.selftest.reference import Mask
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-QUIET = Narrator(quiet=True)
 
 
 def command(name: str, script: str, **more: object) -> Stage:
@@ -62,9 +60,7 @@ def test_each_end_of_a_child_is_recorded_and_the_next_stage_runs(tmp_path: Path)
         command("good", "pass"),
     ]
     kept: list[int] = []
-    results = runner.run_all(
-        stages, cwd=tmp_path, env=ENV, seconds=12, narrate=QUIET, keep=lambda some: kept.append(len(some))
-    )
+    results = runner.run_all(stages, cwd=tmp_path, env=ENV, seconds=12, keep=lambda some: kept.append(len(some)))
     assert [result.status for result in results] == [
         Status.CRASHED, Status.TIMEOUT, Status.FAILED, Status.FAILED, Status.FAILED, Status.NOT_APPLICABLE, Status.OK,
     ]  # fmt: skip
@@ -217,7 +213,7 @@ def test_no_wheel_is_refused(tmp_path: Path) -> None:
         archive.writestr("other/__init__.py", "")
     for path in (tmp_path / "missing.whl", other):
         with pytest.raises(UsageError):
-            open_wheel(path, tmp_path / path.stem, narrate=QUIET)
+            open_wheel(path, tmp_path / path.stem)
 
 
 class _Page(HTMLParser):

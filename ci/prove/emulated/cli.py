@@ -33,15 +33,14 @@ def configure_emulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
-def emulate(root: EmulatedRoot, wheel: Path, *, narrate: Narrator) -> dict[str, Any]:
+def emulate(root: EmulatedRoot, wheel: Path) -> dict[str, Any]:
     """Install `wheel` with real pip in a fresh emulated environment and run the probe there."""
     if not wheel.is_file():
         raise UsageError(f"no such wheel: {wheel}", hint="make wheel PLATFORM=aarch64")
     with tempfile.TemporaryDirectory(prefix="fa3-emulated-") as folder:
         python = root.make_environment(Path(folder) / "venv")
-        narrate.note(f"installing {wheel.name} under emulation")
+        Narrator().note(f"installing {wheel.name} under emulation; then it is imported, loaded and called")
         root.pip_install(python, "--quiet", "--no-index", str(wheel))
-        narrate.note("importing it, loading its libraries, running the fallback and get_kernel")
         report: dict[str, Any] = json.loads(output_of(root.command(str(Path(probe.__file__)), python=python)))
     return report
 
@@ -65,18 +64,17 @@ def problems(report: dict[str, Any], *, machine: str = "aarch64") -> list[str]:
 
 
 def do_emulate(args: argparse.Namespace) -> int:
-    settings = Settings()
     if args.native:
         if args.wheel is not None:
             raise UsageError("--native probes what is installed; it takes no wheel", hint="pip install WHEEL first")
         # The script's own folder is on its path, not this checkout: it sees the installed package.
         report = json.loads(output_of([str(args.python), str(Path(probe.__file__))]))
         return print_report(report, machine=platform.machine(), as_json=args.json)
-    root = prepare(settings)
+    root = prepare(Settings())
     if args.wheel is None:
         print(root.folder)
         return 0
-    return print_report(emulate(root, args.wheel, narrate=settings.narrate), machine="aarch64", as_json=args.json)
+    return print_report(emulate(root, args.wheel), machine="aarch64", as_json=args.json)
 
 
 def print_report(report: dict[str, Any], *, machine: str, as_json: bool) -> int:

@@ -93,11 +93,11 @@ def prepare(settings: Settings) -> EmulatedRoot:
     with locked(cache, entry, waiting=lambda: narrate.note("another process is making the emulated root: waiting")):
         if not final.is_dir():
             with making(cache, entry) as building:
-                _fill(EmulatedRoot(folder=building), narrate=narrate)
+                _fill(EmulatedRoot(folder=building), narrate)
     return EmulatedRoot(folder=final)
 
 
-def _fill(root: EmulatedRoot, *, narrate: Narrator) -> None:
+def _fill(root: EmulatedRoot, narrate: Narrator) -> None:
     command = ["debootstrap", "--arch=arm64", "--foreign", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     command += [SUITE, str(root.system)]
     output_of(command, narrate=narrate)

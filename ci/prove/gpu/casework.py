@@ -15,7 +15,6 @@ from ci.prove.gpu.stage import Case, Stage, StageResult, Status
 
 RESTARTS = 8
 START_S = 180.0  # torch's import, the context, the first kernels: before the first case ends
-POISONED = 75
 
 
 @dataclass(kw_only=True)

@@ -99,12 +99,11 @@ def write(run: Run, out: Path, work: Path) -> None:
 def do_gpu_test(args: argparse.Namespace) -> int:
     if args.minutes <= 0 or args.sample < 1:
         raise UsageError("--minutes must be above 0 and --sample at least 1")
-    narrate = Narrator()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-test-") as name:
         folder, work = Path(name) / "wheel", Path(name) / "work"
         work.mkdir()
-        opened = open_wheel(args.wheel, folder, narrate=narrate)
+        opened = open_wheel(args.wheel, folder)
         if opened.proxy and not args.proxy:
             raise UsageError(f"{opened.name} is a proxy build", hint="add --proxy (make test-gpu PROXY=1) to test it")
         if args.proxy and not opened.proxy:
@@ -130,12 +129,12 @@ def do_gpu_test(args: argparse.Namespace) -> int:
 
         results = run_all(
             stages, cwd=work, env=environment(opened, root=ROOT, environ=os.environ), seconds=args.minutes * 60,
-            narrate=narrate, keep=lambda some: write(so_far(some), args.out, work),
+            keep=lambda some: write(so_far(some), args.out, work),
         )  # fmt: skip
         done = so_far(results)
         write(done, args.out, work)
     sys.stdout.write(report.to_markdown(done))
-    narrate.note(f"wrote {args.out / 'gpu-test.json'} and {args.out / 'gpu-test.html'}")
+    Narrator().note(f"wrote {args.out / 'gpu-test.json'} and {args.out / 'gpu-test.html'}")
     if not done.good:
         raise VerifyError(f"gpu-test: {done.verdict}", hint=f"read {args.out / 'gpu-test.html'}")
     return 0

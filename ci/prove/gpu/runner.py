@@ -25,17 +25,10 @@ def _command(stage: Stage, *, cwd: Path, env: Mapping[str, str], budget_s: float
         except (KeyError, TypeError, ValueError) as error:  # it printed something else than it should
             status, reason = Status.FAILED, f"unreadable result: {type(error).__name__}: {error}"
     return StageResult(
-        name=stage.name,
-        title=stage.title,
-        status=status,
-        reason=reason,
-        seconds=ended.seconds,
-        budget_s=budget_s,
-        exit_codes=(ended.code,),
-        data=data,
-        tail="" if status.good else ended.tail,
+        name=stage.name, title=stage.title, status=status, reason=reason, seconds=ended.seconds, budget_s=budget_s,
+        exit_codes=(ended.code,), data=data, tail="" if status.good else ended.tail,
         files=tuple(name for name in stage.files if (cwd / name).is_file()),
-    )
+    )  # fmt: skip
 
 
 def _checked(result: StageResult, log: Path) -> StageResult:
@@ -66,7 +59,6 @@ def run_all(
     cwd: Path,
     env: Mapping[str, str],
     seconds: float,
-    narrate: Narrator,
     keep: Callable[[Sequence[StageResult]], None] = lambda _: None,
 ) -> tuple[StageResult, ...]:
     """Run the stages. Time that one leaves over goes to the later ones.
@@ -75,7 +67,7 @@ def run_all(
         seconds: for all stages together.
         keep: called after each stage with all results so far.
     """
-    begun, results = time.monotonic(), list[StageResult]()
+    begun, results, narrate = time.monotonic(), list[StageResult](), Narrator()
     for place, stage in enumerate(stages):
         left = seconds - (time.monotonic() - begun)
         shares = sum(other.share for other in stages[place:] if other.absent is None)

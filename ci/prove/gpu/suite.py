@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ci.prove.gpu.stage import Stage
 
@@ -37,21 +38,12 @@ class Setting:
         return "native" if self.cuda and self.native else "auto"
 
 
-def _cases(setting: Setting, source: str, *, sample: int | None = None, backend: str = "") -> tuple[str, ...]:
-    argv = [
-        setting.python,
-        "-m",
-        "ci.prove.gpu.probes.loop",
-        f"ci.prove.gpu.probes.{source}",
-        "--device",
-        setting.device,
-    ]
-    argv += ["--backend", backend or setting.backend, "--sample", str(setting.sample if sample is None else sample)]
-    return tuple(argv)
-
-
-def _package(setting: Setting, *words: str) -> tuple[str, ...]:
-    return (setting.python, "-m", "flash_attn3_sm121", *words)
+# The kernels themselves are under test in these stages; the canary has stages of its own before.
+_NO_CANARY: Mapping[str, str] = {"FLASH_ATTN3_CANARY": "0"}
+_BF16 = ("--dtype", "bf16")
+# Of the fallback, which serves calls that no kernel serves. On a CPU the other stages test it already.
+_FALLBACK_SAMPLE = 7
+_NO_GRAPHS = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
 
 
 def _absent(setting: Setting, there: bool = True, why: str = "") -> str | None:
@@ -66,8 +58,25 @@ def _absent(setting: Setting, there: bool = True, why: str = "") -> str | None:
     return None if there else why
 
 
-# The kernels themselves are under test here; the canary has stages of its own before.
-_NO_CANARY: Mapping[str, str] = {"FLASH_ATTN3_CANARY": "0"}
+def _cases(setting: Setting, source: str, *, sample: int | None = None, backend: str = "") -> tuple[str, ...]:
+    """The command that runs a set of cases."""
+    argv = (
+        setting.python,
+        "-m",
+        "ci.prove.gpu.probes.loop",
+        f"ci.prove.gpu.probes.{source}",
+        "--device",
+        setting.device,
+    )
+    number = setting.sample if sample is None else sample
+    return (*argv, "--backend", backend or setting.backend, "--sample", str(number))
+
+
+def _command(setting: Setting, name: str, title: str, words: Sequence[str], **more: Any) -> Stage:
+    """A stage that is one of our package's own commands."""
+    return Stage(
+        name=name, title=title, argv=(setting.python, "-m", "flash_attn3_sm121", *words), kind="command", **more
+    )
 
 
 def _sanitized(setting: Setting, tool: str) -> Stage:
@@ -79,59 +88,12 @@ def _sanitized(setting: Setting, tool: str) -> Stage:
     return Stage(
         name=tool,
         title=f"compute-sanitizer --tool {tool}, a few calls",
-        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=1), "--dtype", "bf16"),
+        argv=(*argv, *_cases(setting, "sets:sanitizer", sample=1), *_BF16),
         share=50,
         stall_s=120.0,
         env={**_NO_CANARY, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a step out of bounds is one
         absent=absent,
         reader="sanitizer",
-    )
-
-
-# The fallback, which serves calls that no kernel serves. On a CPU the other stages test it already.
-_FALLBACK_SAMPLE = 7
-
-
-def _sdpa(setting: Setting) -> Stage:
-    return Stage(
-        name="sdpa",
-        title="The sdpa fallback, on the same numerics",
-        argv=_cases(setting, "sets:numerics", sample=_FALLBACK_SAMPLE * setting.sample, backend="sdpa"),
-        share=40,
-        absent=_absent(setting),
-    )
-
-
-def _ordered(setting: Setting) -> Stage:
-    """Most of our libraries have no deterministic backward; `deterministic=True` is then served by the fallback."""
-    return Stage(
-        name="determinism-sdpa",
-        title="The sdpa fallback's deterministic backward, bit for bit",
-        argv=_cases(setting, "repeat:ordered_backward", backend="sdpa"),
-        share=20,
-        absent=_absent(setting),
-    )
-
-
-def _flex(setting: Setting) -> Stage:
-    return Stage(
-        name="flex",
-        title="The flex fallback, on the selftest's cases",
-        argv=(*_cases(setting, "sets:selftest", backend="flex"), "--dtype", "bf16"),
-        share=50,
-        stall_s=120.0,  # a kernel is compiled within a case
-        absent=_absent(setting, setting.triton, "triton, through which FlexAttention compiles, is not importable here"),
-    )
-
-
-def _clients(setting: Setting) -> Stage:
-    """transformers asks for a device before it takes flash_attention_3."""
-    return Stage(
-        name="transformers",
-        title="transformers: a small model through flash_attention_3, beside eager",
-        argv=(*_cases(setting, "clients:cases", sample=1), "--dtype", "bf16"),
-        share=30,
-        absent=_absent(setting, setting.transformers, "transformers is not importable here"),
     )
 
 
@@ -141,17 +103,11 @@ def _bench(setting: Setting) -> Stage:
     words = ["bench", "--quick", "--device", setting.device, "--seconds", f"{each:.2g}"]
     words += ["--json", "bench.json", "--html", "bench.html"]
     words += ["--note", "PROXY: kernels of the 99 KB family on another device, not for use"] if setting.proxy else []
-    if not setting.cuda:
-        words += ["--workload", "train-causal-d64", "--backend", "sdpa"]
-    return Stage(
-        name="bench",
-        title="Bench, ours and torch's own side by side",
-        argv=_package(setting, *words),
-        kind="command",
-        share=100,
-        reader="bench",
+    words += [] if setting.cuda else ["--workload", "train-causal-d64", "--backend", "sdpa"]
+    return _command(
+        setting, "bench", "Bench, ours and torch's own side by side", words, share=100, reader="bench",
         files=("bench.json", "bench.html"),
-    )
+    )  # fmt: skip
 
 
 def _fallback(setting: Setting) -> Stage:
@@ -159,16 +115,8 @@ def _fallback(setting: Setting) -> Stage:
     globs = ("train-window*", "chunked-prefill", "decode-*", "varlen-*", "paged-*")
     words = ["bench", "--quick", "--device", setting.device, "--seconds", "0.3", "--json", "fallback.json"]
     words += ["--backend", "sdpa", *(word for glob in globs for word in ("--workload", glob))]
-    return Stage(
-        name="fallback",
-        title="Bench of the sdpa fallback beside a dense mask",
-        argv=_package(setting, *words),
-        kind="command",
-        share=40,
-        absent=_absent(setting),
-        reader="exit",
-        files=("fallback.json",),
-    )
+    title = "Bench of the sdpa fallback beside a dense mask"
+    return _command(setting, "fallback", title, words, share=40, absent=_absent(setting), files=("fallback.json",))
 
 
 def _tests(setting: Setting) -> Stage:
@@ -191,18 +139,16 @@ def _tests(setting: Setting) -> Stage:
 def stages(setting: Setting) -> tuple[Stage, ...]:
     """All stages: cheap ones that tell the most come first."""
     tolerant = setting.proxy or not setting.cuda
-    no_graphs = "the wheel holds no kernels: the fallback looks at lengths on the host, which a capture forbids"
+    packed = () if setting.cuda else ("--match", "packed")
     return (
-        Stage(
-            # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
-            name="doctor", title="flash-attn3 doctor", argv=_package(setting, "doctor", "--json"), kind="command",
-            share=60, reader="expected-faults" if tolerant else "doctor",
+        # The first one imports torch from a cold disk and makes the driver load: half a minute has been seen.
+        _command(
+            setting, "doctor", "flash-attn3 doctor", ("doctor", "--json"), share=60,
+            reader="expected-faults" if tolerant else "doctor",
         ),
-        Stage(
-            name="selftest", title="flash-attn3 selftest, backend chosen by itself", kind="command", share=40,
-            argv=_package(setting, "selftest", "--json", "--device", setting.device, "--dtype", "bf16",
-                          *(() if setting.cuda else ("--match", "packed"))),
-            reader="selftest",
+        _command(
+            setting, "selftest", "flash-attn3 selftest, backend chosen by itself",
+            ("selftest", "--json", "--device", setting.device, *_BF16, *packed), share=40, reader="selftest",
         ),
         Stage(
             name="selftest-native", title=f"The selftest's cases, backend {setting.backend}",
@@ -216,7 +162,10 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
             name="sinks", title="Attention sinks and gradients of the LSE, forward and backward",
             argv=_cases(setting, "sinks:cases"), share=20, env=_NO_CANARY,
         ),
-        _sdpa(setting),
+        Stage(
+            name="sdpa", title="The sdpa fallback, on the same numerics", share=40, absent=_absent(setting),
+            argv=_cases(setting, "sets:numerics", sample=_FALLBACK_SAMPLE * setting.sample, backend="sdpa"),
+        ),
         _fallback(setting),
         Stage(
             name="determinism", title="Determinism, bit for bit", argv=_cases(setting, "repeat:cases"), share=25,
@@ -227,15 +176,31 @@ def stages(setting: Setting) -> tuple[Stage, ...]:
         Stage(
             name="graphs", title="CUDA graphs: decoding captured once, replayed with other lengths",
             argv=_cases(setting, "graphs:cases"), share=25,
-            absent=_absent(setting, setting.native, no_graphs),
+            absent=_absent(setting, setting.native, _NO_GRAPHS),
         ),
         Stage(
             name="compile", title="torch.compile(fullgraph=True), forward and backward",
             argv=_cases(setting, "compiled:cases"), share=60, stall_s=120.0,
         ),
-        _clients(setting),
-        _ordered(setting),
+        # transformers asks for a device before it takes flash_attention_3.
+        Stage(
+            name="transformers", title="transformers: a small model through flash_attention_3, beside eager",
+            argv=(*_cases(setting, "clients:cases", sample=1), *_BF16), share=30,
+            absent=_absent(setting, setting.transformers, "transformers is not importable here"),
+        ),
+        # Most of our libraries have no deterministic backward; `deterministic=True` is then served by the fallback.
+        Stage(
+            name="determinism-sdpa", title="The sdpa fallback's deterministic backward, bit for bit",
+            argv=_cases(setting, "repeat:ordered_backward", backend="sdpa"), share=20, absent=_absent(setting),
+        ),
         _tests(setting),
-        _flex(setting),
+        # A kernel is compiled within a case.
+        Stage(
+            name="flex", title="The flex fallback, on the selftest's cases", share=50, stall_s=120.0,
+            argv=(*_cases(setting, "sets:selftest", backend="flex"), *_BF16),
+            absent=_absent(
+                setting, setting.triton, "triton, through which FlexAttention compiles, is not importable here"
+            ),
+        ),
         _bench(setting),
     )  # fmt: skip

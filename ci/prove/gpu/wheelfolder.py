@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import zipfile
@@ -14,6 +13,7 @@ from typing import Any
 from ci.process import execute
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.files import hash_file
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
 PACKAGE = "flash_attn3_sm121"
@@ -38,16 +38,13 @@ class OpenedWheel:
         return self.folder, self.folder / PACKAGE / "_dropin"
 
     def described(self) -> Mapping[str, Any]:
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "proxy": self.proxy,
-            "libraries": [asdict(f) for f in self.facts],
-        }
+        libraries = [asdict(facts) for facts in self.facts]
+        return {"name": self.name, "sha256": self.sha256, "proxy": self.proxy, "libraries": libraries}
 
 
-def _pip(wheel: Path, folder: Path, narrate: Narrator) -> bool:
+def _pip(wheel: Path, folder: Path) -> bool:
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    narrate = Narrator()
     argv += ["--disable-pip-version-check", "--root-user-action=ignore", "--target", str(folder), str(wheel)]
     try:
         done = execute(argv, narrate=narrate, timeout=120)
@@ -60,15 +57,7 @@ def _pip(wheel: Path, folder: Path, narrate: Narrator) -> bool:
     return done.returncode == 0
 
 
-def _unzip(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise UsageError(f"{wheel.name}: it holds the path {name}, which leads out of its folder")
-        archive.extractall(folder)
-
-
-def open_wheel(wheel: Path, folder: Path, *, narrate: Narrator) -> OpenedWheel:
+def open_wheel(wheel: Path, folder: Path) -> OpenedWheel:
     """Open a wheel into a folder that does not exist yet.
 
     Raises:
@@ -79,15 +68,16 @@ def open_wheel(wheel: Path, folder: Path, *, narrate: Narrator) -> OpenedWheel:
             f"{wheel} is not a wheel", hint="make wheel builds one; then: make test-gpu WHEEL=wheels/NAME.whl"
         )
     folder.mkdir(parents=True)
-    if not _pip(wheel, folder, narrate):
-        _unzip(wheel, folder)
+    if not _pip(wheel, folder):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)  # which leaves out what leads out of the folder
     package = folder / PACKAGE
     if not (package / "__init__.py").is_file():
         raise UsageError(f"{wheel.name} holds no package {PACKAGE}", hint="give a wheel that `make wheel` made")
     return OpenedWheel(
         folder=folder,
         name=wheel.name,
-        sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        sha256=hash_file(wheel)[0],
         facts=tuple(
             BuildFacts.read(path)
             for path in sorted((package / "lib").glob("*.json"))
