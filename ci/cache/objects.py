@@ -13,6 +13,7 @@ from typing import Any
 
 from ci.cache.folders import file_sha256, locked, making
 from ci.cache.includes import Closures
+from ci.plan.costs import Cost, Work
 from ci.plan.plan import PlannedUnit
 from flash_attn3_sm121.errors import CompileError
 from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE
@@ -134,6 +135,21 @@ class ObjectStore:
         if not all(made.with_name(f"{name}.xz").is_file() for name in known.ptx):
             return None
         return made, known
+
+    def measured(self) -> dict[Work, Cost]:
+        """What compiling units has cost on this machine, whatever their sources were: of each work, the last time.
+
+        Only of objects with PTX, since a compiler cache's costs are not a compiler's, and with machine code.
+        """
+        reports = sorted(self.cache.glob("objects/*/*/report.json"), key=lambda path: path.stat().st_mtime)
+        found: dict[Work, Cost] = {}
+        for path in reports:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["schema"] == SCHEMA and data["ptx"] and data["usage"]:
+                images = frozenset(usage["image"] for usage in data["usage"])
+                work = Work(unit=data["unit"], images=images, kernels=len(data["usage"]) // len(images))
+                found[work] = Cost(cpu_s=round(data["cpu_s"], 1), rss_gb=round(data["rss_gb"], 1))
+        return found
 
     def ptx(self, report: ObjectReport) -> dict[str, str]:
         """The PTX that was kept with an object: nvcc's name of each file, and its text.

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.build.family import Builder, Inputs
+from ci.cache.folders import cache_root
+from ci.cache.objects import ObjectStore
 from ci.commands import options
 from ci.commands.options import Request
-from ci.plan.plan import BuildPlan
+from ci.plan.plan import BuildPlan, with_measured
 from ci.settings import Machine, Settings, this_machine
 from ci.sources.fetch import SourceTree, fetch
 from ci.sources.lock import read_lock
@@ -45,10 +47,16 @@ def require_torch() -> None:
         )
 
 
+def planned(request: Request, machine: Machine) -> BuildPlan:
+    """The plan of a request, with the costs that the builds of this machine have measured."""
+    plan = options.plan_of(request, machine=machine, cuda=planned_version(request.cuda_home))
+    return with_measured(plan, ObjectStore(cache=cache_root()).measured())
+
+
 def begin(request: Request, narrate: Narrator | None = None) -> Session:
     """The session of a request. It is planned first: a request that makes no sense is refused before any download."""
     machine = this_machine()
-    plan = options.plan_of(request, machine=machine, cuda=planned_version(request.cuda_home))
+    plan = planned(request, machine)
     settings = Settings(
         narrate=narrate or Narrator(),
         cores=machine.cores,

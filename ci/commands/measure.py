@@ -3,7 +3,7 @@
 Upstream's side is always compiled anew, from the untouched sources. Ours is too, unless `--built` takes what each unit
 cost the build that made it on this machine (`make wheel`), which the object cache remembers. Every file is written down
 when it is done. A whole family takes hours: `--resume` goes on where an earlier run with the same inputs, on the same
-kind of machine, was stopped.
+kind of machine, was stopped. `--costs` compiles nothing: it holds the plan's estimates against earlier builds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ci.build.family import Builder, Inputs
 from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.workdir import WorkFolder
 from ci.commands import common, options
+from ci.commands.costs import show_costs
 from ci.plan.costs import Cost as PlannedCost
 from ci.plan.costs import concurrency
 from ci.plan.ninja import Edge
@@ -42,6 +43,10 @@ def configure_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the groups and stop")
     parser.add_argument("--built", action="store_true", help="our side: what the build in the object cache has cost")
     parser.add_argument("--resume", action="store_true", help="keep the files that --output already holds")
+    parser.add_argument("--costs", action="store_true", help="the plan's estimates beside the builds of this machine")
+    parser.add_argument(
+        "--refit", action="store_true", help="--costs, and write ci/plan/costs.json from them"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("docs/results/build.json"), help="the result (default: %(default)s)"
     )
@@ -64,6 +69,8 @@ def chosen(groups: tuple[Group, ...], args: argparse.Namespace) -> tuple[Group, 
 
 
 def do_measure(args: argparse.Namespace) -> int:
+    if args.costs or args.refit:
+        return show_costs(options.from_arguments(args), write=args.refit)
     args.profile = args.profile or "full"
     session = common.begin(options.from_arguments(args))
     if len(session.plan.families) != 1:

@@ -8,13 +8,12 @@ import textwrap
 from pathlib import Path
 
 from ci.build.ninja import planned_text
-from ci.commands import options
+from ci.commands import common, options
 from ci.plan import plan
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
 from ci.settings import this_machine
 from ci.sources.lock import read_lock
-from ci.toolchain.installed import planned_version
 from flash_attn3_sm121.console import Table, format_seconds, show
 
 
@@ -32,7 +31,7 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
 def do_plan(args: argparse.Namespace) -> int:
     request = options.from_arguments(args)
     machine = this_machine()
-    built = options.plan_of(request, machine=machine, cuda=planned_version(args.cuda_home))
+    built = common.planned(request, machine)
     if args.json:
         sys.stdout.write(plan.to_json(built))
     elif args.ninja:
@@ -84,8 +83,10 @@ def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) 
     cost = plan.cost
     kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
     here = format_seconds(at_once.seconds(units))
+    measured = sum(item.measured for family in plan.families for item in family.of_shard(plan.shard))
     lines.append(
         f"total: {len(units)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
         f"; {here} with {at_once.jobs} at once here, less what is cached"
+        + (f" ({measured} units as they were measured here)" if measured else "")
     )
     return "\n".join(lines) + "\n"

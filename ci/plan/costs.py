@@ -1,17 +1,25 @@
 """The cost of compiling a unit, CPU seconds and peak memory, and how many compilers run at once. Pure.
 
-Costs are from measurements on CUDA 13.0 (docs/results/build.json). They give an ETA, and nothing in a library depends
-on them. Ninja counts jobs, not gigabytes. So the hungry units are put into a pool of their own, whose depth keeps any
-choice of running units within the machine's memory: two backward units need 14 GB where two of the small ones need 3.
+Estimates come from the table `costs.json`, which `python -m ci measure --refit` computes from what units have cost in
+builds of this machine. They give an ETA, and nothing in a library depends on them. Ninja counts jobs, not gigabytes.
+So the hungry units are put into a pool of their own, whose depth keeps any choice of running units within the
+machine's memory: two backward units need 14 GB where two of the small ones need 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import linear_regression
 
 from ci.plan.units import Unit
-from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.arch import CAPABILITIES, Family
+
+FILE = Path(__file__).with_name("costs.json")
+HOPPER_IMAGE = CAPABILITIES["9.0"].target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,34 +30,93 @@ class Cost:
     rss_gb: float
 
 
-# The front ends alone, for a file that includes the attention templates; with all WGMMA shapes they read far more.
-FRONT_END_CPU_S = 8.0
-HOPPER_FRONT_END_CPU_S = 50.0
-# Code generation a kernel and image.
-KERNEL_CPU_S = {"fwd": 6.0, "bwd": 4.2}
-# Memory of the largest process (cicc): a start, and what each kernel of the file adds (backward: the head dim).
-FORWARD_RSS_GB = (2.9, 0.2)
-BACKWARD_RSS_GB = (5.5, 1 / 92)
-HOPPER_FACTOR = 1.3
-FIXED = {
-    "combine": (Cost(cpu_s=32, rss_gb=2.8), 42.0),
-    "prepare": (Cost(cpu_s=32, rss_gb=1.4), 8.0),
-    "api": (Cost(cpu_s=5, rss_gb=0.4), 0.0),
-}
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the cost of a unit depends on."""
+
+    unit: str
+    images: frozenset[str]
+    kernels: int  # of one image
+
+    @property
+    def kind(self) -> str:
+        """The row of the table: the first word of the unit's name, apart for Hopper, whose headers are larger."""
+        return self.unit.partition("_")[0] + ("_sm90" if HOPPER_IMAGE in self.images else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A row of the table: what a file of one kind costs, and what each of its kernels adds.
+
+    nvcc compiles for one image after another: seconds add up over them, memory does not.
+    """
+
+    start_s: float
+    kernel_s: float
+    start_gb: float
+    kernel_gb: float
+    measured: int  # units that it was computed from; 0: none has been compiled on the machine that wrote the table
+
+    def cost(self, kernels: int, *, images: int = 1) -> Cost:
+        return Cost(
+            cpu_s=round(self.start_s + self.kernel_s * kernels * images, 1),
+            rss_gb=round(self.start_gb + self.kernel_gb * kernels, 1),
+        )
+
+
+@functools.cache
+def table() -> Mapping[str, Rate]:
+    """The table of this repository, by kind."""
+    return {kind: Rate(**row) for kind, row in json.loads(FILE.read_text(encoding="utf-8")).items()}
+
+
+def to_json(rates: Mapping[str, Rate]) -> str:
+    rows = [f" {json.dumps(kind)}: {json.dumps(asdict(rate))}" for kind, rate in rates.items()]
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def work_of(unit: Unit, *, images: Sequence[str]) -> Work:
+    return Work(unit=unit.name, images=frozenset(images), kernels=unit.kernels)
 
 
 def estimate(unit: Unit, *, family: Family, images: int) -> Cost:
-    """The cost of one unit for `images` gencode pairs (nvcc compiles them one after another)."""
-    if unit.kind in FIXED:
-        base, per_image = FIXED[unit.kind]
-        return Cost(cpu_s=round(base.cpu_s + per_image * images, 1), rss_gb=base.rss_gb)
-    factor = HOPPER_FACTOR if family is Family.SM90 else 1.0
-    cpu = (HOPPER_FRONT_END_CPU_S if factor > 1 else FRONT_END_CPU_S) + factor * KERNEL_CPU_S[
-        unit.kind
-    ] * unit.kernels * images
-    start, slope = FORWARD_RSS_GB if unit.kind == "fwd" else BACKWARD_RSS_GB
-    rss = factor * (start + slope * (unit.kernels if unit.kind == "fwd" else unit.head_dim))
-    return Cost(cpu_s=round(cpu, 1), rss_gb=round(rss, 1))
+    """The cost of one unit for `images` gencode pairs."""
+    kind = f"{unit.kind}_sm90" if family is Family.SM90 and unit.is_cuda else unit.kind
+    return table()[kind].cost(unit.kernels, images=images)
+
+
+def refit(rates: Mapping[str, Rate], measured: Mapping[Work, Cost]) -> dict[str, Rate]:
+    """The table that measured units come to. A kind without any keeps its row, marked as not measured.
+
+    Args:
+        rates: the table so far.
+        measured: what units have cost; those of no known kind are passed over.
+    """
+    return {
+        kind: _refitted(rate, {work: cost for work, cost in measured.items() if work.kind == kind})
+        for kind, rate in rates.items()
+    }
+
+
+def _refitted(rate: Rate, costs: Mapping[Work, Cost]) -> Rate:
+    """The sum of CPU seconds becomes the measured one; of memory, no unit has taken more than it says."""
+    if not costs:
+        return replace(rate, measured=0)
+    compiled = [work.kernels * len(work.images) for work in costs]
+    seconds = [cost.cpu_s for cost in costs.values()]
+    if max(compiled) >= 2 * min(compiled):
+        slope, start = linear_regression(compiled, seconds)
+    else:  # files of about one size do not tell the start from the rest
+        factor = sum(seconds) / sum(rate.start_s + rate.kernel_s * count for count in compiled)
+        slope, start = factor * rate.kernel_s, factor * rate.start_s
+    most = max(cost.rss_gb / (rate.start_gb + rate.kernel_gb * work.kernels) for work, cost in costs.items())
+    return Rate(
+        start_s=round(start, 2),
+        kernel_s=round(slope, 3),
+        start_gb=round(most * rate.start_gb, 3),
+        kernel_gb=round(most * rate.kernel_gb, 4),
+        measured=len(costs),
+    )
 
 
 def total(costs: tuple[Cost, ...]) -> Cost:

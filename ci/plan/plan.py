@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ci.plan import costs, flags
 from ci.plan.archs import Platform, Target
-from ci.plan.costs import Cost
+from ci.plan.costs import Cost, Work
 from ci.plan.profiles import Selection, select
 from ci.plan.units import Unit, units
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family, Image
@@ -41,12 +41,13 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedUnit:
-    """One file to compile, with its flags and estimated cost."""
+    """One file to compile, with its flags and cost."""
 
     unit: Unit
     flags: tuple[str, ...]
     cost: Cost
     shard: int  # which shard compiles it, from 1
+    measured: bool = False  # whether the cost is one that this machine has measured, and no estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,7 @@ def _assign(planned: Sequence[PlannedUnit], count: int) -> tuple[PlannedUnit, ..
         index = min(range(count), key=lambda i: (load[i], i))
         load[index] += item.cost.cpu_s
         where[item.unit.name] = index + 1
-    return tuple(
-        PlannedUnit(unit=item.unit, flags=item.flags, cost=item.cost, shard=where[item.unit.name]) for item in planned
-    )
+    return tuple(replace(item, shard=where[item.unit.name]) for item in planned)
 
 
 def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = "", shards: int = 1) -> FamilyPlan:
@@ -201,6 +200,22 @@ def make_plan(
             if not families or family in families
         ),
     )
+
+
+def with_measured(plan: BuildPlan, known: Mapping[Work, Cost]) -> BuildPlan:
+    """The plan with costs that were measured, where they are known.
+
+    Shards stay as the table divided them: every machine has to come to the same ones.
+    """
+
+    def planned(item: PlannedUnit, family: FamilyPlan) -> PlannedUnit:
+        cost = known.get(costs.work_of(item.unit, images=family.images))
+        return item if cost is None else replace(item, cost=cost, measured=True)
+
+    families = tuple(
+        replace(family, units=tuple(planned(item, family) for item in family.units)) for family in plan.families
+    )
+    return replace(plan, families=families)
 
 
 def to_json(plan: BuildPlan) -> str:

@@ -6,12 +6,12 @@ Everything that it serves beside wheels and repositories' files is composed here
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from flash_attn3_sm121.errors import HubError
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, WheelEntry
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.site import huggingface, pages, simple, tree
 from flash_attn3_sm121.hub.site.address import RESERVED
@@ -99,19 +99,24 @@ def _of_a_revision(index: Index, name: str, sha: str, manifest: Manifest) -> Ite
 
 def _of_the_hub(index: Index) -> Iterator[tuple[str, Any]]:
     yield "healthz", {"status": "ok", "generation": index.generation}
-    found = simple.projects(index)
-    yield "simple/index.html", simple.list_html(sorted(found))
-    yield "simple/index.json", simple.list_json(sorted(found))
-    for project, wheels in found.items():
-        # People and old tools also type the name as it is spelled.
-        for spelling in {project, *(wheel.name for wheel in wheels.values())}:
-            yield f"simple/{spelling}/index.html", simple.project_html(project, wheels)
-            yield f"simple/{spelling}/index.json", simple.project_json(project, wheels)
+    for folder, offered in simple.indexes(index).items():
+        yield from _pip_index(folder, simple.projects(offered))
     for org in sorted({name.partition("/")[0] for name in index.repos}):
         yield f"api/organizations/{org}/overview/index.json", huggingface.organization(index, org)
     names = [{"id": name, "tags": [huggingface.LIBRARY, repo.flavour]} for name, repo in sorted(index.repos.items())]
     yield "api/models/index.json", names
     yield from pages.of_the_hub(index)
+
+
+def _pip_index(folder: str, found: Mapping[str, Mapping[str, WheelEntry]]) -> Iterator[tuple[str, Any]]:
+    up = "../" * (folder.count("/") + 2)
+    yield f"{folder}/index.html", simple.list_html(sorted(found))
+    yield f"{folder}/index.json", simple.list_json(sorted(found))
+    for project, wheels in found.items():
+        # People and old tools also type the name as it is spelled.
+        for spelling in {project, *(wheel.name for wheel in wheels.values())}:
+            yield f"{folder}/{spelling}/index.html", simple.project_html(project, wheels, up=up)
+            yield f"{folder}/{spelling}/index.json", simple.project_json(project, wheels, up=up)
 
 
 def _add(txn: Transaction, value: Any) -> FileEntry:

@@ -109,6 +109,7 @@ TABLE: dict[str, Run | Serve] = {
     "python -m ci plan": Run(says=r"total: \d+ units"),
     'python -m ci plan --models "gpt-oss gemma3"': Run(says=r"profile models\.gemma3\.gptoss[\s\S]*total: \d+ units"),
     "python -m ci plan --pin head": Run(says=r"sources 0251105[\s\S]*total: \d+ units"),
+    "python -m ci measure --costs": Run(says=r"common +\d+ +\d+"),
     "python -m ci wheel": Run(says="sha256", adds=f"{SMOKE} --no-publish", marks=NVCC, own_cache=False),
     "python -m ci build --output build/artifacts": Run(says="artifact", adds=SMOKE, marks=NVCC, own_cache=False),
     "python -m ci assemble build/artifacts/*": Run(

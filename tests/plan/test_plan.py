@@ -15,7 +15,7 @@ from ci.commands.plan import to_text
 from ci.plan import archs as archlist
 from ci.plan import plan
 from ci.plan.archs import Platform
-from ci.plan.costs import concurrency
+from ci.plan.costs import Concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.profiles import find, select
 from ci.plan.units import backwards, forwards, units
@@ -61,7 +61,7 @@ def test_the_last_line_adds_up_what_the_units_cost() -> None:
 def test_golden_ninja(golden: Callable[[str, str], None]) -> None:
     """Every command of a build, with a pool that keeps the hungry units apart."""
     built = planned("smoke", "12.1")
-    at_once = concurrency(built.costs, cores=2, memory_gb=6.0, wanted=None)
+    at_once = Concurrency(jobs=2, hungry=1, hungry_gb=2.0)
     golden("smoke-121.ninja", planned_text(built, at_once=at_once))
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from ci.__main__ import main
 from ci.plan import archs, matrix
@@ -17,6 +18,7 @@ from ci.plan.profiles import find
 from flash_attn3_sm121.arch import CAPABILITIES, Family
 from flash_attn3_sm121.builds import PROFILES
 from flash_attn3_sm121.errors import UsageError
+from tests.workflows.files import ROOT
 
 CUDA = (13, 0)
 BOTH = tuple(Platform)
@@ -57,6 +59,15 @@ def test_every_job_fits_its_runner(profile: str) -> None:
         assert at_once.jobs == job.jobs <= runner.cores, "the build on that runner comes to the same"
         assert max(cost.rss_gb for cost in costs) < runner.memory_gb
         assert job.estimate_min <= matrix.SHARD_MIN and job.estimate_min < job.timeout_min <= runner.job_limit_min
+
+
+def test_what_a_release_asks_for() -> None:
+    """A slim wheel for each family and a fat one, for both CPUs; GitHub starts at most 256 jobs of a matrix."""
+    asked = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]["wheels"]["with"]
+    made = make_matrix(profile=asked["profile"], archs=asked["archs"], platforms=BOTH, cuda=CUDA)
+    kinds = ("sm80", "sm8x", "sm90", "fat")
+    assert {job.name for job in made.wheels} == {f"{kind}-{platform}" for kind in kinds for platform in BOTH}
+    assert {job.archs for job in made.builds} == {"10.0", "12.0 12.1", "9.0"} and len(made.builds) < 256
 
 
 def test_slim_wheels_and_a_fat_one() -> None:

@@ -1,0 +1,68 @@
+"""`python -m ci measure --costs`: the plan's estimates beside what units have cost in the builds of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ci.cache.folders import cache_root
+from ci.cache.objects import ObjectStore
+from ci.commands import options
+from ci.commands.options import Request
+from ci.plan import costs
+from ci.plan.costs import Cost, Rate, Work, concurrency
+from ci.settings import this_machine
+from ci.toolchain.installed import planned_version
+from flash_attn3_sm121.builds import PROFILES
+from flash_attn3_sm121.console import Table, format_seconds, show
+from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.files import put_file
+
+# What docs/building.md predicts times for: cores and gigabytes.
+BUILDERS = {"2 cores, 24 GB": (2, 24.0), "20 cores, 119 GB": (20, 119.0)}
+
+
+def show_costs(request: Request, *, write: bool) -> int:
+    """Print how far the estimates are off, and what they come to; with `write`, what the measured units come to."""
+    measured = ObjectStore(cache=cache_root()).measured()
+    kinds = by_kind(costs.table(), measured)
+    if write:
+        if not measured:
+            raise UsageError(f"no measured units in {cache_root()}", hint="make wheel compiles some")
+        put_file(costs.FILE, costs.to_json(costs.refit(costs.table(), measured)))
+        costs.table.cache_clear()
+    show([kinds, "", predicted(request)])
+    return 0
+
+
+def by_kind(rates: Mapping[str, Rate], measured: Mapping[Work, Cost]) -> Table:
+    """A row for each kind of file of which units were measured."""
+    head = ("kind", "units", "CPU s, estimated", "measured", "ratio", "most GB, estimated", "measured")
+    rows = []
+    for kind, rate in rates.items():
+        pairs = [
+            (rate.cost(work.kernels, images=len(work.images)), cost)
+            for work, cost in measured.items()
+            if work.kind == kind
+        ]
+        if pairs:
+            estimated, found = (costs.total(side) for side in zip(*pairs, strict=True))
+            seconds = (f"{estimated.cpu_s:.0f}", f"{found.cpu_s:.0f}", f"{found.cpu_s / estimated.cpu_s:.2f}")
+            rows.append((kind, str(len(pairs)), *seconds, f"{estimated.rss_gb:.1f}", f"{found.rss_gb:.1f}"))
+    return Table(head=head, rows=rows, right=frozenset(range(1, len(head))))
+
+
+def predicted(request: Request) -> Table:
+    """What each profile takes by the table alone, with nothing cached, compilers as fast as here, linking left out."""
+    machine = this_machine()
+    rows = []
+    for profile in PROFILES:
+        asked = dataclasses.replace(request, profile=profile)
+        plan = options.plan_of(asked, machine=machine, cuda=planned_version(request.cuda_home))
+        times = (
+            concurrency(plan.costs, cores=cores, memory_gb=memory, wanted=None).seconds(plan.costs)
+            for cores, memory in BUILDERS.values()
+        )
+        rows.append((profile, str(len(plan.costs)), f"{plan.cost.cpu_s:.0f}", *map(format_seconds, times)))
+    head = ("profile", "units", "CPU s", *BUILDERS)
+    return Table(head=head, rows=rows, right=frozenset(range(1, len(head))))
