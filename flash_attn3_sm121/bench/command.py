@@ -8,10 +8,11 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flash_attn3_sm121.bench.workloads import Workload, suite
 from flash_attn3_sm121.console import Block, Narrator, Table, format_bytes, show
 from flash_attn3_sm121.errors import BenchError, UsageError
 from flash_attn3_sm121.files import put_file
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from flash_attn3_sm121.bench.contenders import Contender
     from flash_attn3_sm121.bench.result import Report
-    from flash_attn3_sm121.bench.workloads import Workload
 
 QUICK_SECONDS, FULL_SECONDS = 3.0, 15.0
 MEMORY_SHARE = 0.25  # of the device's memory, for contenders that write out every score
@@ -55,6 +55,7 @@ def configure_bench(parser: argparse.ArgumentParser) -> None:
     other = parser.add_argument_group("other jobs")
     other.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two runs, line by line")
     other.add_argument("--overhead", action="store_true", help="Python-side cost of a call, against upstream's layer")
+    other.add_argument("--first-use", action="store_true", help="imports, library, canary, first call, each apart")
     other.add_argument("--count", action="store_true", help="launches and bytes of the fallback on CUDA, counted here")
     other.add_argument(
         "--splits", metavar="DEVICE", help="decoding on paper: the bandwidth that num_splits leaves unused"
@@ -63,40 +64,10 @@ def configure_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def do_bench(args: argparse.Namespace) -> int:
-    if args.compare:
-        from flash_attn3_sm121.bench.compare import comparison
-        from flash_attn3_sm121.bench.result import Report
-
-        show(comparison(*(Report.read(Path(name)) for name in args.compare)))
-        return 0
-    if args.roofline:
-        from flash_attn3_sm121.bench.roofline import roofline
-        from flash_attn3_sm121.native.location import locate
-
-        show(roofline(args.roofline, locate().folder))
-        return 0
-    if args.overhead:
-        _overhead(args)
-        return 0
-    if args.splits:
-        from flash_attn3_sm121.bench import splits
-
-        show(splits.table(args.splits))
-        return 0
-    if args.count:
-        from flash_attn3_sm121.bench.counts import table, to_json
-
-        if args.json:
-            _save(Path(args.json), to_json().encode())
-        show(table())
-        return 0
-    if args.from_json:
-        from flash_attn3_sm121.bench.result import Report
-
-        write(Report.read(Path(args.from_json)), args)
+    if _other_job(args):
         return 0
     device = _device(args.device)
-    works = pick_workloads(_suite(device, args.quick), args.workload)
+    works = pick_workloads(suite(device.type, quick=args.quick), args.workload)
     everyone = pick_contenders(_contenders(device), args.backend)
     if args.list:
         show(_listing(works, everyone))
@@ -107,16 +78,54 @@ def do_bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _overhead(args: argparse.Namespace) -> None:
-    from flash_attn3_sm121.bench.overhead import overhead_costs, overhead_json, overhead_table
+def _other_job(args: argparse.Namespace) -> bool:
+    """Do what is asked for beside a run of the bench; False where nothing is."""
+    if args.compare:
+        from flash_attn3_sm121.bench.compare import comparison
+        from flash_attn3_sm121.bench.result import Report
 
-    costs, why = overhead_costs()
-    if args.json == "-":
-        print(overhead_json(costs), end="")
+        show(comparison(*(Report.read(Path(name)) for name in args.compare)))
+    elif args.roofline:
+        from flash_attn3_sm121.bench.roofline import roofline
+        from flash_attn3_sm121.native.location import locate
+
+        show(roofline(args.roofline, locate().folder))
+    elif args.overhead:
+        from flash_attn3_sm121.bench.overhead import overhead_costs, overhead_json, overhead_table
+
+        costs, why = overhead_costs()
+        _show_or_save(overhead_table(costs, why), args.json, lambda: overhead_json(costs))
+    elif args.first_use:
+        from flash_attn3_sm121.bench.first_use import first_use, first_use_json, first_use_table
+
+        device = str(_device(args.device))
+        steps = first_use(device)
+        _show_or_save(first_use_table(steps), args.json, lambda: first_use_json(steps, device))
+    elif args.splits:
+        from flash_attn3_sm121.bench import splits
+
+        show(splits.table(args.splits))
+    elif args.count:
+        from flash_attn3_sm121.bench.counts import table, to_json
+
+        _show_or_save(table(), args.json, to_json)
+    elif args.from_json:
+        from flash_attn3_sm121.bench.result import Report
+
+        write(Report.read(Path(args.from_json)), args)
+    else:
+        return False
+    return True
+
+
+def _show_or_save(blocks: Iterable[Block], file: str | None, text: Callable[[], str]) -> None:
+    """Show a table and write its data into the file of `--json`; `-` is stdout, for the data alone."""
+    if file == "-":
+        print(text(), end="")
         return
-    if args.json:
-        _save(Path(args.json), overhead_json(costs).encode())
-    show(overhead_table(costs, why))
+    if file:
+        _save(Path(file), text().encode())
+    show(blocks)
 
 
 def _device(name: str | None) -> torch.device:
@@ -131,12 +140,6 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here", hint="flash-attn3 doctor says why")
     return device
-
-
-def _suite(device: torch.device, quick: bool) -> tuple[Workload, ...]:
-    from flash_attn3_sm121.bench.workloads import suite
-
-    return suite(device.type, quick=quick)
 
 
 def _contenders(device: torch.device) -> tuple[Contender, ...]:

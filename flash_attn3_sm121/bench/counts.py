@@ -7,7 +7,6 @@ nothing about what to skip. Time is not in it: a GPU's is `bench` on that GPU.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flash_attn3_sm121.bench.case import Case, build
 from flash_attn3_sm121.bench.contenders.base import Refused
 from flash_attn3_sm121.bench.contenders.sdpa import DenseMask
-from flash_attn3_sm121.bench.machine import commit
+from flash_attn3_sm121.bench.machine import stamped
 from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
 from flash_attn3_sm121.call.arguments import ForwardArgs, normal_form
 from flash_attn3_sm121.console import Block, Table, format_bytes
@@ -171,8 +170,7 @@ def rows() -> list[Row]:
 
 
 def to_json() -> str:
-    data = {"schema": 1, "tool": "flash-attn3 bench --count", "commit": commit(), "rows": rows()}
-    return json.dumps(data, indent=1) + "\n"
+    return stamped("count", rows=rows())
 
 
 def table() -> list[Block]:

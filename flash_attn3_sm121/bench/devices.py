@@ -64,4 +64,4 @@ def sheet(name: str) -> DeviceSheet:
     try:
         return SHEETS[name.lower()]
     except KeyError:
-        raise UsageError(f"--roofline: no figures for {name!r}", hint=f"known: {', '.join(SHEETS)}") from None
+        raise UsageError(f"no figures for {name!r}", hint=f"known: {', '.join(SHEETS)}") from None

@@ -11,22 +11,20 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flash_attn3_sm121.bench import counts, splits
+from flash_attn3_sm121.bench.first_use import RUNS, first_use_rows
 from flash_attn3_sm121.bench.overhead import Cost, overhead_rows
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.bench.roofline import roofline
-from flash_attn3_sm121.bench.text import COLUMNS, head_lines, in_order, row
+from flash_attn3_sm121.bench.text import COLUMNS, head_lines, in_order, markdown_table, row
 from flash_attn3_sm121.console import Table, plain
 from flash_attn3_sm121.errors import UsageError
 
 QUICK, FULL, OVERHEAD, HOPPER = "cpu-quick.json", "cpu.json", "overhead-cpu.json", "h200.json"
+FIRST_USE = "first-use-cpu.json"
 COUNT_BEFORE = "fallback-count-before.json"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    head, *body = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in rows)
-    return "\n".join([f"| {head} |", "|---" * len(rows[0]) + "|", *(f"| {line} |" for line in body)]) + "\n"
 
 
 def _report(report: Report, command: str) -> str:
@@ -41,7 +39,7 @@ def _report(report: Report, command: str) -> str:
             name, who, median, _, memory, rate, _, _, lead = row(result, entry)
             rows.append((name if place == 0 else "", who, median, memory, rate, lead))
     head = "  \n".join([*head_lines(report), *(f"({note})" for note in report.notes)])
-    return f"`{command}`:\n\n{head}\n\n{_table(rows)}"
+    return f"`{command}`:\n\n{head}\n\n{markdown_table(rows)}"
 
 
 def results_section(folder: Path) -> str:
@@ -57,11 +55,22 @@ def hopper_section(folder: Path) -> str:
     return _report(report, report.command)
 
 
+def _stamped(path: Path) -> tuple[dict[str, Any], str]:
+    """What `stamped` wrote, and a line that says where and when it was measured."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    machine = data["machine"]
+    return data, f"{machine['device']}, torch {machine['torch']}, {data['date']}, commit {data['commit']}"
+
+
+def first_use_section(folder: Path) -> str:
+    data, who = _stamped(folder / FIRST_USE)
+    return f"{who}; the least over {RUNS} new processes:\n\n{markdown_table(first_use_rows(data['steps']))}"
+
+
 def overhead_section(folder: Path) -> str:
-    data = json.loads((folder / OVERHEAD).read_text(encoding="utf-8"))
+    data, who = _stamped(folder / OVERHEAD)
     costs = [Cost(**cost) for cost in data["costs"]]
-    who = f"{data['machine']['device']}, torch {data['machine']['torch']}, {data['date']}, commit {data['commit']}"
-    return f"{who}; the least over 60 rounds of 200 calls:\n\n{_table(overhead_rows(costs))}"
+    return f"{who}; the least over 60 rounds of 200 calls:\n\n{markdown_table(overhead_rows(costs))}"
 
 
 def roofline_section(folder: Path) -> str:
@@ -80,7 +89,7 @@ def count_section(folder: Path) -> str:
         dense = found.get((name, "dense-mask"), ["-"] * len(old))
         columns = (f"{old[i]}, {found[name, 'fallback'][i]}, {dense[i]}" for i in (0, 3, 4))
         lines.append((name, *columns))
-    return f"`flash-attn3 bench --count`; before: commit {before['commit']}:\n\n{_table(lines)}"
+    return f"`flash-attn3 bench --count`; before: commit {before['commit']}:\n\n{markdown_table(lines)}"
 
 
 def splits_section(folder: Path) -> str:
@@ -117,6 +126,7 @@ PAGES: dict[str, tuple[str, Sections]] = {  # a page: where its results lie, and
             "hopper": hopper_section,
             "count": count_section,
             "overhead": overhead_section,
+            "first-use": first_use_section,
         },
     ),
     "gb10.md": ("results", {"roofline": roofline_section, "splits": splits_section}),

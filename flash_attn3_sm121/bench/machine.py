@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -48,6 +49,11 @@ def commit() -> str:
 def _git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def stamped(tool: str, **data: object) -> str:
+    """Results of another job than the bench itself as JSON, with the commit that they are of."""
+    return json.dumps({"schema": 1, "tool": f"flash-attn3 bench --{tool}", "commit": commit(), **data}, indent=1) + "\n"
 
 
 def today() -> str:

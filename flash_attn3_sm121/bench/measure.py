@@ -99,23 +99,12 @@ def interleave(
     return samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Of one contender's samples, in milliseconds."""
-
-    median: float
-    low: float  # first quartile
-    high: float  # third quartile
-    best: float
-    samples: tuple[float, ...]
-
-
-def stats(samples: Sequence[float]) -> Stats:
+def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third quartile)."""
     if len(samples) == 1:
-        low = high = samples[0]
-    else:
-        low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Stats(median=statistics.median(samples), low=low, high=high, best=min(samples), samples=tuple(samples))
+        return samples[0], samples[0], samples[0]
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return low, median, high
 
 
 def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

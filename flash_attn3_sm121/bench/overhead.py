@@ -7,7 +7,6 @@ layer. Ours is measured on the path of a native kernel: validated, decided, plan
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from flash_attn3_sm121.api import attend, eager, fast, interface, kvcache, ops, private
 from flash_attn3_sm121.bench import upstream
-from flash_attn3_sm121.bench.machine import commit, machine, today
+from flash_attn3_sm121.bench.machine import machine, stamped, today
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.facts import DeviceFacts, Settings
 from flash_attn3_sm121.console import Block, Table
@@ -56,8 +55,8 @@ def trivial_ops() -> Any:
     return getattr(torch.ops, NAMESPACE)
 
 
-def _engine() -> Engine:
-    """An engine that takes the CPU for a Hopper GPU whose library holds the trivial ops."""
+def _engine(forward: native.Op | None) -> Engine:
+    """An engine that takes the CPU for a Hopper GPU whose library holds the trivial ops, or `forward`, and a canary."""
     namespace = trivial_ops()
     facts = BuildFacts(
         family="sm90", effective_arch=90, library="none", sha256="", namespace=NAMESPACE, images=("sm_90a",), ptx=(),
@@ -66,7 +65,7 @@ def _engine() -> Engine:
         smem_limit=232448, profile="full", platform="linux_x86_64", cuda="13.0", upstream="",
     )  # fmt: skip
     loaded = native.LoadedOps(
-        fwd=namespace.fwd.default,
+        fwd=forward or namespace.fwd.default,
         bwd=namespace.bwd.default,
         fwd_combine=None,
         get_scheduler_metadata=namespace.get_scheduler_metadata.default,
@@ -74,14 +73,16 @@ def _engine() -> Engine:
     library = native.Library(facts=facts, path=Path("none"), opener=lambda path, facts: loaded)
     hopper = DeviceFacts(type="cuda", name="overhead", capability=(9, 0), smem_limit=232448)
     return Engine(
-        settings=Settings(canary=False, check_cache=False), libraries=lambda: (library,), gather=lambda device: hopper
+        settings=Settings(canary=forward is not None, check_cache=False),
+        libraries=lambda: (library,),
+        gather=lambda device: hopper,
     )
 
 
 @contextlib.contextmanager
-def native_on_cpu() -> Iterator[None]:
+def native_on_cpu(forward: native.Op | None = None) -> Iterator[None]:
     """Replace the engine in every module that asks for it by the one above."""
-    engine = _engine()
+    engine = _engine(forward)
     before = [vars(holder)["engine"] for holder in _HOLDERS]
     for holder in _HOLDERS:
         vars(holder)["engine"] = lambda: engine
@@ -213,6 +214,5 @@ def overhead_table(costs: Sequence[Cost], why: str | None) -> list[Block]:
 
 def overhead_json(costs: Sequence[Cost]) -> str:
     """The costs as JSON, with the machine and the commit."""
-    facts = {"date": today(), "commit": commit(), "machine": machine(torch.device("cpu"))}
-    data = {"schema": 1, "tool": "flash-attn3 bench --overhead", **facts, "costs": [asdict(cost) for cost in costs]}
-    return json.dumps(data, indent=1) + "\n"
+    who = machine(torch.device("cpu"))
+    return stamped("overhead", date=today(), machine=who, costs=[asdict(cost) for cost in costs])

@@ -12,15 +12,14 @@ import torch
 from flash_attn3_sm121.bench.case import Case, build
 from flash_attn3_sm121.bench.check import Results, Verdict, check_results, reference
 from flash_attn3_sm121.bench.contenders.base import Contender, Refused, Runner
-from flash_attn3_sm121.bench.measure import Budget, Ceiling, clock_of, interleave, stats
+from flash_attn3_sm121.bench.measure import Budget, Ceiling, clock_of, interleave, quartiles
 from flash_attn3_sm121.bench.memory import peak_bytes
 from flash_attn3_sm121.bench.result import Entry, WorkloadResult
 from flash_attn3_sm121.bench.workloads import Workload
 from flash_attn3_sm121.console import Narrator, format_seconds
 
-# Contenders that write out every score, and what of the device's memory they may ask for.
+# Contenders that write out every score, and those that compile for each shape.
 NAIVE = frozenset({"torch-math"})
-# The dense mask costs SDPA a mask per head group at worst; it is given the same limit on the mask alone.
 COMPILED = frozenset({"flex"})
 
 
@@ -74,8 +73,8 @@ def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry
 
 
 def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, work: Workload, top: Ceiling) -> Entry:
-    timed = stats(samples)
-    seconds = timed.median * 1e-3
+    low, median, high = quartiles(samples)
+    seconds = median * 1e-3
     right = ready.verdict.why is None
     return Entry(
         contender=name,
@@ -84,14 +83,14 @@ def _entry(name: str, ready: Ready, samples: Sequence[float], peak: int | None, 
         error=ready.verdict.rms,
         tolerance=ready.verdict.tolerance,
         first_ms=ready.first_ms,
-        median_ms=timed.median,
-        low_ms=timed.low,
-        high_ms=timed.high,
-        samples_ms=timed.samples,
+        median_ms=median,
+        low_ms=low,
+        high_ms=high,
+        samples_ms=tuple(samples),
         peak_bytes=peak,
         tflops=work.flops / seconds / 1e12 if right else None,
         gbps=work.bytes / seconds / 1e9 if right else None,
-        of_ceiling=top.ideal_ms(work.flops, work.bytes) / timed.median if right else None,
+        of_ceiling=top.ideal_ms(work.flops, work.bytes) / median if right else None,
     )
 
 

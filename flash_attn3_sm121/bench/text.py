@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 from flash_attn3_sm121.bench.contenders import BASELINE
 from flash_attn3_sm121.bench.result import Entry, Report, WorkloadResult
@@ -11,7 +12,7 @@ from flash_attn3_sm121.bench.session import time_text
 from flash_attn3_sm121.console import Block, Cell, Styled, Table, format_bytes
 
 OURS = ("native", "sdpa", "flex")
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "workload",
     "contender",
     "median",
@@ -105,20 +106,18 @@ def table(report: Report, *, unserved: bool = False) -> list[Block]:
 
 def markdown(report: Report) -> str:
     """The results as a Markdown table, for an issue or a README."""
-    head = head_lines(report)
-    lines = [
-        f"**{head[0]}**  ",
-        f"{head[1]}  ",
-        head[2],
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---" * len(COLUMNS) + "|",
-    ]
+    who, when, ceiling = head_lines(report)
+    rows = [COLUMNS]
     for result in report.results:
-        for entry in in_order(result):
-            if entry.median_ms is not None or entry.status == "failed":
-                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row(result, entry)) + " |")
-    return "\n".join(lines) + "\n"
+        shown = (entry for entry in in_order(result) if entry.median_ms is not None or entry.status == "failed")
+        rows += [row(result, entry) for entry in shown]
+    return f"**{who}**  \n{when}  \n{ceiling}\n\n{markdown_table(rows)}"
+
+
+def markdown_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown, whose first row is the head."""
+    head, *body = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return "\n".join([f"| {head} |", "|---" * len(rows[0]) + "|", *(f"| {line} |" for line in body)]) + "\n"
 
 
 def to_csv(report: Report) -> str:

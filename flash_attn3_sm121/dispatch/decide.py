@@ -107,11 +107,13 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
     if dim % 8 or dim_v % 8:
         return f"head dimensions must be multiples of 8, these are {dim} and {dim_v}"
     if dim == dim_v:
-        return None if dim <= largest else f"head dimension {dim} is larger than those built ({listed})"
+        kind = " with a backward" if call.direction == "backward" else ""
+        return None if dim <= largest else f"head dimension {dim} is larger than those built{kind} ({listed})"
     if "diff_headdim" not in build.features:
         return f"dv != d ({dim_v} != {dim}) is not among the features of the {build.family} library"
     if call.direction == "backward":
-        return None if max(dim, dim_v) <= largest else f"head dimension {max(dim, dim_v)} is not built ({listed})"
+        larger = max(dim, dim_v)
+        return None if larger <= largest else f"head dimension {larger} is not built with a backward ({listed})"
     if not ((128 < dim <= 192 and 96 < dim_v <= 128) or (dim <= 64 and dim_v <= 512)):
         return f"the kernels have no tile for d = {dim} with dv = {dim_v}"
     if build.family != "sm90" and dim_v > 256:
@@ -130,8 +132,6 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
 
 def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
     if call.direction == "backward":
-        if "backward" not in build.features:
-            return f"the {build.family} library is built without backward"
         if "chunk" in call.features:
             return "upstream's backward does not know attention_chunk"
         if build.family == "sm90" and call.features & {"seqused_q", "seqused_k"}:
@@ -181,6 +181,8 @@ def call_refusal(build: BuildFacts, call: CallFacts) -> str | None:
         return f"mixed dtypes (q {call.dtype}, k and v {call.dtype_kv}) are not in the kernels"
     if call.direction == "backward" and call.dtype == "e4m3":
         return "there is no fp8 backward"
+    if call.direction == "backward" and "backward" not in build.features:
+        return f"the {build.family} library (profile {build.profile}) is built without backward"
     return _shape_refusal(build, call) or _feature_refusal(build, call)
 
 

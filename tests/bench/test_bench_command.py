@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flash_attn3_sm121.bench import command, workloads
+from flash_attn3_sm121.bench import command, first_use, workloads
 from flash_attn3_sm121.bench.contenders import ours, sdpa
 from flash_attn3_sm121.bench.result import Report
 from flash_attn3_sm121.cli import main
@@ -75,6 +75,21 @@ def test_a_contender_that_blows_up_is_shown_and_the_run_goes_on(
     monkeypatch.setattr(sdpa.DenseMask, "prepare", broken)
     assert main(["bench", "--quick", "--device", "cpu", "--workload", "small", "--backend", "sdpa"]) == 0
     assert "PtxasError: ptxas fatal: no such chip" in capsys.readouterr().out
+
+
+def test_the_steps_of_a_first_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One new process: the canary over the stand-in is a step of its own, and what is no step is not there."""
+    monkeypatch.setattr(first_use, "RUNS", 1)
+    saved = tmp_path / "first.json"
+    assert main(["bench", "--first-use", "--device", "cpu", "--json", str(saved)]) == 0
+    steps = json.loads(saved.read_text(encoding="utf-8"))["steps"]
+    assert set(steps) - {"library"} == {"torch", "package", "facts", "fallback", "canary", "call", "again"}
+    assert all(took > 0 for took in steps.values())
+    assert "100.00%" in capsys.readouterr().out
+    monkeypatch.setattr(first_use.sys, "executable", "/bin/false")
+    assert main(["bench", "--first-use", "--device", "cpu"]) == 24
 
 
 def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,9 +73,9 @@ def test_csv() -> None:
 
 def test_compare() -> None:
     before, after = report(), report(scale=0.5)
-    lines, remarks = compare(before, after)
-    by_name = {(line.workload, line.contender): line for line in lines}
-    assert by_name["won", "sdpa"].faster == pytest.approx(2) and by_name["won", "sdpa"].share_gain == pytest.approx(2)
+    rows, remarks = compare(before, after)
+    by_name = {(name, contender): cells for name, contender, *cells in rows}
+    assert by_name["won", "sdpa"][2:4] == ["2.00x", "2.00x"]
     assert ("ragged", "dense-mask") not in by_name and remarks == []
     other = dataclasses.replace(after, results=after.results[:1], machine={"device": "Another"})
     text = plain(comparison(before, other))
