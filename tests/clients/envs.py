@@ -48,6 +48,9 @@ CLIENTS: dict[str, tuple[str, ...]] = {
 BARE = {
     "transformer-engine-2.20": ("transformer-engine==2.20.2",),
     "wan-2.2": ("wan22==2.2.11",),
+    "diffusion": ("diffsynth==2.1.12", "ltx-core==1.0.0", "sam3==0.1.4", "xfuser==0.7.0", "einops==0.8.2"),
+    "yunchang-0.6": ("yunchang==0.6.4",),
+    "xformers-0.0.35": ("xformers==0.0.35", "numpy==2.2.6"),
     "unsloth-2026.10": ("unsloth==2026.10.9",),
     "x-transformers-2.26": (
         "x-transformers==2.26.4",

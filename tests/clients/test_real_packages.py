@@ -111,6 +111,16 @@ def test_wan(tmp_path: Path) -> None:
     assert max(report.values()) < 2e-2
 
 
+def test_programs_of_images_and_videos(tmp_path: Path) -> None:
+    report: dict[str, Any] = run("diffusion", HERE / "probe_diffusion.py", home=tmp_path)
+    assert len(report) == 10 and max(report.values()) < 2e-2
+
+
+def test_yunchang(tmp_path: Path) -> None:
+    report: dict[str, Any] = run("yunchang-0.6", HERE / "probe_yunchang.py", home=tmp_path)
+    assert set(report) == {"ulysses", "ring"} and max(report.values()) < 5e-2
+
+
 def test_transformer_engine(tmp_path: Path) -> None:
     report: dict[str, Any] = run("transformer-engine-2.20", HERE / "probe_engine.py", home=tmp_path)
     assert report["version"] == "3.0.0"

@@ -1,0 +1,57 @@
+"""Run inside an environment with the real xformers: attention and its gradients over FlashAttention-2's names.
+
+Faked: its ops, which are registered for CUDA, are registered for the CPU as well. The last line of output is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from xformers.ops import fmha
+from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask, LowerTriangularMask
+
+OPS = (fmha.flash.FwOp, fmha.flash.BwOp)
+
+
+def compared(right: Tensor, bias: Any, given: list[Tensor], dout: Tensor) -> float:
+    """The largest difference of the output and of the three gradients."""
+    out = fmha.memory_efficient_attention(*given, attn_bias=bias, op=OPS)
+    pairs = zip(
+        (out, *torch.autograd.grad(out, given, dout)), (right, *torch.autograd.grad(right, given, dout)), strict=True
+    )
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), **options).transpose(1, 2)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for op, function in zip(OPS, (fmha.flash._flash_fwd, fmha.flash._flash_bwd), strict=True):
+        function.register_kernel("cpu")(function._init_fn)
+        op.SUPPORTED_DEVICES = {"cpu"}
+    *given, dout = torch.randn(4, 1, 24, 4, 32, dtype=torch.half)
+    for leaf in given:
+        leaf.requires_grad_()
+    lengths = [10, 14]
+    apart = torch.cat(
+        [plain(*part, is_causal=True) for part in zip(*(x.split(lengths, 1) for x in given), strict=True)], 1
+    )
+    report = {
+        "version": fmha.flash.FLASH_VERSION,
+        "plain": compared(plain(*given), None, given, dout),
+        "causal": compared(plain(*given, is_causal=True), LowerTriangularMask(), given, dout),
+        "packed": compared(apart, BlockDiagonalCausalMask.from_seqlens(lengths), given, dout),
+        "newest GPU of its own op": fmha.flash3.FwOp.CUDA_MAXIMUM_COMPUTE_CAPABILITY,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
