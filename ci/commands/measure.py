@@ -44,9 +44,7 @@ def configure_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--built", action="store_true", help="our side: what the build in the object cache has cost")
     parser.add_argument("--resume", action="store_true", help="keep the files that --output already holds")
     parser.add_argument("--costs", action="store_true", help="the plan's estimates beside the builds of this machine")
-    parser.add_argument(
-        "--refit", action="store_true", help="--costs, and write ci/plan/costs.json from them"
-    )
+    parser.add_argument("--refit", action="store_true", help="--costs, and write ci/plan/costs.json from them")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/results/build.json"), help="the result (default: %(default)s)"
     )

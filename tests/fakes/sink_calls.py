@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ci.prove.gb10.reference import WINDOW, Scores
+from ci.prove.gb10.reference import WINDOWS, Scores
 from flash_attn3_sm121.call.arguments import BackwardArgs
 from flash_attn3_sm121.native.library import sink_gradient
 from tests.fakes.fault_calls import DIM, GROUPS, HEADS, Op, _furthest, _ints, _random, furthest
@@ -32,7 +32,7 @@ def window(call: Op) -> dict[str, float]:
     rows, keys = 201, 130
     q = _random(2, rows, HEADS, DIM)
     k, v = (_random(2, keys, GROUPS, DIM) for _ in range(2))
-    sides = {"window_size_left": WINDOW[0], "window_size_right": WINDOW[1]}
+    sides = dict(zip(("window_size_left", "window_size_right"), WINDOWS["local"], strict=True))
     out, lse, *_ = call("fwd", q=q, k=k, v=v, s_aux=SINKS, num_splits=1, **sides)
     right = [_scores("local").attention(q[b].double(), k[b].double(), v[b].double()) for b in range(2)]
     assert torch.equal(right[0][1][:, 0], SINKS.double()), "the first row sees no key"

@@ -34,6 +34,11 @@ BODY = """\
 \tst.f32 \t[%rd1], %f1;
 \tsetp.ne.s32 \t%p4, %r2, 0;
 \tst.u32 \t[%rd1], %r1;
+\tcp.async.wait_group 1;
+\tbar.sync \t0;
+\tcp.async.wait_group 1;
+$L__BB0_1:
+\tcp.async.wait_group 1;
 }
 """
 
@@ -47,8 +52,21 @@ BODY = """\
         ("barrier dropped", 11, ""),
         ("bound off by one", 12, "all four hold"),
         ("bound off by one", 14, ""),
+        ("wait later", 16, ""),
+        ("wait later", 18, "no copies were committed"),
+        ("wait later", 20, ""),
     ],
-    ids=["first barrier", "threads", "another register", "second barrier", "LSE", "another store"],
+    ids=[
+        "first barrier",
+        "threads",
+        "another register",
+        "second barrier",
+        "LSE",
+        "another store",
+        "first wait",
+        "same wait",
+        "wait behind a label",
+    ],
 )
 def test_a_survivor_has_a_reason_only_where_there_is_one(kind: str, line: int, words: str) -> None:
     before = BODY.split("\n")[line - 1].strip()
@@ -75,7 +93,7 @@ def test_the_full_profile_is_executed_in_both_types_with_every_way_to_hold_a_cac
     assert len({case.name for case in found}) == len(found)
     for dtype in ("bf16", "fp16"):
         mine = [case for case in found if case.dtype == dtype]
-        assert {"full", "causal", "local", "chunk", "causal chunk"} == {case.mask for case in mine}
+        assert {"full", "causal", "local", "wide", "chunk", "causal chunk"} == {case.mask for case in mine}
         for mode in ("cache", "append", "paged", "paged append"):
             assert {"", "leftpad", "picked"} == {case.cache for case in mine if case.mode == mode}
         assert {case.rotary for case in mine if case.cache == "leftpad"} == {"", "halves", "pairs"}

@@ -28,7 +28,7 @@ class Case:
     dtype: str
     dim: int
     dim_v: int = 0  # the head dim of V; 0: the same
-    mask: str = "full"  # full, causal, local, chunk, causal chunk
+    mask: str = "full"  # full, causal, local, wide (a window of several tiles), chunk, causal chunk
     mode: str = "dense"  # how K and V are given: dense, packed, used, cache, append, paged, paged whole, paged append
     splits: int = 1
     softcap: float = 0.0
@@ -193,6 +193,30 @@ def _added(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
             yield Case(**given, sinks=heads[0] > heads[1], **(turns.next(mode) | {"heads": heads}))
 
 
+def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
+    """Keys of many tiles, most of which no mask cuts: windows wider than tiles, splits of several tiles."""
+    rows, heads = (1, 5, 130, 9), ((4, 1), (2, 2), (2, 1))
+    index = 0
+
+    def lengths(mode: str) -> dict[str, Any]:
+        nonlocal index
+        index += 1
+        sms, seed, lazy = POSES[index % len(POSES)]
+        more = {"rows": rows[index % 4], "keys": (700, 641, 579)[index % 3], "heads": heads[index // 4 % 3]}
+        return {"mode": mode, "page": (64, 16)[index % 2], "sms": sms, "seed": seed, "lazy": lazy, **more}
+
+    for dim, dtype, mask, mode, splits in kinds.forward(chosen.head_dims):
+        wide = "wide" if mask == "local" else mask
+        # Two calls of a wide window: one has few rows, one may have a whole tile of them.
+        for _ in range((wide == "wide") + (splits > 1)):
+            yield Case(op="fwd", dtype=dtype, dim=dim, mask=wide, splits=2 if splits > 1 else 1, **lengths(mode))
+    if chosen.has("backward") and chosen.has("local"):
+        every = product(chosen.backward_head_dims, kinds.types, kinds.backward_modes, ((2, 2), (2, 1)))
+        for dim, dtype, mode, group in every:
+            more = lengths(mode) | {"rows": 450, "keys": 600, "heads": group}
+            yield Case(op="bwd", dtype=dtype, dim=dim, mask="wide", **more)
+
+
 def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
     """Combine by itself, at the counts of splits between which its kernels differ, and the scheduler's metadata."""
     if chosen.has("split"):
@@ -225,4 +249,5 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     if chosen.has("backward") and chosen.has("deterministic"):
         found += _ordered(chosen, kinds, turns)
     found += _values(chosen, kinds, turns)
+    found += _long(chosen, kinds)
     return tuple(dict.fromkeys((*found, *_helpers(chosen, kinds))))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.child import Gpu
-from ci.prove.gb10.reference import CHUNK, WINDOW, Scores
+from ci.prove.gb10.reference import CHUNK, WINDOWS, Scores
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STEEP = 40.0  # times a key: a row whose score of that key is hundreds above the others
@@ -131,8 +131,8 @@ def common(case: Case) -> dict[str, Any]:
         made["is_causal"] = True
     if "chunk" in case.mask:
         made["attention_chunk"] = CHUNK
-    elif case.mask == "local":
-        made |= {"window_size_left": WINDOW[0], "window_size_right": WINDOW[1]}
+    elif case.mask in WINDOWS:
+        made["window_size_left"], made["window_size_right"] = WINDOWS[case.mask]
     return made
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.check import TYPES, Judge, Maker, common, ints, scores, starts, untouched
 from ci.prove.gb10.child import Gpu
-from ci.prove.gb10.reference import WINDOW, turned
+from ci.prove.gb10.reference import WINDOWS, turned
 
 
 def forward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
@@ -163,7 +163,8 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
 
 def _no_window(case: Case, capacity: int) -> bool:
     """Whether a window is as wide as the keys and rows, which upstream takes for none."""
-    return case.mask == "local" and WINDOW[0] >= capacity - 1 and WINDOW[1] >= case.rows - 1
+    left, right = WINDOWS.get(case.mask, (0, 0))
+    return case.mask in WINDOWS and left >= capacity - 1 and right >= case.rows - 1
 
 
 def combine(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:

@@ -124,12 +124,22 @@ def choose(
     return found
 
 
+def _waited(before: Sequence[str], wait: str) -> bool:
+    """Is the last thing done with copies before, on the one way there, the same wait?"""
+    for line in reversed(before):
+        if "cp.async" in line or line.startswith("$L"):
+            return line.strip() == wait
+    return False
+
+
 def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
     """Why a change cannot matter to any call; "" where that is not known."""
     lines = texts[mutant.kernel].split("\n")
     before, after = "\n".join(lines[: mutant.line - 1]), lines[mutant.line :]
     if mutant.kind == "barrier dropped" and "SingleTileScheduler" in mutant.kernel and "\tbar." not in before:
         return "it guards the output of the block's tile before, and a block of this kernel has one tile"
+    if mutant.kind == "wait later" and _waited(before.split("\n"), mutant.before):
+        return "the same wait stands before it, and no copies were committed between the two"
     compared = re.fullmatch(r"setp\.(\w+)\.[us]32\s+%p\d+, (%r\d+), (\d+);", mutant.before)
     if compared is None:
         return ""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Windows of a case whose mask is "local": keys to the left and to the right of a row's own place.
-WINDOW = (37, 5)
+# Windows by a case's mask: keys to the left and to the right of a row's own place. The wide one has whole tiles inside.
+WINDOWS = {"local": (37, 5), "wide": (400, 40)}
 CHUNK = 45  # of a mask with chunks: a row sees the keys of its own place's chunk
 
 
@@ -32,9 +32,10 @@ class Scores:
         kept = torch.ones(rows, keys, dtype=torch.bool)
         if self.mask == "causal":
             kept = key <= place
-        elif self.mask == "local":
+        elif self.mask in WINDOWS:
             # As upstream: a window at least as wide as the keys or rows is none.
-            kept = (key >= place - WINDOW[0]) & (key <= place + WINDOW[1])
+            left, right = WINDOWS[self.mask]
+            kept = (key >= place - left) & (key <= place + right)
         elif "chunk" in self.mask:
             kept = key // CHUNK == place // CHUNK
             kept &= (key <= place) | ("causal" not in self.mask)
