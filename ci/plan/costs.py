@@ -99,7 +99,10 @@ def refit(rates: Mapping[str, Rate], measured: Mapping[Work, Cost]) -> dict[str,
 
 
 def _refitted(rate: Rate, costs: Mapping[Work, Cost]) -> Rate:
-    """The sum of CPU seconds becomes the measured one; of memory, no unit has taken more than it says."""
+    """The sum of CPU seconds becomes the measured one; of memory, no unit has taken more than it says.
+
+    One or two units say little about the memory that the others take: they can only raise it.
+    """
     if not costs:
         return replace(rate, measured=0)
     compiled = [work.kernels * len(work.images) for work in costs]
@@ -110,8 +113,9 @@ def _refitted(rate: Rate, costs: Mapping[Work, Cost]) -> Rate:
         factor = sum(seconds) / sum(rate.start_s + rate.kernel_s * count for count in compiled)
         slope, start = factor * rate.kernel_s, factor * rate.start_s
     most = max(cost.rss_gb / (rate.start_gb + rate.kernel_gb * work.kernels) for work, cost in costs.items())
+    most = most if len(costs) > 2 else max(most, 1.0)
     return Rate(
-        start_s=round(start, 2),
+        start_s=round(max(start, 0.0), 2),
         kernel_s=round(slope, 3),
         start_gb=round(most * rate.start_gb, 3),
         kernel_gb=round(most * rate.kernel_gb, 4),

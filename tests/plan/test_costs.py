@@ -41,7 +41,10 @@ def test_units_of_one_size_scale_what_is_there() -> None:
     found = {work("fwd_a", 17): Cost(cpu_s=300.0, rss_gb=2.0), work("fwd_b", 18): Cost(cpu_s=152.0, rss_gb=3.3)}
     rate = refit({"fwd": RATE}, found)["fwd"]
     assert rate.cost(17).cpu_s + rate.cost(18).cpu_s == pytest.approx(452, abs=0.3)
-    assert rate.start_s / rate.kernel_s == pytest.approx(8 / 6, abs=0.01) and rate.cost(18).rss_gb == 3.3
+    assert rate.start_s / rate.kernel_s == pytest.approx(8 / 6, abs=0.01)
+    assert rate.cost(18).rss_gb == RATE.cost(18).rss_gb, "two units do not lower it"
+    third = {work("fwd_c", 17): Cost(cpu_s=150.0, rss_gb=3.0)}
+    assert refit({"fwd": RATE}, found | third)["fwd"].cost(18).rss_gb == 3.3
 
 
 def test_images_add_seconds_and_no_memory() -> None:
