@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from flash_attn3_sm121.arch import Capability, Image
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.layout import (
     SCHEMA,
@@ -121,6 +122,14 @@ class WheelEntry:
     def __post_init__(self) -> None:
         check_sha256(self.sha256)
         check_sha256(self.metadata_sha256)
+
+    def code_for(self, row: Capability) -> str | None:
+        """The code in it that a device of that generation would run, its own first; None where there is none."""
+        if str(row.family) not in self.families:
+            return None
+        found = [image for image in map(Image.parse, self.images) if image.runs_on(row.major, row.minor)]
+        best = max(found, key=lambda image: (image.kind == "sm", image.number), default=None)
+        return None if best is None else str(best)
 
 
 @dataclass(frozen=True, kw_only=True)

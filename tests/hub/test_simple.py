@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flash_attn3_sm121.hub.index import Index, WheelEntry
+from flash_attn3_sm121.hub.site import pages
 from flash_attn3_sm121.hub.site.simple import indexes
 
 SLIM, HOPPER, FAT = "g3effce8.120.121.full", "g3effce8.90.full", "g3effce8.90.120.121.full"
@@ -40,6 +42,23 @@ def test_a_release_of_slim_wheels_and_a_fat_one() -> None:
         "simple/sm120": {"slim.whl"},
         "simple/sm121": {"slim.whl"},
     }
+
+
+def test_the_page_shows_what_is_for_all_gpus_and_says_where_the_others_are() -> None:
+    wheels = {
+        "slim.whl": entry(SLIM, ["sm8x"]),
+        "hopper.whl": entry(HOPPER, ["sm90"]),
+        "fat.whl": entry(FAT, ["sm8x", "sm90"]),
+    }
+    wheels["fatter.whl"] = replace(wheels["fat.whl"], images=(*wheels["fat.whl"].images, "sm_103"))
+    cards = pages.wheel_cards(Index(wheels=wheels))
+    assert {card.filename: card.index for card in cards} == {
+        "slim.whl": "simple/sm120",
+        "hopper.whl": "simple/sm90",
+        "fat.whl": "",
+        "fatter.whl": "simple",
+    }
+    assert [card.filename for card in pages.newest(cards)] == ["fatter.whl"]
 
 
 def test_slim_wheels_alone_and_a_fat_one_alone_are_offered() -> None:

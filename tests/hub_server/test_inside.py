@@ -141,11 +141,11 @@ def test_the_first_page_does_not_grow_with_history(hub: Hub) -> None:
 def test_which_code_a_device_would_run(hub: Hub) -> None:
     wheel = next(entry for entry in hub.index().wheels.values() if entry.platform == "linux_aarch64")
     both = replace(wheel, images=("compute_120", "sm_120", "sm_121"))
-    assert pages.code_for(both, CAPABILITIES["12.1"]) == "sm_121"
-    assert pages.code_for(both, CAPABILITIES["12.0"]) == "sm_120"
-    assert pages.code_for(replace(wheel, images=("sm_120",)), CAPABILITIES["12.1"]) == "sm_120"
-    assert pages.code_for(both, CAPABILITIES["8.9"]) is None
-    assert pages.code_for(both, CAPABILITIES["9.0"]) is None  # another family
+    assert both.code_for(CAPABILITIES["12.1"]) == "sm_121"
+    assert both.code_for(CAPABILITIES["12.0"]) == "sm_120"
+    assert replace(wheel, images=("sm_120",)).code_for(CAPABILITIES["12.1"]) == "sm_120"
+    assert both.code_for(CAPABILITIES["8.9"]) is None
+    assert both.code_for(CAPABILITIES["9.0"]) is None  # another family
 
 
 def test_a_gb10_is_not_served_by_a_wheel_for_another_cpu(hub: Hub) -> None:

@@ -102,12 +102,12 @@ def test_the_newest_by_name_through_a_token(hub: Hub, home: Path, install: Insta
 
 @pytest.mark.parametrize("install", [pip, uv], ids=["pip", "uv"])
 def test_the_line_on_the_page(server: Server, hub: Hub, home: Path, install: Install) -> None:
-    """The page's own line for a requirements file pins the wheel and its hash."""
+    """The page's own line for a requirements file pins the wheel and its hash; a GPU's own index offers it too."""
     version, sha256 = wheel_for_here(hub)
     line = f"flash_attn3_sm121=={version} \\\n    --hash=sha256:{sha256}"
     assert line in html.unescape(server.ask("/").text)
     (home.parent / "requirements.txt").write_text(line + "\n", encoding="utf-8")
-    done = install(home, ["--no-deps", "--index-url", f"{server.url}/simple/", "-r", "requirements.txt"])
+    done = install(home, ["--no-deps", "--index-url", f"{server.url}/simple/sm121/", "-r", "requirements.txt"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert installed(home) == version
 

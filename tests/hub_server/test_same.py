@@ -39,6 +39,7 @@ def addresses(index: Index) -> dict[str, tuple[str, Mapping[str, str]]]:
         "project": ("/simple/flash-attn3-sm121/", {}),
         "project as spelled": ("/simple/flash_attn3_sm121/", {}),
         "project as json": ("/simple/flash-attn3-sm121/", {"Accept": JSON_TYPE}),
+        "project for a GPU": ("/simple/sm121/flash-attn3-sm121/", {"Accept": JSON_TYPE}),
         "wheel": (f"/files/{wheel}", {}),
         "metadata": (f"/files/{wheel}.metadata", {}),
         "file by revision": (f"/{REPO}/resolve/{sha}/{INIT}", {}),

@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from flash_attn3_sm121._version import __version__
-from flash_attn3_sm121.arch import CAPABILITIES, Capability, Image
+from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
+from flash_attn3_sm121.hub.site.simple import indexes
 
 PLATFORM_NAMES = {"linux_aarch64": "Linux aarch64", "linux_x86_64": "Linux x86-64", "any": "any machine"}
 FLAVOUR_NAMES = {
@@ -49,6 +50,7 @@ class WheelCard:
 
     filename: str
     url: str
+    index: str  # the folder of the pip index that offers it; empty where none does
     platform: str
     machines: tuple[str, ...]
     verdict: str
@@ -66,15 +68,6 @@ def moment(stamp: str) -> str:
     return stamp.replace("T", " ").removesuffix("Z") + (" UTC" if stamp.endswith("Z") else "")
 
 
-def code_for(wheel: WheelEntry, row: Capability) -> str | None:
-    """The code in a wheel that a device of that generation would run, its own first; None where there is none."""
-    if str(row.family) not in wheel.families:
-        return None
-    found = [image for image in map(Image.parse, wheel.images) if image.runs_on(row.major, row.minor)]
-    best = max(found, key=lambda image: (image.kind == "sm", image.number), default=None)
-    return None if best is None else str(best)
-
-
 def machine_rows(index: Index) -> list[MachineRow]:
     """The arch table as this hub can serve it; what has kernels here comes first."""
     rows = []
@@ -82,7 +75,7 @@ def machine_rows(index: Index) -> list[MachineRow]:
         native: set[str] = set()
         other: set[str] = set()
         for wheel in index.wheels.values():
-            code = code_for(wheel, row)
+            code = wheel.code_for(row)
             if code is not None:
                 platform = PLATFORM_NAMES.get(wheel.platform, wheel.platform)
                 (native if wheel.platform in row.hosts else other).add(f"{platform}, {code}")
@@ -99,17 +92,19 @@ def machine_rows(index: Index) -> list[MachineRow]:
 
 def wheel_cards(index: Index) -> list[WheelCard]:
     """The wheels, the one that came last first."""
+    offers = indexes(index)
     cards = []
     for name, entry in sorted(index.wheels.items(), key=lambda item: (-item[1].added, item[0])):
         native = tuple(
             f"{row.devices} ({row.name})"
             for row in CAPABILITIES.values()
-            if code_for(entry, row) and entry.platform in row.hosts
+            if entry.code_for(row) and entry.platform in row.hosts
         )
         cards.append(
             WheelCard(
                 filename=name,
                 url=f"files/{quote(name)}",
+                index=next((folder for folder, offered in offers.items() if name in offered), ""),
                 platform=PLATFORM_NAMES.get(entry.platform, entry.platform),
                 machines=native,
                 verdict=VERIFY_NAMES.get(entry.verify, f"not verified: {entry.verify}"),
@@ -120,8 +115,8 @@ def wheel_cards(index: Index) -> list[WheelCard]:
 
 
 def newest(cards: list[WheelCard]) -> list[WheelCard]:
-    """The last wheel of each platform: all that the first page shows, however long the history is."""
-    return list({card.platform: card for card in reversed(cards)}.values())[::-1]
+    """The last wheel of each platform for all GPUs: all that the first page shows, however long the history is."""
+    return list({card.platform: card for card in reversed(cards) if card.index == "simple"}.values())[::-1]
 
 
 def repo_groups(index: Index) -> list[tuple[tuple[str, ...], Repo]]:

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.hub.index import Index, WheelEntry
-from flash_attn3_sm121.hub.site.pages import code_for
 
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 API_VERSION = "1.1"
@@ -24,7 +23,7 @@ def indexes(index: Index) -> dict[str, dict[str, WheelEntry]]:
     wheels = dict(sorted(index.wheels.items(), key=lambda item: (item[1].added, item[0])))
     found = {"simple": _without(wheels, fatter=False)}
     for row in CAPABILITIES.values():
-        fitting = {name: wheel for name, wheel in wheels.items() if code_for(wheel, row) is not None}
+        fitting = {name: wheel for name, wheel in wheels.items() if wheel.code_for(row) is not None}
         if fitting:
             pure = {name: wheel for name, wheel in wheels.items() if not wheel.families}
             found[f"simple/sm{row.number}"] = _without(fitting, fatter=True) | pure
