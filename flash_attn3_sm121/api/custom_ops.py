@@ -15,11 +15,9 @@ from torch import Tensor
 
 from flash_attn3_sm121.api import ops
 from flash_attn3_sm121.call import schemas
-from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import CallError
-
-_GRADIENTS = ("dq", "dk", "dv")
 
 
 def _given(values: Sequence[Any]) -> dict[str, Any]:
@@ -65,22 +63,14 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: Tenso
     return tuple(by_name.get(name) for name in schemas.FWD_FIELDS)
 
 
-def _backward_args(values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None, ...]]:
-    given = dict(zip(schemas.CUSTOM_BACKWARD_FIELDS, values, strict=False))
-    into = tuple(given.pop(name, None) for name in _GRADIENTS)
-    if given.get("softmax_scale") is None:
-        given["softmax_scale"] = given["q"].shape[-1] ** -0.5
-    return BackwardArgs(**given), into
-
-
 def _backward(*values: Any) -> Tensor:
-    args, into = _backward_args(values)
+    args, into = ops.backward_call(schemas.CUSTOM_BACKWARD_FIELDS, values)
     _, softmax_d = ops.written_gradients(args, into)
     return softmax_d
 
 
 def _backward_fake(*values: Any) -> Tensor:
-    args, _ = _backward_args(values)
+    args, _ = ops.backward_call(schemas.CUSTOM_BACKWARD_FIELDS, values)
     return ops.empty_row_sums(args)
 
 
@@ -92,7 +82,7 @@ def register() -> None:
     record.custom = []  # type: ignore[attr-defined]
     kernels: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
         "_flash_attn_forward": (_forward, _forward_fake, ()),
-        "_flash_attn_backward": (_backward, _backward_fake, _GRADIENTS),
+        "_flash_attn_backward": (_backward, _backward_fake, ops.GRADIENTS),
     }
     for name, (kernel, fake, written) in kernels.items():
         qualified = f"{schemas.PUBLIC_NAMESPACE}::{name}"

@@ -58,14 +58,10 @@ class _Attention(torch.autograd.Function):
 
 def _gradients(args: BackwardArgs, scope: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     with backend.within(scope):
-        return _computed(args)
-
-
-def _computed(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
-        return ops.functional_backward(args)
-    result = engine().backward(args)
-    return result.dq, result.dk, result.dv, result.ds_aux
+        if torch.is_grad_enabled():  # create_graph: the op's own backward says why there is no second derivative
+            return ops.functional_backward(args)
+        result = engine().backward(args)
+        return result.dq, result.dk, result.dv, result.ds_aux
 
 
 class _Dense(torch.autograd.Function):

@@ -69,7 +69,7 @@ def _indented(decision: Decision) -> list[str]:
 def _from_tensors(q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> CallFacts:
     from flash_attn3_sm121.api.attend import window_of
     from flash_attn3_sm121.call.arguments import ForwardArgs
-    from flash_attn3_sm121.call.facts import of_forward
+    from flash_attn3_sm121.call.facts import facts_of
     from flash_attn3_sm121.call.validation import check_forward
 
     left, right = window_of(given.pop("window_size", (-1, -1)))
@@ -80,7 +80,7 @@ def _from_tensors(q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Cal
     except TypeError as error:
         raise UsageError(f"explain: {error}", hint="new keys and values are called k_new and v_new here") from error
     check_forward(args)
-    return of_forward(args)
+    return facts_of(args)
 
 
 def _pretended(capability: tuple[int, int]) -> DeviceFacts:

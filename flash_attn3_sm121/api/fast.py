@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flash_attn3_sm121.api import eager
+from flash_attn3_sm121.api.eager import Scalars
 from flash_attn3_sm121.dispatch.classes import decode_class, dense_class
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
@@ -21,28 +22,17 @@ def dense(
     k: Tensor,
     v: Tensor,
     softmax_scale: float | None,
-    causal: bool,
-    left: int,
-    right: int,
-    attention_chunk: int,
-    softcap: float,
-    num_splits: int,
-    pack_gqa: bool | None,
+    scalars: Scalars,
     sm_margin: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """(out, lse) of a dense call, differentiable in q, k and v; the lse need not be contiguous."""
     dim = q.shape[-1]
-    plan = engine().plans.get(
-        dense_class(q, k, v, dim, causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
-    )
-    if plan is None:
-        return None
-    op = plan.dense_op(q, k, v)
+    plan = engine().plans.get(dense_class(q, k, v, dim, scalars))
+    op = None if plan is None else plan.dense_op(q, k, v)
     if op is None:
         return None
     scale = dim**-0.5 if softmax_scale is None else softmax_scale
-    scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
     try:
         return eager.dense(op, q, k, v, scale, scalars, sm_margin, deterministic)
     except RuntimeError as error:
@@ -61,13 +51,7 @@ def decode(
     page_table: Tensor | None,
     cache_batch_idx: Tensor | None,
     softmax_scale: float | None,
-    causal: bool,
-    left: int,
-    right: int,
-    attention_chunk: int,
-    softcap: float,
-    num_splits: int,
-    pack_gqa: bool | None,
+    scalars: Scalars,
     sm_margin: int,
     rotary_interleaved: bool,
 ) -> Results | None:
@@ -75,24 +59,7 @@ def decode(
     shape = q.shape
     dim = shape[-1]
     plan = engine().plans.get(
-        decode_class(
-            q,
-            k_cache,
-            v_cache,
-            cache_seqlens,
-            k,
-            v,
-            page_table,
-            cache_batch_idx,
-            dim,
-            causal,
-            left,
-            right,
-            attention_chunk,
-            softcap,
-            num_splits,
-            pack_gqa,
-        )
+        decode_class(q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, dim, scalars)
     )
     if plan is None:
         return None
@@ -105,27 +72,12 @@ def decode(
         if plan.check_cache:
             library.assert_room_for(1, k_cache, page_table, cache_seqlens)
     scale = dim**-0.5 if softmax_scale is None else softmax_scale
+    causal, left, right, chunk, softcap, num_splits, pack_gqa = scalars
     try:
         return op(
-            q,
-            k_cache,
-            v_cache,
-            cache_seqlens,
-            k,
-            v,
-            page_table,
-            cache_batch_idx,
-            scale,
-            causal,
-            left,
-            right,
-            attention_chunk,
-            softcap,
-            num_splits,
-            pack_gqa,
-            sm_margin,
-            rotary_interleaved,
-        )
+            q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, scale, causal, left, right, chunk,
+            softcap, num_splits, pack_gqa, sm_margin, rotary_interleaved,
+        )  # fmt: skip
     except RuntimeError as error:
         if library.is_unreadable(error):
             return None  # the engine knows which backend reads such tensors

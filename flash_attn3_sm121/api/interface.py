@@ -104,21 +104,8 @@ def flash_attn_func(
         and softmax_scale != 0
         and is_plain(q)
     ):
-        results = fast.dense(
-            q,
-            k,
-            v,
-            softmax_scale,
-            causal,
-            left,
-            right,
-            attention_chunk,
-            softcap,
-            num_splits,
-            pack_gqa,
-            sm_margin,
-            deterministic,
-        )
+        scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
+        results = fast.dense(q, k, v, softmax_scale, scalars, sm_margin, deterministic)
         if results is not None:
             out, lse = results
             return (out, lse.contiguous()) if return_attn_probs else out

@@ -143,26 +143,11 @@ def flash_attn_with_kvcache(
         and type(cache_seqlens) is Tensor
         and is_plain(q)
     ):
+        scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
         results = fast.decode(
-            q,
-            k_cache,
-            v_cache,
-            cache_seqlens,
-            k,
-            v,
-            page_table,
-            cache_batch_idx,
-            softmax_scale,
-            causal,
-            left,
-            right,
-            attention_chunk,
-            softcap,
-            num_splits,
-            pack_gqa,
-            sm_margin,
+            q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, scalars, sm_margin,
             rotary_interleaved,
-        )
+        )  # fmt: skip
         if results is not None:
             return results if return_softmax_lse else results[0]
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):

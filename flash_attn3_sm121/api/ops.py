@@ -102,6 +102,7 @@ def functional_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Ten
     return gradients
 
 
+GRADIENTS = ("dq", "dk", "dv")
 SAVED = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "s_aux")
 FORWARD_ONLY = ("qv", "page_table", "kv_batch_idx", "leftpad_k", "k_new")
 KEPT = tuple(name for name in schemas.FORWARD_FIELDS if name in schemas.BACKWARD_FIELDS and name not in SAVED)
@@ -183,9 +184,10 @@ def _public_fwd_fake(*values: Any) -> tuple[Tensor, ...]:
     return (args.out if args.out is not None else out, lse, *no_accumulators(args.q))
 
 
-def _bwd_args(values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None, ...]]:
-    given = dict(zip(schemas.BWD_FIELDS, values, strict=False))
-    into = tuple(given.pop(name, None) for name in ("dq", "dk", "dv"))
+def backward_call(fields: Sequence[str], values: Sequence[Any]) -> tuple[BackwardArgs, tuple[Tensor | None, ...]]:
+    """A backward call, and where its gradients go (dq, dk, dv), from an op's arguments, which are these fields."""
+    given = dict(zip(fields, values, strict=False))
+    into = tuple(given.pop(name, None) for name in GRADIENTS)
     if given.get("softmax_scale") is None:
         given["softmax_scale"] = given["q"].shape[-1] ** -0.5
     return BackwardArgs(**given), into
@@ -209,7 +211,7 @@ def written_gradients(
 
 
 def _public_bwd(*values: Any) -> tuple[Tensor, ...]:
-    args, given = _bwd_args(values)
+    args, given = backward_call(schemas.BWD_FIELDS, values)
     _, softmax_d = written_gradients(args, given)
     return (softmax_d, *_empty_workspaces(args.q))
 
@@ -220,7 +222,7 @@ def _empty_workspaces(q: Tensor) -> list[Tensor]:
 
 
 def _public_bwd_fake(*values: Any) -> tuple[Tensor, ...]:
-    args, _ = _bwd_args(values)
+    args, _ = backward_call(schemas.BWD_FIELDS, values)
     return (empty_row_sums(args), *_empty_workspaces(args.q))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flash_attn3_sm121.errors import UsageError
@@ -92,11 +92,7 @@ class CallFacts:
     head_dim: int
     head_dim_v: int
     direction: Direction = "forward"
-    features: frozenset[str] = field(default_factory=frozenset)
-    num_heads: int = 1
-    num_heads_kv: int = 1
-    seqlen_q: int | None = None  # None: packed
-    seqlen_k: int | None = None
+    features: frozenset[str] = frozenset()
 
 
 # Words that may stand in CallFacts.features, with what they mean to a reader.
@@ -121,80 +117,41 @@ FEATURE_WORDS = {
 }
 
 
-def _mask_features(window_left: int, window_right: int, chunk: int, softcap: float, causal: bool) -> set[str]:
-    found = set()
-    if causal or (window_right == 0 and window_left < 0):
-        found.add("causal")
-    if window_left >= 0 or window_right > 0:
-        found.add("local")
-    if chunk > 0:
-        found.add("chunk")
-    if softcap > 0:
-        found.add("softcap")
-    return found
+def facts_of(args: ForwardArgs | BackwardArgs) -> CallFacts:
+    """The facts of a validated call."""
+    backward = hasattr(args, "dout")
+    left, right = args.window_left, args.window_right
 
+    def given(*names: str) -> bool:
+        return any(getattr(args, name, None) is not None for name in names)
 
-def of_forward(args: ForwardArgs) -> CallFacts:
-    """The facts of a validated forward call."""
-    found = _mask_features(args.window_left, args.window_right, args.attention_chunk, args.softcap, args.causal)
-    lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k, args.leftpad_k)
     present = {
-        "varlen": any(tensor is not None for tensor in lengths),
-        "seqused_q": args.seqused_q is not None,
-        "paged": args.page_table is not None,
-        "batch_idx": args.kv_batch_idx is not None,
-        "append": args.k_new is not None,
-        "rotary": args.rotary_cos is not None,
-        "split": args.num_splits > 1,
-        "packgqa": args.pack_gqa is True,
-        "qv": args.qv is not None,
-        "sinks": args.s_aux is not None,
+        "causal": args.causal or (right == 0 and left < 0),
+        "local": left >= 0 or right > 0,
+        "chunk": args.attention_chunk > 0,
+        "softcap": args.softcap > 0,
+        "varlen": given("cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "leftpad_k"),
+        "seqused_q": given("seqused_q"),
+        "seqused_k": backward and given("seqused_k"),
+        "paged": given("page_table"),
+        "batch_idx": given("kv_batch_idx"),
+        "append": given("k_new"),
+        "rotary": given("rotary_cos"),
+        "split": getattr(args, "num_splits", 1) > 1,
+        "packgqa": getattr(args, "pack_gqa", None) is True,
+        "qv": given("qv"),
+        "sinks": given("s_aux"),
+        "dlse": given("dlse"),
+        "deterministic": getattr(args, "deterministic", False),
     }
-    found |= {word for word, there in present.items() if there}
-    packed_q, packed_k = args.cu_seqlens_q is not None, args.cu_seqlens_k is not None
-    seqlen_k = None if packed_k else args.k.shape[1]
-    if args.page_table is not None:
-        seqlen_k = args.page_table.shape[1] * args.k.shape[1]
     return CallFacts(
         device_type=args.q.device.type,
         dtype=DTYPE_NAMES.get(str(args.q.dtype), str(args.q.dtype)),
         dtype_kv=DTYPE_NAMES.get(str(args.k.dtype), str(args.k.dtype)),
         head_dim=args.q.shape[-1],
         head_dim_v=args.v.shape[-1],
-        features=frozenset(found),
-        num_heads=args.q.shape[-2],
-        num_heads_kv=args.k.shape[-2],
-        seqlen_q=None if packed_q else args.q.shape[1],
-        seqlen_k=seqlen_k,
-    )
-
-
-def of_backward(args: BackwardArgs) -> CallFacts:
-    """The facts of a validated backward call."""
-    found = _mask_features(args.window_left, args.window_right, args.attention_chunk, args.softcap, args.causal)
-    lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k)
-    present = {
-        "varlen": any(tensor is not None for tensor in lengths),
-        "seqused_q": args.seqused_q is not None,
-        "seqused_k": args.seqused_k is not None,
-        "qv": args.qv is not None,
-        "sinks": args.s_aux is not None,
-        "dlse": args.dlse is not None,
-        "deterministic": args.deterministic,
-    }
-    found |= {word for word, there in present.items() if there}
-    return CallFacts(
-        device_type=args.q.device.type,
-        dtype=DTYPE_NAMES.get(str(args.q.dtype), str(args.q.dtype)),
-        dtype_kv=DTYPE_NAMES.get(str(args.k.dtype), str(args.k.dtype)),
-        head_dim=args.q.shape[-1],
-        head_dim_v=args.v.shape[-1],
-        direction="backward",
-        features=frozenset(found),
-        num_heads=args.q.shape[-2],
-        num_heads_kv=args.k.shape[-2],
-        seqlen_q=None if args.cu_seqlens_q is not None else args.q.shape[1],
-        seqlen_k=None if args.cu_seqlens_k is not None else args.k.shape[1],
+        direction="backward" if backward else "forward",
+        features=frozenset(word for word, there in present.items() if there),
     )
 
 

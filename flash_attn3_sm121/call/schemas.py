@@ -16,91 +16,45 @@ from typing import Any
 PUBLIC_NAMESPACE = "flash_attn_3"
 OWN_NAMESPACE = "flash_attn3_sm121"
 
-_FWD = (
-    "Tensor q",
-    "Tensor k",
-    "Tensor v",
-    "Tensor(k_new!)? k_new=None",
-    "Tensor(v_new!)? v_new=None",
-    "Tensor? q_v=None",
-    "Tensor(out!)? out=None",
-    "Tensor? cu_seqlens_q=None",
-    "Tensor? cu_seqlens_k=None",
-    "Tensor? cu_seqlens_k_new=None",
-    "Tensor? seqused_q=None",
-    "Tensor? seqused_k=None",
-    "int? max_seqlen_q=None",
-    "int? max_seqlen_k=None",
-    "Tensor? page_table=None",
-    "Tensor? kv_batch_idx=None",
-    "Tensor? leftpad_k=None",
-    "Tensor? rotary_cos=None",
-    "Tensor? rotary_sin=None",
-    "Tensor? seqlens_rotary=None",
-    "Tensor? q_descale=None",
-    "Tensor? k_descale=None",
-    "Tensor? v_descale=None",
-    "float? softmax_scale=None",
-    "bool is_causal=False",
-    "int window_size_left=-1",
-    "int window_size_right=-1",
-    "int attention_chunk=0",
-    "float softcap=0.0",
-    "bool is_rotary_interleaved=False",
-    "Tensor? scheduler_metadata=None",
-    "int num_splits=0",
-    "bool? pack_gqa=None",
-    "int sm_margin=0",
+
+def _arguments(text: str) -> tuple[str, ...]:
+    """The arguments of a schema, out of lines that group them."""
+    return tuple(" ".join(text.split()).split(", "))
+
+
+_FWD = _arguments(
+    """
+    Tensor q, Tensor k, Tensor v, Tensor(k_new!)? k_new=None, Tensor(v_new!)? v_new=None, Tensor? q_v=None,
+    Tensor(out!)? out=None,
+    Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? cu_seqlens_k_new=None,
+    Tensor? seqused_q=None, Tensor? seqused_k=None, int? max_seqlen_q=None, int? max_seqlen_k=None,
+    Tensor? page_table=None, Tensor? kv_batch_idx=None, Tensor? leftpad_k=None,
+    Tensor? rotary_cos=None, Tensor? rotary_sin=None, Tensor? seqlens_rotary=None,
+    Tensor? q_descale=None, Tensor? k_descale=None, Tensor? v_descale=None,
+    float? softmax_scale=None, bool is_causal=False, int window_size_left=-1, int window_size_right=-1,
+    int attention_chunk=0, float softcap=0.0, bool is_rotary_interleaved=False,
+    Tensor? scheduler_metadata=None, int num_splits=0, bool? pack_gqa=None, int sm_margin=0
+    """
 )
-_BWD = (
-    "Tensor dout",
-    "Tensor q",
-    "Tensor k",
-    "Tensor v",
-    "Tensor out",
-    "Tensor softmax_lse",
-    "Tensor(dq!)? dq=None",
-    "Tensor(dk!)? dk=None",
-    "Tensor(dv!)? dv=None",
-    "Tensor? cu_seqlens_q=None",
-    "Tensor? cu_seqlens_k=None",
-    "Tensor? seqused_q=None",
-    "Tensor? seqused_k=None",
-    "int? max_seqlen_q=None",
-    "int? max_seqlen_k=None",
-    "float? softmax_scale=None",
-    "bool is_causal=False",
-    "int window_size_left=-1",
-    "int window_size_right=-1",
-    "float softcap=0.0",
-    "bool deterministic=False",
-    "int sm_margin=0",
+_BWD = _arguments(
+    """
+    Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse,
+    Tensor(dq!)? dq=None, Tensor(dk!)? dk=None, Tensor(dv!)? dv=None,
+    Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None,
+    Tensor? seqused_q=None, Tensor? seqused_k=None, int? max_seqlen_q=None, int? max_seqlen_k=None,
+    float? softmax_scale=None, bool is_causal=False, int window_size_left=-1, int window_size_right=-1,
+    float softcap=0.0, bool deterministic=False, int sm_margin=0
+    """
 )
-_METADATA = (
-    "int batch_size",
-    "int max_seqlen_q",
-    "int max_seqlen_k",
-    "int num_heads",
-    "int num_heads_k",
-    "int headdim",
-    "int headdim_v",
-    "ScalarType qkv_dtype",
-    "Tensor seqused_k",
-    "Tensor? cu_seqlens_q=None",
-    "Tensor? cu_seqlens_k=None",
-    "Tensor? cu_seqlens_k_new=None",
-    "Tensor? seqused_q=None",
-    "Tensor? leftpad_k=None",
-    "int? page_size=None",
-    "int max_seqlen_k_new=0",
-    "bool is_causal=False",
-    "int window_size_left=-1",
-    "int window_size_right=-1",
-    "int attention_chunk=0",
-    "bool has_softcap=False",
-    "int num_splits=0",
-    "bool? pack_gqa=None",
-    "int sm_margin=0",
+_METADATA = _arguments(
+    """
+    int batch_size, int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int headdim, int headdim_v,
+    ScalarType qkv_dtype, Tensor seqused_k,
+    Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? cu_seqlens_k_new=None, Tensor? seqused_q=None,
+    Tensor? leftpad_k=None, int? page_size=None, int max_seqlen_k_new=0,
+    bool is_causal=False, int window_size_left=-1, int window_size_right=-1, int attention_chunk=0,
+    bool has_softcap=False, int num_splits=0, bool? pack_gqa=None, int sm_margin=0
+    """
 )
 
 # Upstream's 3.0.0 returns these from bwd, and so does our op. The pin, which is older, returns the three gradients too.
@@ -157,83 +111,41 @@ def with_ours(declared: Mapping[str, str]) -> dict[str, str]:
 NATIVE = with_ours(PUBLIC)
 
 # `forward` is differentiable in q, k, v and s_aux. SymInt where a compiled program may see a changing number.
-_INPUTS = ("Tensor q", "Tensor k", "Tensor v", "Tensor? qv")
-_LENGTHS = (
-    "Tensor? cu_seqlens_q",
-    "Tensor? cu_seqlens_k",
-    "Tensor? seqused_q",
-    "Tensor? seqused_k",
-    "SymInt? max_seqlen_q",
-    "SymInt? max_seqlen_k",
+_LENGTHS = _arguments(
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_q, Tensor? seqused_k, "
+    "SymInt? max_seqlen_q, SymInt? max_seqlen_k"
 )
-_MASK = (
-    "float softmax_scale",
-    "bool causal",
-    "SymInt window_left",
-    "SymInt window_right",
-    "SymInt attention_chunk",
-    "float softcap",
+_SCALES = _arguments("Tensor? q_descale, Tensor? k_descale, Tensor? v_descale, Tensor? s_aux")
+_MASK = _arguments(
+    "float softmax_scale, bool causal, SymInt window_left, SymInt window_right, SymInt attention_chunk, float softcap"
 )
-_FORWARD_TAIL = (
-    "Tensor? page_table",
-    "Tensor? kv_batch_idx",
-    "Tensor? leftpad_k",
-    "Tensor? q_descale",
-    "Tensor? k_descale",
-    "Tensor? v_descale",
-    "Tensor? s_aux",
+_FORWARD = (
+    *_arguments("Tensor q, Tensor k, Tensor v, Tensor? qv"),
+    *_LENGTHS,
+    *_arguments("Tensor? page_table, Tensor? kv_batch_idx, Tensor? leftpad_k"),
+    *_SCALES,
     *_MASK,
-    "Tensor? scheduler_metadata",
-    "int num_splits",
-    "bool? pack_gqa",
-    "bool deterministic",
-    "int sm_margin",
+    *_arguments("Tensor? scheduler_metadata, int num_splits, bool? pack_gqa, bool deterministic, int sm_margin"),
 )
 _APPEND = (
-    "Tensor q",
-    "Tensor(a!) k_cache",
-    "Tensor(b!) v_cache",
-    "Tensor k_new",
-    "Tensor v_new",
-    "Tensor? qv",
-    "Tensor? cu_seqlens_q",
-    "Tensor? cu_seqlens_k_new",
-    "Tensor seqused_k",
-    "SymInt? max_seqlen_q",
-    "Tensor? page_table",
-    "Tensor? kv_batch_idx",
-    "Tensor? leftpad_k",
-    "Tensor? rotary_cos",
-    "Tensor? rotary_sin",
-    "Tensor? seqlens_rotary",
-    "Tensor? q_descale",
-    "Tensor? k_descale",
-    "Tensor? v_descale",
-    "Tensor? s_aux",
+    *_arguments("Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_new, Tensor v_new, Tensor? qv"),
+    *_arguments("Tensor? cu_seqlens_q, Tensor? cu_seqlens_k_new, Tensor seqused_k, SymInt? max_seqlen_q"),
+    *_arguments("Tensor? page_table, Tensor? kv_batch_idx, Tensor? leftpad_k"),
+    *_arguments("Tensor? rotary_cos, Tensor? rotary_sin, Tensor? seqlens_rotary"),
+    *_SCALES,
     *_MASK,
-    "bool rotary_interleaved",
-    "Tensor? scheduler_metadata",
-    "int num_splits",
-    "bool? pack_gqa",
-    "int sm_margin",
+    *_arguments("bool rotary_interleaved, Tensor? scheduler_metadata, int num_splits, bool? pack_gqa, int sm_margin"),
 )
 _BACKWARD = (
-    "Tensor dout",
-    "Tensor? dlse",
-    "Tensor q",
-    "Tensor k",
-    "Tensor v",
-    "Tensor out",
-    "Tensor softmax_lse",
+    *_arguments("Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse"),
     *_LENGTHS,
-    "Tensor? s_aux",
+    *_arguments("Tensor? s_aux"),
     *_MASK,
-    "bool deterministic",
-    "int sm_margin",
+    *_arguments("bool deterministic, int sm_margin"),
 )
 
 OWN: dict[str, str] = {
-    "forward": f"({', '.join((*_INPUTS, *_LENGTHS, *_FORWARD_TAIL))}) -> (Tensor out, Tensor softmax_lse)",
+    "forward": f"({', '.join(_FORWARD)}) -> (Tensor out, Tensor softmax_lse)",
     "append": f"({', '.join(_APPEND)}) -> (Tensor out, Tensor softmax_lse)",
     "backward": f"({', '.join(_BACKWARD)}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds_aux)",
     "combine": "(Tensor out_partial, Tensor lse_partial, ScalarType? out_dtype) -> (Tensor out, Tensor softmax_lse)",

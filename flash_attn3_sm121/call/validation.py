@@ -40,8 +40,6 @@ def _index(name: str, tensor: Tensor | None, q: Tensor, expected: tuple[object, 
     """An int32 tensor on q's device."""
     if tensor is None:
         return
-    if not isinstance(tensor, Tensor):
-        fail(f"{name} must be an int32 tensor, found {type(tensor).__name__}")
     if tensor.dtype != torch.int32:
         fail(f"{name} must have dtype torch.int32, found {tensor.dtype}", hint=f"pass {name}.to(torch.int32)")
     _device(name, tensor, q)

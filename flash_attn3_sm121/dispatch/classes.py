@@ -49,7 +49,7 @@ def class_of(args: ForwardArgs | BackwardArgs, tensors: Tensors) -> tuple[Any, .
     scalars = _forward_scalars(args) if forward else _backward_scalars(args)
     types = [t if t is None else t.dtype for t in tensors]
     q = args.q
-    return (forward, *types, *scalars, q.device, q.shape[-1], args.v.shape[-1], backends.requested())
+    return (forward, *types, scalars, q.device, q.shape[-1], args.v.shape[-1], backends.requested())
 
 
 def _class_maker(present: tuple[str, ...], perhaps: tuple[str, ...] = ()) -> Callable[..., tuple[Any, ...]]:
@@ -61,14 +61,15 @@ def _class_maker(present: tuple[str, ...], perhaps: tuple[str, ...] = ()) -> Cal
         present, perhaps: the fields of ForwardArgs that are tensors in such calls, and those that may be None.
 
     Returns:
-        A function of (*present, *perhaps, dim, *scalars); `dim` is the last size of q.
+        A function of (*present, *perhaps, dim, scalars): the last size of q, and the values of `_SCALARS` as a tuple.
     """
     types = {name: f"{name}.dtype" for name in present}
     types |= {name: f"None if {name} is None else {name}.dtype" for name in perhaps}
-    parts = ", ".join((*(types.get(name, "None") for name in schemas.FORWARD_TENSORS), *_SCALARS))
-    names = ", ".join((*present, *perhaps, "dim", *_SCALARS))
+    parts = ", ".join(types.get(name, "None") for name in schemas.FORWARD_TENSORS)
+    names = ", ".join((*present, *perhaps, "dim", "scalars"))
     maker: Callable[..., tuple[Any, ...]] = eval(
-        f"lambda {names}: (True, {parts}, q.device, dim, v.shape[-1], requested())", {"requested": backends.requested}
+        f"lambda {names}: (True, {parts}, scalars, q.device, dim, v.shape[-1], requested())",
+        {"requested": backends.requested},
     )
     return maker
 

@@ -21,15 +21,7 @@ from flash_attn3_sm121 import flex
 from flash_attn3_sm121.call import backend as backends
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.call.facts import (
-    CallFacts,
-    DeviceFacts,
-    Settings,
-    device_facts,
-    of_backward,
-    of_forward,
-    parse_backend,
-)
+from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings, device_facts, facts_of, parse_backend
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
@@ -108,7 +100,7 @@ class Engine:
         """Decide for a class of calls that was not met before. Loads the library and sends the canary where needed."""
         with self._lock:
             _validate(args)
-            call = of_forward(args) if isinstance(args, ForwardArgs) else of_backward(args)
+            call = facts_of(args)
             device = args.q.device
             while True:  # a failed load and a failed canary each turn native off, so this ends
                 decision = self.decision(device, call)

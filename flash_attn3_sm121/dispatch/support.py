@@ -1,8 +1,7 @@
 """The support table: which machine gets what, as Markdown. The README holds the output between two markers.
 
-`python -m flash_attn3_sm121.dispatch.support` prints it; `--write README.md` puts it there; `--check README.md`
-fails when the file says something else. A test calls that, so the table in the README cannot drift from the
-architecture table.
+`python -m flash_attn3_sm121.dispatch.support --write README.md` puts it there. A test compares the two, so the table in
+the README cannot drift from the architecture table.
 """
 
 from __future__ import annotations
@@ -60,25 +59,12 @@ def inserted(text: str, *, name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m flash_attn3_sm121.dispatch.support", description="Print the support table."
-    )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of FILE")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="exit with 1 when FILE holds another table")
-    args = parser.parse_args(argv)
-    path = args.write or args.check
-    if path is None:
-        sys.stdout.write(table())
-        return 0
+    parser = argparse.ArgumentParser(prog="python -m flash_attn3_sm121.dispatch.support")
+    parser.add_argument("--write", type=Path, required=True, metavar="README.md")
+    path = parser.parse_args(argv).write
     old = path.read_text(encoding="utf-8")
     new = inserted(old, name=str(path))
-    if args.check and old != new:
-        print(
-            f"{path}: the support table is stale; run python -m flash_attn3_sm121.dispatch.support --write {path}",
-            file=sys.stderr,
-        )
-        return 1
-    if args.write and old != new:
+    if old != new:
         path.write_text(new, encoding="utf-8")
     return 0
 

@@ -147,24 +147,15 @@ def look_at_clients(*, torch_works: bool) -> tuple[Client, ...]:
     return (*clients, *_get_kernel())
 
 
-TYPICAL: tuple[tuple[str, dict[str, object]], ...] = (
-    ("training, bf16, d 128, causal", {"features": frozenset({"causal"}), "seqlen_q": 2048, "seqlen_k": 2048}),
-    (
-        "training, bf16, d 128, sliding window",
-        {"features": frozenset({"causal", "local"}), "seqlen_q": 2048, "seqlen_k": 2048},
-    ),
-    (
-        "its backward",
-        {"features": frozenset({"causal"}), "direction": "backward", "seqlen_q": 2048, "seqlen_k": 2048},
-    ),
-    ("packed sequences", {"features": frozenset({"causal", "varlen"})}),
-    (
-        "decode into a cache",
-        {"features": frozenset({"causal", "varlen", "append"}), "seqlen_q": 1, "seqlen_k": 4096},
-    ),
-    ("paged decode", {"features": frozenset({"causal", "varlen", "paged"}), "seqlen_q": 1, "seqlen_k": 4096}),
-    ("fp32 on purpose", {"dtype": "fp32", "dtype_kv": "fp32", "features": frozenset({"causal"})}),
-)
+TYPICAL: dict[str, dict[str, object]] = {
+    "training, bf16, d 128, causal": {"features": frozenset({"causal"})},
+    "training, bf16, d 128, sliding window": {"features": frozenset({"causal", "local"})},
+    "its backward": {"features": frozenset({"causal"}), "direction": "backward"},
+    "packed sequences": {"features": frozenset({"causal", "varlen"})},
+    "decode into a cache": {"features": frozenset({"causal", "varlen", "append"})},
+    "paged decode": {"features": frozenset({"causal", "varlen", "paged"})},
+    "fp32 on purpose": {"dtype": "fp32", "dtype_kv": "fp32", "features": frozenset({"causal"})},
+}
 
 
 def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
@@ -190,7 +181,7 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
     except UsageError:
         allow_proxy = False  # an unknown value; every call raises for it and says so
     calls = []
-    for name, facts in TYPICAL:
+    for name, facts in TYPICAL.items():
         base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}
         call = CallFacts(device_type=device.type, **{**base, **facts})  # type: ignore[arg-type]
         state = NativeState(builds=builds, allow_proxy=allow_proxy)

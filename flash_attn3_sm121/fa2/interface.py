@@ -246,29 +246,13 @@ def flash_attn_with_kvcache(
     Returns:
         out (b, sq, h, d), or (out, lse) with lse (b, h, sq) in fp32.
     """
-    raw.refuse(0.0, alibi_slopes)
     q, softmax_scale = _unscaled(q, softmax_scale)
-    result = fa3.flash_attn_with_kvcache(
-        raw.last_contiguous(q),
-        k_cache,
-        v_cache,
-        k if k is None else raw.last_contiguous(k),
-        v if v is None else raw.last_contiguous(v),
-        rotary_cos=rotary_cos,
-        rotary_sin=rotary_sin,
-        cache_seqlens=cache_seqlens,
-        cache_batch_idx=cache_batch_idx,
-        cache_leftpad=cache_leftpad,
-        page_table=block_table,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size=window_size,
-        softcap=raw.cap(softcap),
-        rotary_interleaved=rotary_interleaved,
-        num_splits=num_splits,
-        return_softmax_lse=return_softmax_lse,
-    )
-    return tuple(result[:2]) if return_softmax_lse else result
+    out, lse = raw.fwd_kvcache(
+        q, k_cache, v_cache, k, v, cache_seqlens, rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad, block_table,
+        alibi_slopes, None, softmax_scale, causal, window_size[0], window_size[1], softcap, rotary_interleaved,
+        num_splits,
+    )  # fmt: skip
+    return (out, lse) if return_softmax_lse else out
 
 
 # -- the private functions, which ring attention and diffusers build their own autograd functions from

@@ -25,12 +25,12 @@ class _Flash(nn.Module):
 
     def __init__(
         self,
-        causal: bool,
-        softmax_scale: float | None,
-        attention_dropout: float,
-        window_size: Window,
-        alibi_slopes: Tensor | None,
-        deterministic: bool,
+        causal: bool = False,
+        softmax_scale: float | None = None,
+        attention_dropout: float = 0.0,
+        window_size: Window = (-1, -1),
+        alibi_slopes: Tensor | None = None,
+        deterministic: bool = False,
     ) -> None:
         super().__init__()
         self.causal, self.softmax_scale, self.deterministic = causal, softmax_scale, deterministic
@@ -51,17 +51,6 @@ class _Flash(nn.Module):
 
 class FlashSelfAttention(_Flash):
     """Attention of (b, s, 3, h, d), or of packed (total, 3, h, d) with cu_seqlens and max_seqlen."""
-
-    def __init__(
-        self,
-        causal: bool = False,
-        softmax_scale: float | None = None,
-        attention_dropout: float = 0.0,
-        window_size: Window = (-1, -1),
-        alibi_slopes: Tensor | None = None,
-        deterministic: bool = False,
-    ) -> None:
-        super().__init__(causal, softmax_scale, attention_dropout, window_size, alibi_slopes, deterministic)
 
     def forward(
         self, qkv: Tensor, causal: bool | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None

@@ -6,8 +6,6 @@ functions of `interface.py` stand on them too. Nothing here is differentiable by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -44,11 +42,6 @@ def cap(softcap: float) -> float:
     return softcap if softcap > 0 else 0.0
 
 
-def _forward_results(q: Tensor, out: Tensor, lse: Tensor) -> list[Tensor]:
-    """Out, LSE, and what only dropout fills: its mask, and the state of the random numbers."""
-    return [out, lse, q.new_empty(0), torch.zeros(2, dtype=torch.int64, device=q.device)]
-
-
 def fwd(
     q: Tensor,
     k: Tensor,
@@ -65,19 +58,10 @@ def fwd(
     generator: object = None,
 ) -> list[Tensor]:
     """Attention over (b, s, h, d). Returns [out, lse (b, h, sq), an empty tensor, a random state that nobody used]."""
-    refuse(dropout_p, alibi_slopes)
-    found, lse, _, _ = _flash_attn_forward(
-        last_contiguous(q),
-        last_contiguous(k),
-        last_contiguous(v),
-        out_=out,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size_left=window_size_left,
-        window_size_right=window_size_right,
-        softcap=cap(softcap),
-    )
-    return _forward_results(q, found, lse)
+    return varlen_fwd(
+        q, k, v, out, None, None, None, None, None, alibi_slopes, None, None, dropout_p, softmax_scale, False, causal,
+        window_size_left, window_size_right, softcap, return_softmax,
+    )  # fmt: skip
 
 
 def varlen_fwd(
@@ -85,14 +69,14 @@ def varlen_fwd(
     k: Tensor,
     v: Tensor,
     out: Tensor | None,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     seqused_k: Tensor | None,
     leftpad_k: Tensor | None,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
     dropout_p: float,
     softmax_scale: float,
     zero_tensors: bool,
@@ -103,13 +87,13 @@ def varlen_fwd(
     return_softmax: bool,
     generator: object = None,
 ) -> list[Tensor]:
-    """Attention over packed sequences; the lse is (h, total_q).
+    """Attention over packed sequences, as `fwd`; the lse is (h, total_q).
 
     With `block_table` (b, pages) k and v are pages (pages, page_size, hk, d), and cu_seqlens_k says only how many keys
     each sequence has.
     """
     refuse(dropout_p, alibi_slopes)
-    if block_table is not None and seqused_k is None:
+    if block_table is not None and seqused_k is None and cu_seqlens_k is not None:
         seqused_k = cu_seqlens_k.diff()
     found, lse, _, _ = _flash_attn_forward(
         last_contiguous(q),
@@ -129,12 +113,7 @@ def varlen_fwd(
         window_size_right=window_size_right,
         softcap=cap(softcap),
     )
-    return _forward_results(q, found, lse)
-
-
-def _places(given: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Where the gradients go: the caller's tensors, or new ones."""
-    return [torch.empty_like(model) if place is None else place for place, model in zip(given, like, strict=True)]
+    return [found, lse, q.new_empty(0), torch.zeros(2, dtype=torch.int64, device=q.device)]
 
 
 def bwd(
@@ -159,27 +138,10 @@ def bwd(
     rng_state: Tensor | None = None,
 ) -> list[Tensor]:
     """The backward of `fwd`. Returns [dq, dk, dv, the row sums of dO * O], the first three the caller's if given."""
-    refuse(dropout_p, alibi_slopes)
-    dout, q, k, v, out = (last_contiguous(tensor) for tensor in (dout, q, k, v, out))
-    places = _places((dq, dk, dv), (q, k, v))
-    softmax_d = _flash_attn_backward(
-        dout,
-        q,
-        k,
-        v,
-        out,
-        softmax_lse,
-        dq=places[0],
-        dk=places[1],
-        dv=places[2],
-        softmax_scale=softmax_scale,
-        is_causal=causal,
-        window_size_left=window_size_left,
-        window_size_right=window_size_right,
-        softcap=cap(softcap),
-        deterministic=deterministic,
-    )
-    return [*places, softmax_d]
+    return varlen_bwd(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, None, None, alibi_slopes, None, None, dropout_p, softmax_scale,
+        False, causal, window_size_left, window_size_right, softcap, deterministic,
+    )  # fmt: skip
 
 
 def varlen_bwd(
@@ -192,11 +154,11 @@ def varlen_bwd(
     dq: Tensor | None,
     dk: Tensor | None,
     dv: Tensor | None,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     alibi_slopes: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
     dropout_p: float,
     softmax_scale: float,
     zero_tensors: bool,
@@ -211,7 +173,7 @@ def varlen_bwd(
     """The backward of `varlen_fwd` without pages; as `bwd`."""
     refuse(dropout_p, alibi_slopes)
     dout, q, k, v, out = (last_contiguous(tensor) for tensor in (dout, q, k, v, out))
-    places = _places((dq, dk, dv), (q, k, v))
+    places = [torch.empty_like(x) if given is None else given for given, x in zip((dq, dk, dv), (q, k, v), strict=True)]
     softmax_d = _flash_attn_backward(
         dout,
         q,
@@ -242,7 +204,7 @@ def fwd_kvcache(
     v_cache: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    cache_seqlens: Tensor | None,
+    cache_seqlens: int | Tensor | None,
     rotary_cos: Tensor | None,
     rotary_sin: Tensor | None,
     cache_batch_idx: Tensor | None,
@@ -250,7 +212,7 @@ def fwd_kvcache(
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
     out: Tensor | None,
-    softmax_scale: float,
+    softmax_scale: float | None,
     causal: bool,
     window_size_left: int,
     window_size_right: int,

@@ -109,15 +109,13 @@ def backward(
     if len(groups) == 1 and len(groups[0]) == 1 and _covers(groups[0][0], geometry):
         dq, dk, dv = pieces.gradients(rows, k, v, groups[0][0], launch)
         return dq, dk, dv[..., :dim_v]
-    into = pieces.Gradients(
-        dq=torch.zeros(q.shape, dtype=q.dtype if all(len(group) == 1 for group in groups) else kind, device=q.device),
-        dk=torch.zeros(k.shape, dtype=kind, device=q.device),
-        dv=torch.zeros(v.shape, dtype=kind, device=q.device),
-    )
+    once = all(len(group) == 1 for group in groups)  # each row of dq is written by one piece
+    dq = torch.zeros(q.shape, dtype=q.dtype if once else kind, device=q.device)
+    dk, dv = (torch.zeros(x.shape, dtype=kind, device=q.device) for x in (k, v))
     for group in groups:
         for piece in group:
-            pieces.backward(rows, k, v, piece, launch, into)
-    return into.dq, into.dk, into.dv[..., :dim_v]
+            pieces.backward(rows, k, v, piece, launch, (dq, dk, dv))
+    return dq, dk, dv[..., :dim_v]
 
 
 def _index(numbers: list[int]) -> slice | list[int]:

@@ -110,6 +110,12 @@ def needs_mask(geometry: Geometry, row: int, row_end: int, key: int, key_end: in
     return geometry.low(row_end - 1) > key or geometry.high(row) < key_end
 
 
+def products(folded: Tensor, folded_v: Tensor | None, keys: Tensor, values: Tensor) -> Tensor:
+    """What scores are made of: q with the keys and, where there is a qv, that with the values, all (B, Hk, _, d)."""
+    found = folded @ keys.transpose(-1, -2)
+    return found if folded_v is None else found.add_(folded_v @ values.transpose(-1, -2))
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None, geometry: Geometry, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
@@ -128,10 +134,7 @@ def forward(
             key_end = min(key + step, high)
             keys = k[:, key:key_end].to(kind).transpose(1, 2)
             values = v[:, key:key_end].to(kind).transpose(1, 2)
-            products = folded @ keys.transpose(-1, -2)
-            if folded_v is not None:
-                products += folded_v @ values.transpose(-1, -2)
-            scores = scoring.apply(products)
+            scores = scoring.apply(products(folded, folded_v, keys, values))
             if needs_mask(geometry, row, end, key, key_end):
                 scores = hide(scores, masks.block(geometry, row, count, key, key_end - key, device=q.device), count)
             online.add(scores, values)

@@ -64,13 +64,12 @@ def rotated_queries(args: ForwardArgs, info: Facts) -> Tensor:
 
 
 def _queries(args: ForwardArgs, tensor: Tensor, group: Group, info: Facts) -> Tensor:
-    view = gather.queries(tensor, group, packed=info.packed_q)
-    descale = args.q_descale[group.batch_slice] if args.q_descale is not None and args.q.dtype in FP8 else None
+    view = gather.queries(tensor, group, packed=info.packed_q).to(info.compute_dtype)
+    if args.q_descale is None or args.q.dtype not in FP8:
+        return view
     # Rotated fp8 queries are already fp32: the scale is applied here all the same, rotation is linear.
-    converted = gather.dequantised(view, None, heads=info.kv_heads, dtype=info.compute_dtype)
-    if descale is None:
-        return converted
-    return converted * descale.to(converted.dtype).repeat_interleave(info.group, dim=-1)[:, None, :, None]
+    scale = args.q_descale[group.batch_slice].to(view.dtype).repeat_interleave(info.group, dim=-1)
+    return view * scale[:, None, :, None]
 
 
 def _keys(

@@ -17,10 +17,6 @@ from flash_attn3_sm121.fallback.decode import FOLDED_ROWS
 from flash_attn3_sm121.fallback.geometry import Geometry, Kind, Piece
 from flash_attn3_sm121.fallback.selfcheck import Kernel
 
-# Such a piece is split along its keys into parts of about this many, which then are the kernel's batch: it works on
-# them in parallel, where otherwise it would have one job per kv head, and reads memory in shorter strides.
-SPLIT_KEYS = 1024
-
 
 @dataclass(kw_only=True, slots=True)
 class MaskCache:
@@ -59,7 +55,7 @@ class Launch:
         causal = piece.kind is Kind.CAUSAL
         return self.kernel.forward(q, k, v, scale=self.scale, causal=causal, mask=self.masks.get(piece))
 
-    def backward(self, piece: Piece, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, piece: Piece, *tensors: Tensor) -> Gradients:
         """The same for dout, q, k, v, out and lse: (dq, dk, dv)."""
         if piece.kind is Kind.MIRRORED:
             turned = (tensor.flip(2) for tensor in tensors)
@@ -103,31 +99,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tu
     kv_heads = keys.shape[1]
     group = rows.shape[2] // kv_heads
     if piece.kind in (Kind.FULL, Kind.BAND) and piece.rows * group <= FOLDED_ROWS:
-        if piece.keys >= 2 * SPLIT_KEYS and piece.kind is Kind.FULL:
-            parts = [_split(fold(rows[b : b + 1], kv_heads), keys[b], values[b], launch) for b in range(rows.shape[0])]
-            out, lse = torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
-        else:
-            mask = launch.masks.get(piece)
-            spread = mask.repeat(group, 1) if mask is not None else None
-            out, lse = launch.kernel.forward(fold(rows, kv_heads), keys, values, scale=launch.scale, mask=spread)
+        mask = launch.masks.get(piece)
+        spread = mask.repeat(group, 1) if mask is not None else None
+        out, lse = launch.kernel.forward(fold(rows, kv_heads), keys, values, scale=launch.scale, mask=spread)
         return unfold(out, piece.rows), lse.reshape(rows.shape[0], rows.shape[2], piece.rows)
     out, lse = launch.forward(piece, rows.transpose(1, 2), keys, values)
     return out.transpose(1, 2), lse
-
-
-def _split(rows: Tensor, keys: Tensor, values: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
-    """rows (1, Hk, n, d) against keys and values (Hk, T, d), all visible: out (Hk, n, d) and lse (Hk, n)."""
-    count = keys.shape[1] // SPLIT_KEYS
-    length = -(-keys.shape[1] // count)
-    whole = keys.shape[1] // length  # parts of full length; what is left over is one more
-    end = whole * length
-    blocks = (part[:, :end].view(-1, whole, length, part.shape[-1]).transpose(0, 1) for part in (keys, values))
-    outs, lses = launch.kernel.forward(rows.expand(whole, -1, -1, -1), *blocks, scale=launch.scale)
-    if end < keys.shape[1]:
-        rest = launch.kernel.forward(rows, keys[None, :, end:], values[None, :, end:], scale=launch.scale)
-        outs, lses = torch.cat((outs, rest[0])), torch.cat((lses, rest[1]))
-    total = lses.logsumexp(0)
-    return (outs * (lses - total).exp().unsqueeze(-1)).sum(0), total
 
 
 def _overlap_add(total: Tensor, blocks: Tensor, piece: Piece) -> None:
@@ -151,34 +128,28 @@ class Rows:
     lse: Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gradients:
-    """The sums that pieces add onto."""
-
-    dq: Tensor
-    dk: Tensor
-    dv: Tensor
+Gradients = tuple[Tensor, Tensor, Tensor]  # of q, k and v
 
 
 def backward(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch, into: Gradients) -> None:
-    """Add the piece's share of dq, dk and dv."""
+    """Add the piece's share of dq, dk and dv to those of `into`."""
+    to_q, to_k, to_v = into
     if piece.repeat > 1:
         for b in range(k.shape[0]):
             dout, q, out = (query_blocks(tensor[b], piece) for tensor in (rows.dout, rows.q, rows.out))
             keys, values = key_blocks(k[b], piece), key_blocks(v[b], piece)
             dq, dk, dv = launch.backward(piece, dout, q, keys, values, out, lse_blocks(rows.lse[b], piece))
-            into.dq[b, piece.row : piece.row_end] += dq.transpose(1, 2).flatten(0, 1)
-            _overlap_add(into.dk[b], dk, piece)
-            _overlap_add(into.dv[b], dv, piece)
+            to_q[b, piece.row : piece.row_end] += dq.transpose(1, 2).flatten(0, 1)
+            _overlap_add(to_k[b], dk, piece)
+            _overlap_add(to_v[b], dv, piece)
         return
     dq, dk, dv = gradients(rows, k, v, piece, launch)
-    key = slice(piece.key, piece.key_end)
-    into.dq[:, piece.row : piece.row_end] += dq
-    into.dk[:, key] += dk
-    into.dv[:, key] += dv
+    to_q[:, piece.row : piece.row_end] += dq
+    to_k[:, piece.key : piece.key_end] += dk
+    to_v[:, piece.key : piece.key_end] += dv
 
 
-def gradients(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(rows: Rows, k: Tensor, v: Tensor, piece: Piece, launch: Launch) -> Gradients:
     """The share of a piece that is not repeated: dq (B, n, H, d) of its rows, dk and dv of its keys."""
     row, key = slice(piece.row, piece.row_end), slice(piece.key, piece.key_end)
     dout, q, out = (tensor[:, row].transpose(1, 2) for tensor in (rows.dout, rows.q, rows.out))

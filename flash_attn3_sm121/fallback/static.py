@@ -55,33 +55,6 @@ def _converted(args: ForwardArgs, tensor: Tensor, dtype: torch.dtype, info: Fact
     return (tensor.to(torch.float32) * scale.unsqueeze(-1)).to(dtype)
 
 
-class Plain:
-    """One block of query rows (batch, R, H, d), one block of keys after the other, in plain arithmetic."""
-
-    def __init__(
-        self, q: Tensor, qv: Tensor | None, info: Facts, scoring: Scoring, *, positions: Tensor, keys: Tensor
-    ) -> None:
-        self.info, self.scoring, self.positions, self.keys = info, scoring, positions, keys
-        self.kind, self.rows = blocked.accumulator(q.dtype), q.shape[1]
-        self.folded = blocked.fold(q.to(self.kind), info.kv_heads)
-        self.folded_v = blocked.fold(qv.to(self.kind), info.kv_heads) if qv is not None else None
-        self.online = Online(self.folded, info.dim_v)
-
-    def add(self, numbers: Tensor, k: Tensor, v: Tensor) -> None:
-        """Take in keys and values (batch, n, Hk, d | dv) with their numbers (batch, n)."""
-        unused = (numbers >= self.keys[:, None])[:, :, None, None]
-        k, v = (tensor.to(self.kind).masked_fill(unused, 0).transpose(1, 2) for tensor in (k, v))
-        products = self.folded @ k.transpose(-1, -2)
-        if self.folded_v is not None:
-            products += self.folded_v @ v.transpose(-1, -2)
-        seen = masks.visible(self.positions[:, :, None], numbers[:, None], self.keys[:, None, None], self.info.band)
-        self.online.add(blocked.hide(self.scoring.apply(products), seen, self.rows), v)
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        out, lse = self.online.result()
-        return blocked.unfold(out, self.rows), lse.reshape(self.info.batch, self.info.heads, self.rows)
-
-
 def _attend(
     args: ForwardArgs, q: Tensor, qv: Tensor | None, info: Facts, lengths: Lengths, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
@@ -96,15 +69,23 @@ def _attend(
         rows, span = slice(row, row + count), span_of(info, row, count)
         positions = lengths.positions(row, count)
         first = first_key(info, positions[:, 0]) if span < info.capacity else None
-        mine = qv[:, rows] if qv is not None else None
-        block = Plain(q[:, rows], mine, info, scoring, positions=positions, keys=lengths.keys)
+        folded = blocked.fold(q[:, rows].to(kind), info.kv_heads)
+        folded_v = blocked.fold(qv[:, rows].to(kind), info.kv_heads) if qv is not None else None
+        online = Online(folded, info.dim_v)
         step = blocked.key_step(info.batch, info.heads, count)
         for key in range(0, span, step):
             numbers = torch.arange(key, min(key + step, span), device=q.device).expand(info.batch, -1)
             if first is not None:
                 numbers = numbers + first[:, None]
-            block.add(numbers, *gathered(args, info, lengths, numbers, slice(None)))
-        out[:, rows], lse[:, :, rows] = block.result()
+            unused = (numbers >= lengths.keys[:, None])[:, :, None, None]
+            copies = gathered(args, info, lengths, numbers, slice(None))
+            k, v = (copy.to(kind).masked_fill(unused, 0).transpose(1, 2) for copy in copies)
+            scores = scoring.apply(blocked.products(folded, folded_v, k, v))
+            seen = masks.visible(positions[:, :, None], numbers[:, None], lengths.keys[:, None, None], info.band)
+            online.add(blocked.hide(scores, seen, count), v)
+        block_out, block_lse = online.result()
+        out[:, rows] = blocked.unfold(block_out, count)
+        lse[:, :, rows] = block_lse.reshape(info.batch, info.heads, count)
     return out, lse
 
 

@@ -1,4 +1,4 @@
-"""The calls of ForwardArgs and BackwardArgs, computed by FlexAttention."""
+"""The calls of ForwardArgs and BackwardArgs, computed by FlexAttention: those for which `refusal` is None."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.blocks import MaskCache, block_mask
 from flash_attn3_sm121.flex.compiled import KernelCache, ShapeClass, shape_class
 from flash_attn3_sm121.flex.ranges import MaskRule, Ranges, blockwise_lse, dense_ranges, packed_ranges
-from flash_attn3_sm121.flex.refuse import FP8, UNSERVED
 
 MASKS = MaskCache()
 KERNELS = KernelCache()
@@ -34,23 +32,6 @@ class Layout:
     ranges: Ranges
     packed: bool  # q came as (total, h, d)
     rows: tuple[int, ...]  # leading dimensions of q as it came
-
-
-def _refuse_unserved(args: ForwardArgs | BackwardArgs) -> None:
-    """Raise BackendError for an argument that would be ignored, where the caller did not ask `refusal` before."""
-    asked = {"qv": args.qv, "sinks": args.s_aux}
-    if isinstance(args, ForwardArgs):
-        asked |= {
-            "paged": args.page_table,
-            "append": args.k_new,
-            "rotary": args.rotary_cos,
-            "batch_idx": args.kv_batch_idx,
-        }
-    for feature, value in asked.items():
-        if value is not None:
-            raise BackendError(UNSERVED[feature], hint="use the sdpa backend for this call")
-    if args.q.dtype.itemsize == 1:
-        raise BackendError(FP8, hint="use the sdpa backend for this call")
 
 
 def _cu_of(x: Tensor) -> Tensor:
@@ -157,9 +138,8 @@ def forward(args: ForwardArgs, *, run: Run = KERNELS) -> tuple[Tensor, Tensor]:
         (out, lse) in upstream's layouts.
 
     Raises:
-        BackendError: the call has an argument that FlexAttention does not know, or the kernel does not compile.
+        BackendError: the kernel does not compile.
     """
-    _refuse_unserved(args)
     if args.q.numel() == 0 or args.k.numel() == 0:
         out, lse = _no_keys(args)
     else:
@@ -186,7 +166,6 @@ def backward(args: BackwardArgs, *, run: Run = KERNELS) -> tuple[Tensor, Tensor,
     Raises:
         BackendError: as `forward`.
     """
-    _refuse_unserved(args)
     if args.q.numel() == 0 or args.k.numel() == 0:
         return torch.zeros_like(args.q), torch.zeros_like(args.k), torch.zeros_like(args.v), None
     layout = _layout(args)

@@ -194,7 +194,7 @@ def main() -> None:
     reasons: Counter[str] = Counter()
     wrong = []
     for name, args in questions():
-        call = call_facts.of_forward(args) if isinstance(args, ForwardArgs) else call_facts.of_backward(args)
+        call = call_facts.facts_of(args)
         ours, theirs = native_refusal(where, state, call), library_refusal(ops, facts, args)
         mine = ours if isinstance(ours, str) else None
         counts["native" if mine is None else "refused"] += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flash_attn3_sm121.fallback import blocked, decode, geometry, kernels, pieces
+from flash_attn3_sm121.fallback import blocked, decode, geometry, kernels
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -29,7 +29,6 @@ def cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(geometry, "SMALL_MASK", 0)
         monkeypatch.setattr(geometry, "SQUARE_WINDOW", 1)
         monkeypatch.setattr(geometry, "REPEAT_ROWS", 12)
-        monkeypatch.setattr(pieces, "SPLIT_KEYS", 3)
         monkeypatch.setattr(decode, "PART_KEYS", 4)
         monkeypatch.setattr(decode, "LEAST_KEYS", 2)
         monkeypatch.setattr(decode, "SHORT_KEYS", 2)
