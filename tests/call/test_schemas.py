@@ -52,11 +52,11 @@ def test_the_fast_paths_make_the_key_that_the_engine_makes(forced: str | None) -
     numbers = torch.zeros(2, dtype=torch.int32)
     table = torch.zeros(2, 4, dtype=torch.int64)
     with use_backend(forced):
-        assert class_of(dense, tensors_of(dense)) == dense_class(q, k, v, 16, *SCALARS.values())
+        assert class_of(dense, tensors_of(dense)) == dense_class(q, k, v, 16, tuple(SCALARS.values()))
         for new, paged, row in ((None, None, None), (q.double(), None, numbers.bool()), (q, table, None)):
             decode = ForwardArgs(
                 q=q, k=k, v=v, seqused_k=numbers, k_new=new, v_new=new, page_table=paged, kv_batch_idx=row,
                 softmax_scale=1.0, **SCALARS,
             )  # fmt: skip
-            key = decode_class(q, k, v, numbers, new, new, paged, row, 16, *SCALARS.values())
+            key = decode_class(q, k, v, numbers, new, new, paged, row, 16, tuple(SCALARS.values()))
             assert class_of(decode, tensors_of(decode)) == key
