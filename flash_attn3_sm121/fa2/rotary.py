@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flash_attn3_sm121.errors import CallError
+from flash_attn3_sm121.fallback.rotary import turn
 
 Offsets = int | Tensor
 
@@ -59,13 +60,7 @@ def apply_rotary(
     c, s = cos[at].float().unsqueeze(-2), sin[at].float().unsqueeze(-2)
     if conjugate:
         s = -s
-    turning = x[..., : 2 * half].float()
-    if interleaved:
-        first, second = turning[..., ::2], turning[..., 1::2]
-    else:
-        first, second = turning[..., :half], turning[..., half:]
-    turned = (first * c - second * s, first * s + second * c)
-    rotated = (torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)).to(x.dtype)
+    rotated = turn(x[..., : 2 * half].float(), c, s, interleaved=interleaved).to(x.dtype)
     if inplace:
         # Inside somebody's autograd function this stands for a kernel, whose writes autograd does not count either.
         (x if torch.is_grad_enabled() else x.data)[..., : 2 * half] = rotated

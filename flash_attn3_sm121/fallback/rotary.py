@@ -21,14 +21,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleave
     half = cos.shape[-1]
     index = positions.long().clamp(0, max(cos.shape[0] - 1, 0))
     c, s = cos[index].to(kind).unsqueeze(-2), sin[index].to(kind).unsqueeze(-2)
-    turned, rest = x[..., : 2 * half].to(kind), x[..., 2 * half :]
+    turned = turn(x[..., : 2 * half].to(kind), c, s, interleaved=interleaved)
+    return torch.cat((turned.to(dtype), x[..., 2 * half :].to(dtype)), -1)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """x (..., 2 * half) with each of its pairs turned by the angle of cos and sin (..., half)."""
     if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        rotated = torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2)
-    else:
-        a, b = turned[..., :half], turned[..., half:]
-        rotated = torch.cat((a * c - b * s, a * s + b * c), -1)
-    return torch.cat((rotated.to(dtype), rest.to(dtype)), -1)
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
 def token_places(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.selftest import lengths, reference
@@ -87,52 +88,6 @@ def _varlen() -> Case:
     return Case(name="forward: packed sequences, one of them empty", results=results)
 
 
-def _cache(*, paged: bool, rotary: bool, splits: int, new: int = 3) -> Case:
-    def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
-        import torch
-
-        from flash_attn3_sm121 import flash_attn_with_kvcache
-
-        page, capacity, lengths = 64, 256, (70, 0, 181)
-        k_cache, v_cache = (random(device, dtype, 3, capacity, 2, 64) for _ in range(2))
-        q, k, v = (random(device, dtype, 3, new, heads, 64) for heads in (4, 2, 2))
-        angles = torch.arange(capacity)[:, None] * (10.0 ** -torch.linspace(0, 3, 16))[None, :]
-        cos, sin = (table.to(dtype).to(device) for table in (angles.cos(), angles.sin()))
-        table = torch.randperm(3 * capacity // page).reshape(3, -1).to(torch.int32)
-        stored_k, stored_v = k_cache, v_cache
-        if paged:
-            stored_k, stored_v = torch.empty_like(k_cache), torch.empty_like(v_cache)
-            stored_k, stored_v = (x.reshape(-1, page, 2, 64) for x in (stored_k, stored_v))
-            where = table.flatten().long().to(device)
-            stored_k[where], stored_v[where] = (x.reshape(-1, page, 2, 64) for x in (k_cache, v_cache))
-        before = [x.cpu().clone() for x in (k_cache, v_cache)]
-        out = flash_attn_with_kvcache(
-            q,
-            stored_k,
-            stored_v,
-            k=k,
-            v=v,
-            cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
-            page_table=table.to(device) if paged else None,
-            rotary_cos=cos if rotary else None,
-            rotary_sin=sin if rotary else None,
-            causal=True,
-            num_splits=splits,
-        )
-        rows = []
-        for row, length in enumerate(lengths):
-            a, b, c = (x[row].cpu().double() for x in (q, k, v))
-            if rotary:
-                a, b = (reference.rotate(x, cos.cpu(), sin.cpu(), length, interleaved=True) for x in (a, b))
-            keys = torch.cat((before[0][row, :length].double(), b.to(dtype).double()))
-            values = torch.cat((before[1][row, :length].double(), c))
-            rows.append(reference.sequence(a.to(dtype), keys, values, Mask(causal=True))[0])
-        yield "out", out, torch.stack(rows)
-
-    parts = ["paged" if paged else "plain"] + (["rotary"] if rotary else []) + [f"num_splits {splits}"]
-    return Case(name=f"cache: append {new}, ragged lengths, {', '.join(parts)}", results=results)
-
-
 def _combine() -> Case:
     def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
@@ -164,6 +119,7 @@ def cases() -> tuple[Case, ...]:
     chosen += [_backward(mask, dim=dim) for dim in (32, 64, 128, 256) for mask in (causal, full)]
     chosen += [_backward(Mask(left=17, right=0), dim=64), _backward(causal, dim=64, softcap=15.0)]
     chosen += [_varlen(), _combine()]
-    chosen += [_cache(paged=paged, rotary=False, splits=splits) for paged in (False, True) for splits in (1, 4)]
-    chosen += [_cache(paged=False, rotary=True, splits=1), _cache(paged=True, rotary=True, splits=1, new=1)]
+    ragged = partial(lengths.append, held=(70, 0, 181), interleaved=True)
+    chosen += [ragged(new=3, splits=splits, paged=paged) for paged in (False, True) for splits in (1, 4)]
+    chosen += [ragged(new=3, splits=1, turned=32), ragged(new=1, splits=1, turned=32, paged=True)]
     return (*chosen, *lengths.cases())

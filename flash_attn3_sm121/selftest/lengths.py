@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.selftest import reference
@@ -79,48 +79,84 @@ def _backward(*, packed: bool, kv_heads: int) -> Case:
     return Case(name=f"backward: {kind}{', grouped heads' if kv_heads < 4 else ''}", results=results)
 
 
-def _append(*, dim: int, turned: int, new: int, batch: int, kv_heads: int, splits: int) -> Case:
-    """New keys at the end of a cache whose other rows must stay as they are; rotary that is not interleaved."""
+PAGE, CAPACITY = 64, 256
+
+
+def _paged(cache: Tensor, table: Tensor) -> Tensor:
+    """A cache (b, s, hk, d) as pages that lie where the table says."""
+    pages = cache.new_empty(table.numel(), PAGE, *cache.shape[2:])
+    pages[table.flatten().long()] = cache.view(-1, PAGE, *cache.shape[2:])
+    return pages
+
+
+def append(
+    *,
+    held: Sequence[int],
+    new: int,
+    splits: int,
+    dim: int = 64,
+    turned: int = 0,
+    interleaved: bool = False,
+    kv_heads: int = 2,
+    paged: bool = False,
+) -> Case:
+    """New keys at the end of a cache whose other positions must stay as they are.
+
+    Args:
+        held: how many keys each sequence has before.
+        turned: how many dimensions of a head are rotated.
+    """
 
     def results(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
         import torch
 
         from flash_attn3_sm121 import flash_attn_with_kvcache
 
-        held = [(37 * b + 5) % 180 for b in range(batch)]
-        caches = [random(device, dtype, batch, 256, kv_heads, dim) for _ in range(2)]
+        batch = len(held)
+        whole = [random(device, dtype, batch, CAPACITY, kv_heads, dim) for _ in range(2)]
         q, k, v = (random(device, dtype, batch, new, heads, dim) for heads in (2 * kv_heads, kv_heads, kv_heads))
-        angles = torch.arange(256)[:, None] * (10.0 ** -torch.linspace(0, 3, max(turned // 2, 1)))[None, :]
+        angles = torch.arange(CAPACITY)[:, None] * (10.0 ** -torch.linspace(0, 3, max(turned // 2, 1)))[None, :]
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        wanted = [cache.cpu().double() for cache in caches]
+        wanted = [cache.cpu().double() for cache in whole]
         rows = []
         for b, first in enumerate(held):
             one, two, three = (x[b].cpu() for x in (q, k, v))
             if turned:
-                one, two = (reference.rotate(x, cos, sin, first, interleaved=False).to(dtype) for x in (one, two))
-            for whole, part in zip(wanted, (two, three), strict=True):
-                whole[b, first : first + new] = part.double()
-            keys, values = (whole[b, : first + new] for whole in wanted)
+                pair = (reference.rotate(x, cos, sin, first, interleaved=interleaved) for x in (one, two))
+                one, two = (x.to(dtype) for x in pair)
+            for cache, part in zip(wanted, (two, three), strict=True):
+                cache[b, first : first + new] = part.double()
+            keys, values = (cache[b, : first + new] for cache in wanted)
             rows.append(reference.sequence(one, keys, values, Mask(causal=True))[0])
+        table = torch.randperm(batch * CAPACITY // PAGE).view(batch, -1).to(device, torch.int32)
+        stored = [_paged(cache, table) for cache in whole] if paged else whole
         out = flash_attn_with_kvcache(
             q,
-            caches[0],
-            caches[1],
+            stored[0],
+            stored[1],
             k=k,
             v=v,
             cache_seqlens=_used(device, *held),
+            page_table=table if paged else None,
             rotary_cos=cos.to(device) if turned else None,
             rotary_sin=sin.to(device) if turned else None,
-            rotary_interleaved=False,
+            rotary_interleaved=interleaved,
             causal=True,
             num_splits=splits,
         )
+        if paged:
+            stored = [pages[table.flatten().long()].view_as(whole[0]) for pages in stored]
         yield "out", out, torch.stack(rows)
-        yield "k_cache", caches[0], wanted[0]
-        yield "v_cache", caches[1], wanted[1]
+        yield "k_cache", stored[0], wanted[0]
+        yield "v_cache", stored[1], wanted[1]
 
-    words = [f"d {dim}", f"append {new} of {batch} sequences", f"num_splits {splits}"]
-    return Case(name=f"cache: {', '.join(words + [f'rotary {turned}, halves'] * (turned > 0))}", results=results)
+    words = [f"d {dim}", f"append {new} to {len(held)} ragged sequences", "paged" if paged else "plain"]
+    words += [f"rotary {turned}, {'neighbours' if interleaved else 'halves'}"] if turned else []
+    return Case(name=f"cache: {', '.join(words)}, num_splits {splits}", results=results)
+
+
+def _held(batch: int) -> list[int]:
+    return [(37 * b + 5) % 180 for b in range(batch)]
 
 
 def cases() -> tuple[Case, ...]:
@@ -130,11 +166,7 @@ def cases() -> tuple[Case, ...]:
         _backward(packed=False, kv_heads=4),
         _backward(packed=False, kv_heads=2),
         _backward(packed=True, kv_heads=4),
-        *(_append(dim=dim, turned=dim, new=5, batch=3, kv_heads=2, splits=1) for dim in (16, 48, 80)),
+        *(append(held=_held(3), new=5, splits=1, dim=dim, turned=dim) for dim in (16, 48, 80)),
         # More tiles than a GPU has blocks for, so that blocks work on several.
-        *(
-            _append(dim=dim, turned=0, new=70, batch=8, kv_heads=8, splits=splits)
-            for dim in (64, 192)
-            for splits in (0, 3)
-        ),
+        *(append(held=_held(8), new=70, splits=splits, dim=dim, kv_heads=8) for dim in (64, 192) for splits in (0, 3)),
     )

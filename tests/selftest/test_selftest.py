@@ -22,7 +22,7 @@ def test_names_are_unique_and_every_feature_has_a_case() -> None:
 
 
 @pytest.mark.parametrize(
-    "match", ["d 32, causal", "backward: d 64, full, window", "cache: append 3, ragged lengths, paged"]
+    "match", ["d 32, causal", "backward: d 64, full, window", "append 3 to 3 ragged sequences, paged"]
 )
 def test_the_fallback_passes(match: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["selftest", "--device", "cpu", "--dtype", "bf16", "--match", match, "--json"]) == 0
