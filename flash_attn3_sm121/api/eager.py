@@ -64,8 +64,8 @@ def _gradients(args: BackwardArgs, scope: str | None) -> tuple[Tensor, Tensor, T
         return result.dq, result.dk, result.dv, result.ds_aux
 
 
-class _Dense(torch.autograd.Function):
-    """A dense call straight through the op of its plan (see `fast.py`)."""
+class Dense(torch.autograd.Function):
+    """A dense call without extras through the op of its plan (see `fast.py`), differentiable in q, k and v."""
 
     @staticmethod
     def forward(
@@ -93,25 +93,6 @@ class _Dense(torch.autograd.Function):
             softcap=softcap, deterministic=deterministic, sm_margin=sm_margin,
         )  # fmt: skip
         return (*_gradients(args, ctx.scope)[:3], None, None)
-
-
-def dense(
-    op: DenseOp,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    softmax_scale: float,
-    scalars: Scalars,
-    sm_margin: int,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    """(out, lse) of a dense call without extras; differentiable in q, k and v."""
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        call = (softmax_scale, scalars, sm_margin, deterministic)
-        out, lse = _Dense.apply(q, k, v, op, call)  # type: ignore[no-untyped-call]
-    else:
-        out, lse, _, _ = op(q, k, v, softmax_scale, *scalars, sm_margin)
-    return out, lse
 
 
 def attend(args: ForwardArgs, *, deterministic: bool) -> tuple[Tensor, Tensor, None, None]:

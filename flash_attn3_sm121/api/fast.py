@@ -7,10 +7,10 @@ None where there is no plan or the call needs more than the op; the caller then 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from flash_attn3_sm121.api import eager
-from flash_attn3_sm121.api.eager import Scalars
+from flash_attn3_sm121.api.eager import Dense, Scalars
 from flash_attn3_sm121.dispatch.classes import decode_class, dense_class
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
@@ -34,7 +34,12 @@ def dense(
         return None
     scale = dim**-0.5 if softmax_scale is None else softmax_scale
     try:
-        return eager.dense(op, q, k, v, scale, scalars, sm_margin, deterministic)
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            call = (scale, scalars, sm_margin, deterministic)
+            out, lse = Dense.apply(q, k, v, op, call)  # type: ignore[no-untyped-call]
+        else:
+            out, lse, _, _ = op(q, k, v, scale, *scalars, sm_margin)
+        return out, lse
     except RuntimeError as error:
         if library.is_unreadable(error):
             return None  # the engine knows which backend reads such tensors

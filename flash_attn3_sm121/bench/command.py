@@ -66,9 +66,11 @@ def configure_bench(parser: argparse.ArgumentParser) -> None:
 def do_bench(args: argparse.Namespace) -> int:
     if _other_job(args):
         return 0
+    from flash_attn3_sm121.bench.contenders import contenders
+
     device = _device(args.device)
     works = pick_workloads(suite(device.type, quick=args.quick), args.workload)
-    everyone = pick_contenders(_contenders(device), args.backend)
+    everyone = pick_contenders(contenders(device), args.backend)
     if args.list:
         show(_listing(works, everyone))
         return 0
@@ -140,12 +142,6 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here", hint="flash-attn3 doctor says why")
     return device
-
-
-def _contenders(device: torch.device) -> tuple[Contender, ...]:
-    from flash_attn3_sm121.bench.contenders import contenders
-
-    return contenders(device)
 
 
 def pick_workloads(works: Sequence[Workload], globs: Sequence[str] | None) -> list[Workload]:

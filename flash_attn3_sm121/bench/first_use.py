@@ -7,6 +7,8 @@ installed wheel are loaded there as well.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -31,92 +33,72 @@ STEPS = {
 Steps = dict[str, float]
 
 
-class _Stopwatch:
-    """Seconds of steps that follow one another."""
-
-    def __init__(self) -> None:
-        self.steps: Steps = {}
-        self._started = time.perf_counter()
-
-    def done(self, name: str) -> None:
-        self.steps[name] = time.perf_counter() - self._started
-        self._started = time.perf_counter()
-
-
 def measure_here(device_name: str) -> Steps:
     """Take the steps in this process, which must not have imported torch. Those that the device lacks are left out."""
-    watch = _Stopwatch()
+    steps: Steps = {}
+    last = time.perf_counter()
+
+    def done(name: str) -> None:
+        nonlocal last
+        steps[name] = time.perf_counter() - last
+        last = time.perf_counter()
+
     import torch
 
-    watch.done("torch")
+    done("torch")
     device = torch.device(device_name)
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.zeros(1, device=device)
         torch.cuda.synchronize(device)
-        watch.done("context")
+        done("context")
     from flash_attn3_sm121 import flash_attn_func
 
-    watch.done("package")
+    done("package")
     from flash_attn3_sm121.native import library as native
 
     libraries = native.installed()
-    watch.done("facts")
-    if device.type == "cuda":
-        from flash_attn3_sm121.arch import capability
-
-        row = capability(*torch.cuda.get_device_capability(device))
-        libraries = tuple(library for library in libraries if row and library.facts.family == str(row.family))
+    done("facts")
     for library in libraries:
-        library.ops()
+        if not on_gpu or library.facts.code_for(*torch.cuda.get_device_capability(device)):
+            library.ops()
     if libraries:
-        watch.done("library")
-    from flash_attn3_sm121 import fallback
-
-    watch.done("fallback")
-    q, k, v = (torch.randn(1, 128, 4, 128, device=device).bfloat16() for _ in range(3))
-
-    def call() -> None:
-        flash_attn_func(q, k, v, causal=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    if device.type == "cuda":
-        return _with_calls(watch, call)
+        done("library")
+    importlib.import_module("flash_attn3_sm121.fallback")
+    done("fallback")
     from flash_attn3_sm121.bench.overhead import native_on_cpu
+    from flash_attn3_sm121.dispatch import canary
+
+    run_canary = canary.run_forward
+
+    def timed(*args: Any, **options: Any) -> str | None:
+        began = time.perf_counter()
+        text = run_canary(*args, **options)
+        steps["canary"] = time.perf_counter() - began
+        return text
+
+    vars(canary)["run_forward"] = timed
+    q, k, v = (torch.randn(1, 128, 4, 128, device=device).bfloat16() for _ in range(3))
+    with contextlib.nullcontext() if on_gpu else native_on_cpu(_by_fallback):
+        done("preparation")
+        for name in ("call", "again"):
+            flash_attn_func(q, k, v, causal=True)
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            done(name)
+    steps["call"] -= steps.get("canary", 0.0)
+    return {name: steps[name] for name in STEPS if name in steps}
+
+
+def _by_fallback(*values: Any) -> Any:
+    """A library's forward op, computed by the fallback."""
+    from flash_attn3_sm121 import fallback
     from flash_attn3_sm121.call import schemas
     from flash_attn3_sm121.call.arguments import ForwardArgs
     from flash_attn3_sm121.dispatch import python_backend
 
-    def forward(*values: Any) -> Any:
-        args = ForwardArgs(**dict(zip(schemas.NATIVE_FWD_FIELDS, values, strict=False)))
-        return python_backend.forward(fallback, args)
-
-    with native_on_cpu(forward):
-        return _with_calls(watch, call)
-
-
-def _with_calls(watch: _Stopwatch, call: Any) -> Steps:
-    """The first call, the canary in it apart, and the second call."""
-    from flash_attn3_sm121.dispatch import canary
-
-    run, spent = canary.run_forward, _Stopwatch()
-
-    def timed(*args: Any, **options: Any) -> str | None:
-        spent.done("before")
-        text = run(*args, **options)
-        spent.done("canary")
-        return text
-
-    vars(canary)["run_forward"] = timed
-    watch.done("preparation")
-    call()
-    watch.done("call")
-    call()
-    watch.done("again")
-    if "canary" in spent.steps:
-        watch.steps["canary"] = spent.steps["canary"]
-        watch.steps["call"] -= spent.steps["canary"]
-    return {name: watch.steps[name] for name in STEPS if name in watch.steps}
+    args = ForwardArgs(**dict(zip(schemas.NATIVE_FWD_FIELDS, values, strict=False)))
+    return python_backend.forward(fallback, args)
 
 
 def first_use(device: str) -> Steps:

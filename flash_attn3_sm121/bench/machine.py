@@ -27,12 +27,6 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _triton() -> str:
-    from flash_attn3_sm121.flex.refuse import software
-
-    return software().triton or "none"
-
-
 def commit() -> str:
     """The checkout's commit, with `+` where files are changed; the version where there is no checkout."""
     folder = Path(__file__).absolute().parents[2]
@@ -64,7 +58,14 @@ def machine(device: torch.device) -> dict[str, str]:
     """Facts for the head of a report, in the order in which they are shown."""
     import torch
 
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "system": _system(), "triton": _triton()}
+    from flash_attn3_sm121.flex.refuse import software
+
+    facts = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "triton": software().triton or "none",
+    }
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         return {
@@ -87,10 +88,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **facts,
     }
-
-
-def _system() -> str:
-    return f"{platform.system()} {platform.machine()}"
 
 
 def _driver() -> str:

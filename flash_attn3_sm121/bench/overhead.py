@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flash_attn3_sm121.api import attend, eager, fast, interface, kvcache, ops, private
 from flash_attn3_sm121.bench import upstream
@@ -33,10 +32,6 @@ _HOLDERS = (attend, eager, fast, interface, kvcache, ops, private)
 _LIBRARY: Any = None
 
 
-def _shapes(batch: int, rows: int, heads: int, dim: int) -> tuple[Tensor, Tensor]:
-    return torch.zeros(batch, rows, heads, dim, dtype=torch.bfloat16), torch.zeros(batch, heads, rows)
-
-
 def trivial_ops() -> Any:
     """`torch.ops.flash_attn3_overhead` with a library's schemas; every call gives the same tensors back."""
     global _LIBRARY
@@ -44,8 +39,7 @@ def trivial_ops() -> Any:
         library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
         for name in ("fwd", "bwd", "get_scheduler_metadata"):
             library.define(f"{name}{schemas.NATIVE[name]}")
-        out, lse = _shapes(4, 1, 8, 128)
-        nothing = torch.zeros(0)
+        out, lse, nothing = torch.zeros(4, 1, 8, 128, dtype=torch.bfloat16), torch.zeros(4, 8, 1), torch.zeros(0)
         forward = (out, lse, nothing, nothing)
         gradients = (nothing,) * 8
         library.impl("fwd", lambda *values: forward, "CPU")

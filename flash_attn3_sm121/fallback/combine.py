@@ -5,10 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.errors import CallError
-
-MAX_SPLITS = 256
-
 
 def combine(
     out_partial: Tensor, lse_partial: Tensor, out: Tensor | None = None, out_dtype: torch.dtype | None = None
@@ -17,12 +13,6 @@ def combine(
 
     A split with lse -inf saw no key: its data is ignored even where it is NaN. No split with a key: 0 and -inf.
     """
-    if out_partial.shape[0] > MAX_SPLITS:
-        raise CallError(f"flash_attn_combine takes at most {MAX_SPLITS} splits, found {out_partial.shape[0]}")
-    if out_partial.shape[:-1] != lse_partial.shape:
-        raise CallError(
-            f"lse_partial must have shape {tuple(out_partial.shape[:-1])}, found {tuple(lse_partial.shape)}"
-        )
     kind = torch.float64 if out_partial.dtype == torch.float64 else torch.float32
     parts = lse_partial.to(kind)
     total = parts.logsumexp(0) if parts.shape[0] > 0 else parts.new_full(parts.shape[1:], -torch.inf)

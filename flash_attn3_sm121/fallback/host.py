@@ -223,10 +223,6 @@ class Sums:
 
 def backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); rows and keys without a part in the result get zeros."""
-    if args.qv is not None:
-        raise CallError("qv is forward only, as upstream: detach it, or call without gradients")
-    if any(tensor.dtype in FP8 for tensor in (args.q, args.k, args.v)):
-        raise CallError("fp8 inputs are forward only, as upstream: convert q, k and v to bf16 to train")
     info = facts(args)
     kind = accumulator(info.compute_dtype)
     sums = Sums(args, info)

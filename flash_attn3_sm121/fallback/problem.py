@@ -12,11 +12,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.fallback.geometry import Band
 
-FP8 = tuple(
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +78,6 @@ def facts(args: ForwardArgs | BackwardArgs) -> Facts:
         kv_rows = batch
     else:
         capacity, kv_rows = k.shape[1], k.shape[0]
-    new_rows = 0
-    if k_new is not None:
-        new_rows = k_new.shape[-3]
     band = Band.normalised(
         left=args.window_left,
         right=args.window_right,
@@ -102,7 +95,7 @@ def facts(args: ForwardArgs | BackwardArgs) -> Facts:
         rows=rows,
         capacity=capacity,
         kv_rows=kv_rows,
-        new_rows=new_rows,
+        new_rows=0 if k_new is None else k_new.shape[-3],
         page_size=k.shape[1] if table is not None else 0,
         packed_q=packed_q,
         packed_k=packed_k,
@@ -128,20 +121,13 @@ class Sequence:
     new_position: int = 0  # where the new tokens go in the cache row, padding on the left included
 
 
-def _read(tensor: Tensor | None, *, name: str, count: int) -> list[int] | None:
-    if tensor is None:
-        return None
-    if tensor.numel() != count:
-        raise CallError(f"{name} must have shape ({count},), found {tuple(tensor.shape)}")
-    values: list[int] = tensor.tolist()
-    return values
+def _read(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else tensor.tolist()
 
 
-def _read_offsets(
-    tensor: Tensor | None, *, name: str, count: int, total: int, longest: int | None = None
-) -> list[int] | None:
+def _read_offsets(tensor: Tensor | None, *, name: str, total: int, longest: int | None = None) -> list[int] | None:
     """cu_seqlens as numbers, checked against the packed length and the bound that the caller gave (max_seqlen)."""
-    values = _read(tensor, name=name, count=count + 1)
+    values = _read(tensor)
     if values is None:
         return None
     rising = all(a <= b for a, b in pairwise(values))
@@ -168,16 +154,16 @@ def sequences(args: ForwardArgs | BackwardArgs, info: Facts) -> tuple[Sequence, 
     cache = args if isinstance(args, ForwardArgs) else None
     count = info.batch
     total_q, total_k, max_q, max_k = args.q.shape[0], args.k.shape[0], args.max_seqlen_q, args.max_seqlen_k
-    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", count=count, total=total_q, longest=max_q)
-    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", count=count, total=total_k, longest=max_k)
-    used_q = _read(args.seqused_q, name="seqused_q", count=count)
+    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", total=total_q, longest=max_q)
+    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", total=total_k, longest=max_k)
+    used_q = _read(args.seqused_q)
     length_name = "seqused_k" if cu_k is not None else "cache_seqlens"
-    used_k = _read(args.seqused_k, name=length_name, count=count)
-    left = _read(cache.leftpad_k, name="cache_leftpad", count=count) if cache else None
-    rows = _read(cache.kv_batch_idx, name="cache_batch_idx", count=count) if cache else None
+    used_k = _read(args.seqused_k)
+    left = _read(cache.leftpad_k) if cache else None
+    rows = _read(cache.kv_batch_idx) if cache else None
     cu_new = None
     if cache and cache.k_new is not None and cache.cu_seqlens_k_new is not None:
-        cu_new = _read_offsets(cache.cu_seqlens_k_new, name="cu_seqlens_k_new", count=count, total=cache.k_new.shape[0])
+        cu_new = _read_offsets(cache.cu_seqlens_k_new, name="cu_seqlens_k_new", total=cache.k_new.shape[0])
     padding = [used_k is not None and used_k[b] < 0 for b in range(count)]
     last = info.kv_rows - 1
     _bounded(rows, name="cache_batch_idx", limit=last, what="the last row of the cache", skipped=padding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import flash_attn3_sm121 as fa3
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from tests.fallback.compare import assert_close
@@ -55,9 +56,9 @@ def test_result_types(dtype: torch.dtype) -> None:
 
 def test_too_many_splits_and_wrong_shapes() -> None:
     with pytest.raises(ValueError, match="at most 256"):
-        fallback.combine(torch.zeros(257, 1, 1, 1, 8), torch.zeros(257, 1, 1, 1))
+        fa3.flash_attn_combine(torch.zeros(257, 1, 1, 1, 8), torch.zeros(257, 1, 1, 1))
     with pytest.raises(ValueError, match="lse_partial must have shape"):
-        fallback.combine(torch.zeros(2, 1, 4, 1, 8), torch.zeros(2, 1, 1, 4))
+        fa3.flash_attn_combine(torch.zeros(2, 1, 4, 1, 8), torch.zeros(2, 1, 1, 4))
 
 
 def test_attention_over_two_halves_is_attention_over_all() -> None:
