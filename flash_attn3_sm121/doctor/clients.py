@@ -25,7 +25,7 @@ KNOWN_CLIENTS: dict[str, str] = {
     "yunchang": "AttnType.FA3 works",
     "xformers": f"{_AS_FA2}; it refuses FlashAttention-3 on 12.1 by itself",
     **dict.fromkeys(("diffsynth", "ltx-core", "sam3", "xfuser"), "finds us by itself"),
-    "vllm": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "vllm": "--attention-backend CUSTOM is its own backend over our kernels (0.33)",
     "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
     "ring-flash-attn": _AS_FA2,
     "x-transformers": _AS_FA2,
