@@ -21,6 +21,7 @@ from torch import Tensor
 
 import flash_attn3_sm121 as fa3
 from ci.index import Wanted
+from flash_attn3_sm121.fa2 import interface as fa2
 from flash_attn3_sm121.hub import sgl_interface, vllm_interface
 from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
 from tests.clients.envs import texts
@@ -47,6 +48,12 @@ CALLERS = (  # those of FlashAttention for CUDA: others have functions of the sa
     f"{ATTENTION}ops/vit_attn_wrappers.py",
 )
 WRAPPER = "vllm/vllm_flash_attn/flash_attn_interface.py"
+SGLANG_DIFFUSION = {  # with FlashAttention-2's names
+    "sglang/multimodal_gen/runtime/layers/attention/backends/flash_attn_2.py": ("flash_attn_func",),
+    "sglang/multimodal_gen/csrc/attn/vmoba_attn/vmoba/vmoba.py": (
+        "flash_attn_varlen_func", "_flash_attn_varlen_forward", "_flash_attn_varlen_backward",
+    ),
+}  # fmt: skip
 SGLANG_WRAPPER = "sglang/kernels/ops/attention/flash_attention_v3.py"
 INT = torch.int32
 
@@ -81,6 +88,16 @@ def test_vllms_wrapper_has_no_argument_that_ours_lacks(vllm: dict[str, str]) -> 
 
 
 # -- SGLang
+
+
+def test_every_call_of_sglangs_diffusion_binds() -> None:
+    for path, text in texts(SGLANG, *SGLANG_DIFFUSION).items():
+        for name in SGLANG_DIFFUSION[path]:
+            found = list(calls(text, name))
+            for call in found:
+                named = {keyword.arg: None for keyword in call.keywords if keyword.arg is not None}
+                inspect.signature(getattr(fa2, name)).bind(*call.args, **named)
+            assert found
 
 
 @pytest.fixture
