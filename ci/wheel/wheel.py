@@ -90,6 +90,20 @@ def license_files(upstream: Sequence[Path], root: Path = ROOT) -> dict[str, byte
     return {path.name: path.read_bytes() for path in (root / "LICENSE", *upstream)}
 
 
+def _described(
+    name: WheelName, files: Mapping[str, bytes], project: metadata.Project, licenses: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Files with what a wheel says about itself, but for RECORD."""
+    described = metadata.metadata(project, version=name.version, licenses=tuple(sorted(licenses)))
+    info = name.dist_info
+    return {
+        **files,
+        **{f"{info}/licenses/{inner}": data for inner, data in licenses.items()},
+        f"{info}/METADATA": described.encode(),
+        f"{info}/WHEEL": metadata.wheel_file(tag=name.tag, pure=name.platform_tag == "any").encode(),
+    }
+
+
 def wheel_files(
     name: WheelName,
     *,
@@ -99,16 +113,9 @@ def wheel_files(
 ) -> dict[str, bytes]:
     """Every file of a wheel but RECORD. `libraries` maps names inside lib/ to contents."""
     project = metadata.read_project(root)
-    info = name.dist_info
-    pure = name.platform_tag == "any"
-    described = metadata.metadata(project, version=name.version, licenses=tuple(sorted(licenses)))
-    files = package_files(root)
-    files |= {f"{LIB}/{inner}": data for inner, data in libraries.items()}
-    files |= {f"{info}/licenses/{inner}": data for inner, data in licenses.items()}
-    files[f"{info}/METADATA"] = described.encode()
-    files[f"{info}/WHEEL"] = metadata.wheel_file(tag=name.tag, pure=pure).encode()
-    files[f"{info}/entry_points.txt"] = metadata.entry_points(project).encode()
-    return files
+    files = package_files(root) | {f"{LIB}/{inner}": data for inner, data in libraries.items()}
+    files[f"{name.dist_info}/entry_points.txt"] = metadata.entry_points(project).encode()
+    return _described(name, files, project, licenses)
 
 
 def fa2_name() -> WheelName:
@@ -120,7 +127,6 @@ def fa2_files(name: WheelName, root: Path = ROOT) -> dict[str, bytes]:
     """Every file of FlashAttention-2's wheel but RECORD: the thin modules of the package, and metadata of its own."""
     folder = root / PACKAGE / fa2.FOLDER.relative_to(fa2.FOLDER.parents[1])
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
-    licenses = license_files((), root)
     project = replace(
         metadata.read_project(root),
         name=name.project,
@@ -129,14 +135,9 @@ def fa2_files(name: WheelName, root: Path = ROOT) -> dict[str, bytes]:
         dependencies=(f"{PACKAGE}=={__version__}",),
         extras={},
     )
-    info = name.dist_info
-    described = metadata.metadata(project, version=name.version, licenses=tuple(sorted(licenses)))
     tops = sorted({path.split("/")[0].removesuffix(".py") for path in files})
-    files |= {f"{info}/licenses/{inner}": data for inner, data in licenses.items()}
-    files[f"{info}/METADATA"] = described.encode()
-    files[f"{info}/WHEEL"] = metadata.wheel_file(tag=name.tag, pure=True).encode()
-    files[f"{info}/top_level.txt"] = "".join(f"{top}\n" for top in tops).encode()
-    return files
+    files[f"{name.dist_info}/top_level.txt"] = "".join(f"{top}\n" for top in tops).encode()
+    return _described(name, files, project, license_files((), root))
 
 
 def record(files: Mapping[str, bytes], *, info: str) -> bytes:
