@@ -27,7 +27,6 @@ TABLE: dict[str, Run | Serve] = {
     "flash-attn3 selftest": Run(says=r"(\d+) of \1 agree with fp64"),
     "flash-attn3 explain": Run(says="backend: sdpa"),
     "flash-attn3 bench --quick": Run(says="against dense-mask", adds=SHORT_BENCH),
-    "flash-attn3 bench": Run(says="against dense-mask", adds=SHORT_BENCH),
     "FLASH_ATTN3_SKIP_CUDA=1 pip install .": Run(
         says=r"flash-attn3 3\.0\.0",
         then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
@@ -96,7 +95,6 @@ TABLE: dict[str, Run | Serve] = {
         own_cache=False,
     ),
     # third_party/flash-attention/README.md
-    "python -m ci lock --source fa --output newest.json": Run(says=r"newest\.json", marks=NETWORK, own_cache=False),
     "python -m ci wheel --source fa --lock newest.json": Run(
         says="sha256",
         adds=f"{SMOKE} --no-publish",
@@ -112,13 +110,6 @@ TABLE: dict[str, Run | Serve] = {
     "python -m ci measure --costs": Run(says=r"common +\d+ +\d+"),
     "python -m ci wheel": Run(says="sha256", adds=f"{SMOKE} --no-publish", marks=NVCC, own_cache=False),
     "python -m ci build --output build/artifacts": Run(says="artifact", adds=SMOKE, marks=NVCC, own_cache=False),
-    "python -m ci assemble build/artifacts/*": Run(
-        says="sha256", before=(SMOKE_PARTS,), adds="--no-publish", marks=NVCC, own_cache=False
-    ),
-    "python -m ci verify wheels/*.whl": Run(says="pass", before=(SMOKE_WHEEL,), marks=NVCC, own_cache=False),
-    "python -m ci verify WHEEL": Run(
-        says="pass", before=(SMOKE_WHEEL,), puts={"WHEEL": "wheels/*.whl"}, marks=NVCC, own_cache=False
-    ),
     "pip install .": Run(
         says=r"flash-attn3 3\.0\.0",
         then=('"$DOCS_VENV"/bin/flash-attn3 --version',),
@@ -207,6 +198,11 @@ NOT_RUN: dict[str, str] = {
     "make wheel": "make fresh",
     "make test": "make fresh",
     "make fresh": "an hour; a job of ci.yml",
+    "flash-attn3 bench": "with --quick, --html and --json",
+    "python -m ci lock --source fa --output newest.json": "before `wheel --lock newest.json`",
+    "python -m ci assemble build/artifacts/*": "with --output, and verified",
+    "python -m ci verify wheels/*.whl": "behind `assemble`",
+    "python -m ci verify WHEEL": "behind `assemble`",
     "make lint": "a job of ci.yml",
     "make lint-ci": "a job of ci.yml",
     "make ci-local": "compiles for both platforms, a quarter of an hour",
