@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ci.cache.folders import cache_root
 from ci.plan.archs import Platform
+from ci.plan.costs import Concurrency, Cost, concurrency
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.doctor.collect import gpus
 
@@ -72,3 +74,7 @@ class Settings:
     memory_gb: float = 4.0
     jobs: int | None = None  # compilers at once, as asked for; else one a core
     launcher: str | None = None  # a compiler cache in front of each compiler; part of the objects' keys
+
+    def at_once(self, costs: Sequence[Cost]) -> Concurrency:
+        """How many compilers run at once for units of these costs."""
+        return concurrency(costs, cores=self.cores, memory_gb=self.memory_gb, wanted=self.jobs)

@@ -89,10 +89,10 @@ def disk_full(folder: Path, *, what: str = "") -> DiskError:
     )
 
 
-def check_space(folder: Path, *, free_gb: float, needed_gb: float = FREE_DISK_GB) -> None:
+def check_space(folder: Path, *, free_gb: float) -> None:
     """Raise DiskError, before anything is compiled, where there is no room for the intermediate files."""
-    if free_gb < needed_gb:
-        raise disk_full(folder, what=f"found {free_gb:.2f} GB free, expected at least {needed_gb:.0f} GB")
+    if free_gb < FREE_DISK_GB:
+        raise disk_full(folder, what=f"found {free_gb:.2f} GB free, expected at least {FREE_DISK_GB:.0f} GB")
 
 
 def free_gb(folder: Path) -> float:

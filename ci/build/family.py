@@ -14,7 +14,6 @@ from ci.build.ninja import Ninja, in_order, measuring, unit_edge
 from ci.build.workdir import WorkFolder, work_folder
 from ci.cache.folders import file_sha256
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
-from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan, PlannedUnit
 from ci.settings import Settings
 from ci.sources import SourceTree
@@ -56,15 +55,6 @@ class Keyed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """One unit's object in the cache."""
-
-    name: str
-    path: Path
-    report: ObjectReport
-
-
-@dataclass(frozen=True, kw_only=True)
 class Builder:
     """Compiles and links families. Everything it makes is in the cache or in the folder it is told to write to."""
 
@@ -95,11 +85,16 @@ class Builder:
         with work_folder(self.settings.cache, sources=inputs.edited.folder, torch=inputs.torch_headers) as work:
             yield work
 
-    def compile(self, families: Mapping[str, Sequence[Keyed]], *, work: WorkFolder) -> dict[str, tuple[Compiled, ...]]:
+    def compile(
+        self, families: Mapping[str, Sequence[Keyed]], *, work: WorkFolder
+    ) -> dict[str, tuple[ObjectReport, ...]]:
         """Compile what the cache lacks, all families in one queue: the last long unit of one leaves no core idle.
 
         Args:
             families: the units of each family, by a name that is its folder's too.
+
+        Returns:
+            A report of each unit. Its object is in the store under the report's key.
 
         Raises:
             CompileError: a compiler failed; what was compiled before stays in the cache.
@@ -111,7 +106,7 @@ class Builder:
         if missing:
             self._run_ninja(families, missing, work)
             objects |= {key: self.store.find(key) for key in missing}
-        return {name: tuple(_compiled(unit, objects[unit.key]) for unit in units) for name, units in families.items()}
+        return {name: tuple(_report(unit, objects[unit.key]) for unit in units) for name, units in families.items()}
 
     def _run_ninja(self, families: Mapping[str, Sequence[Keyed]], missing: Sequence[str], work: WorkFolder) -> None:
         """Ninja makes the missing objects: an entry that is there but damaged goes first, or ninja would trust it."""
@@ -132,9 +127,7 @@ class Builder:
                         launcher=settings.launcher,
                     )
                 )  # fmt: skip
-        at_once = concurrency(
-            [edge.cost for edge in edges], cores=settings.cores, memory_gb=settings.memory_gb, wanted=settings.jobs
-        )
+        at_once = settings.at_once([edge.cost for edge in edges])
         measure = measuring(settings.cache, toolchain=toolchain, launcher=settings.launcher)
         Ninja(root=work.root, narrate=settings.narrate).build(in_order(edges), measure=measure, at_once=at_once)
 
@@ -144,13 +137,14 @@ class Builder:
         compiled = self.compile(units, work=work)
         return tuple(self._part(plan, family, compiled[str(family.family)], work) for family in plan.families)
 
-    def _part(self, plan: BuildPlan, family: FamilyPlan, objects: Sequence[Compiled], work: WorkFolder) -> Part:
+    def _part(self, plan: BuildPlan, family: FamilyPlan, reports: Sequence[ObjectReport], work: WorkFolder) -> Part:
+        objects = {report.unit: self.store.object(report.key) for report in reports}
         if plan.shard.whole:
-            library = self.link(family, [(item.name, item.path) for item in objects], work=work)
+            library = self.link(family, list(objects.items()), work=work)
             paths, hashes = {family.library: library}, {family.library: file_sha256(library)}
         else:
-            paths = {f"{item.name}.o": item.path for item in objects}
-            hashes = {f"{item.name}.o": item.report.sha256 for item in objects}
+            paths = {f"{name}.o": path for name, path in objects.items()}
+            hashes = {f"{report.unit}.o": report.sha256 for report in reports}
         artifact = Artifact(
             kind="library" if plan.shard.whole else "objects",
             family=str(family.family),
@@ -159,7 +153,7 @@ class Builder:
             flags={planned.unit.name: planned.flags for planned in family.of_shard(plan.shard)},
             shard=str(plan.shard),
             files=hashes,
-            reports=tuple(item.report for item in objects),
+            reports=tuple(reports),
         )
         return Part(artifact=artifact, paths=paths, plan=family)
 
@@ -176,11 +170,10 @@ class Builder:
         )
 
 
-def _compiled(unit: Keyed, found: tuple[Path, ObjectReport] | None) -> Compiled:
-    name = unit.planned.unit.name
+def _report(unit: Keyed, found: tuple[Path, ObjectReport] | None) -> ObjectReport:
     if found is None:
-        raise CompileError(f"the object of {name} vanished from the cache", hint="run it again")
-    return Compiled(name=name, path=found[0], report=found[1])
+        raise CompileError(f"the object of {unit.planned.unit.name} vanished from the cache", hint="run it again")
+    return found[1]
 
 
 def identity(plan: BuildPlan, inputs: Inputs) -> Identity:
@@ -188,7 +181,7 @@ def identity(plan: BuildPlan, inputs: Inputs) -> Identity:
         pin=inputs.tree.lock.short,
         sources=inputs.tree.lock.key,
         edits=inputs.edited.digest,
-        cuda=".".join(str(part) for part in inputs.toolchain.version),
+        cuda=inputs.toolchain.cuda,
         toolchain=inputs.toolchain.fingerprint,
         cxx=inputs.toolchain.cxx_version,
         torch_headers=inputs.torch_headers_id,

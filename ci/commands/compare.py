@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ci.cache.objects import ObjectReport
 from ci.commands import common, options
@@ -47,7 +45,7 @@ def do_compare(args: argparse.Namespace) -> int:
         show([compared(before, after, names=locks)])
         return 0
     text = _raised(None if args.to_cuda == "newest" else args.to_cuda)
-    now, other = read_pins(), _pins_of(text)
+    now, other = read_pins(), read_pins(text=text)
     names = (format_version(now.cuda), format_version(other.cuda))
     show([compared(compiled(session, now), compiled(session, other), names=names)])
     if args.write:
@@ -64,16 +62,6 @@ def _raised(asked: str | None) -> str:
     return raised(asked, wheels_of)
 
 
-def _pins_of(text: str) -> Pins:
-    """The pins in the text of a lock, whose manifests lie beside the repository's."""
-    with tempfile.TemporaryDirectory(prefix="fa3-compare-") as scratch:
-        for manifest in FILE.parent.glob("*.tree"):
-            (Path(scratch) / manifest.name).write_bytes(manifest.read_bytes())
-        place = Path(scratch) / FILE.name
-        place.write_text(text, encoding="utf-8")
-        return read_pins(place)
-
-
 def compiled(session: common.Session, pins: Pins | None = None) -> dict[str, ObjectReport]:
     """The report of each of the plan's units by family and name, compiled by these packages where it has to be."""
     if pins is not None:
@@ -83,7 +71,7 @@ def compiled(session: common.Session, pins: Pins | None = None) -> dict[str, Obj
     units = {str(family.family): builder.keys(family.of_shard(session.plan.shard)) for family in session.plan.families}
     with builder.folder() as work:
         made = builder.compile(units, work=work)
-    return {f"{family} {item.name}": item.report for family, items in made.items() for item in items}
+    return {f"{family} {report.unit}": report for family, reports in made.items() for report in reports}
 
 
 def compared(before: Mapping[str, ObjectReport], after: Mapping[str, ObjectReport], *, names: tuple[str, str]) -> Table:

@@ -53,7 +53,7 @@ def do_fetch(args: argparse.Namespace) -> int:
         },
         "toolchain": {
             "origin": toolchain.origin,
-            "cuda": ".".join(str(part) for part in toolchain.version),
+            "cuda": toolchain.cuda,
             "host": toolchain.host,
             "target": toolchain.target,
             "nvcc": str(toolchain.nvcc),

@@ -38,15 +38,14 @@ def do_kernels(args: argparse.Namespace) -> int:
     chosen_rows = document.choice(args.only, family.selection)
     inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-standin-") as scratch:
-        made = library.make(common.builder(session, inputs), family, output=Path(scratch))
+        builder = common.builder(session, inputs)
+        made = library.make(builder, family, output=Path(scratch))
         chosen = list(calls(family.selection))
-        answers = made.stand_in.ask(DEVICES[DEVICE], chosen)
+        answers = made.ask(DEVICES[DEVICE], chosen)
         tool = Disassembler.of(inputs.toolchain, session.settings.narrate)
         code: dict[str, kernels.Code] = {}
-        for path, report in zip(made.objects, made.reports, strict=True):
-            if not report.usage:
-                continue  # the host file holds no device code
-            codes = kernels.parse_sass(tool.listing("-sass", path))
+        for report in (report for report in made.reports if report.usage):  # the host file holds no device code
+            codes = kernels.parse_sass(tool.listing("-sass", builder.store.object(report.key)))
             code |= {name: counts for (image, name), counts in codes.items() if image == family.images[0]}
     failed = [answer for answer in answers if answer.error]
     if failed:
@@ -64,7 +63,7 @@ def do_kernels(args: argparse.Namespace) -> int:
         calls=len(chosen),
         unreached=len(document.unreached(usage, answers)),
         pin=inputs.tree.lock.short,
-        cuda=".".join(str(part) for part in inputs.toolchain.version),
+        cuda=inputs.toolchain.cuda,
         command=" ".join(words),
     )
     page = document.to_summary if args.summary else document.to_text

@@ -23,7 +23,6 @@ from ci.build.workdir import WorkFolder
 from ci.commands import common, options
 from ci.commands.costs import show_costs
 from ci.plan.costs import Cost as PlannedCost
-from ci.plan.costs import concurrency
 from ci.plan.ninja import Edge
 from ci.process import commit_of
 from ci.prove import measure
@@ -82,7 +81,7 @@ def do_measure(args: argparse.Namespace) -> int:
     inputs = common.gather_inputs(session)
     facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
-        "cuda": ".".join(str(part) for part in inputs.toolchain.version),
+        "cuda": inputs.toolchain.cuda,
         "archs": [target.name for target in session.plan.targets],
         "profile": session.plan.profile,
         "machine": f"{cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
@@ -183,9 +182,7 @@ def _compile(
     Ninja(root=work.root, narrate=settings.narrate).build(
         edges,
         measure=measuring(settings.cache, toolchain=inputs.toolchain, launcher=None),
-        at_once=concurrency(
-            [edge.cost for edge in edges], cores=settings.cores, memory_gb=settings.memory_gb, wanted=settings.jobs
-        ),
+        at_once=settings.at_once([edge.cost for edge in edges]),
         finished=finished,
     )
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from ci.build.ninja import planned_text
 from ci.commands import common, options
 from ci.plan import plan
-from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan, FamilyPlan
-from ci.settings import this_machine
+from ci.settings import Settings
 from ci.sources.lock import read_lock
+from ci.toolchain.installed import format_version
 from flash_attn3_sm121.console import Table, format_seconds, show
 
 
@@ -29,18 +29,20 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def do_plan(args: argparse.Namespace) -> int:
-    request = options.from_arguments(args)
-    machine = this_machine()
-    built = common.planned(request, machine)
-    if args.json:
-        sys.stdout.write(plan.to_json(built))
-    elif args.ninja:
-        at_once = concurrency(built.costs, cores=machine.cores, memory_gb=machine.memory_gb, wanted=request.jobs)
-        sys.stdout.write(planned_text(built, at_once=at_once))
+    session = common.begin(options.from_arguments(args))
+    if args.ninja:
+        sys.stdout.write(planned_text(session.plan, at_once=session.settings.at_once(session.plan.costs)))
     else:
-        text = to_text(built, jobs=request.jobs, cores=machine.cores, memory_gb=machine.memory_gb)
-        show([f"sources {read_lock(request.lock).title}", *text.splitlines()])
+        print_plan(session, as_json=args.json)
     return 0
+
+
+def print_plan(session: common.Session, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(plan.to_json(session.plan))
+    else:
+        title = f"sources {read_lock(session.request.lock).title}"
+        show([title, *to_text(session.plan, session.settings).splitlines()])
 
 
 def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
@@ -72,21 +74,22 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
     return lines
 
 
-def to_text(plan: BuildPlan, *, jobs: int | None, cores: int, memory_gb: float) -> str:
-    """The whole plan; `jobs` None means as many as cores and memory allow."""
-    units = plan.costs
-    at_once = concurrency(units, cores=cores, memory_gb=memory_gb, wanted=jobs)
-    cuda = ".".join(str(part) for part in plan.cuda)
-    lines = [f"profile {plan.profile}, platform {plan.platform.tag}, CUDA {cuda}, shard {plan.shard}", ""]
+def to_text(plan: BuildPlan, settings: Settings) -> str:
+    """The whole plan, and how long a machine of these settings takes."""
+    units, cost = plan.costs, plan.cost
+    at_once = settings.at_once(units)
+    lines = [
+        f"profile {plan.profile}, platform {plan.platform.tag}, CUDA {format_version(plan.cuda)}, shard {plan.shard}"
+    ]
     for family in plan.families:
-        lines += [*_family(plan, family), ""]
-    cost = plan.cost
+        lines += ["", *_family(plan, family)]
     kernels = sum(item.unit.kernels for family in plan.families for item in family.of_shard(plan.shard))
     here = format_seconds(at_once.seconds(units))
     measured = sum(item.measured for family in plan.families for item in family.of_shard(plan.shard))
-    lines.append(
+    lines += [
+        "",
         f"total: {len(units)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
         f"; {here} with {at_once.jobs} at once here, less what is cached"
-        + (f" ({measured} units as they were measured here)" if measured else "")
-    )
+        + (f" ({measured} units as they were measured here)" if measured else ""),
+    ]
     return "\n".join(lines) + "\n"

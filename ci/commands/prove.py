@@ -95,7 +95,7 @@ def do_prove(args: argparse.Namespace) -> int:
         "profile": session.plan.profile,
         "pin": inputs.tree.lock.short,
         "edits": inputs.edited.digest,
-        "cuda": ".".join(str(part) for part in inputs.toolchain.version),
+        "cuda": inputs.toolchain.cuda,
         "only": args.only,
         "times": args.times,
         "seeds": sorted({case.seed for case in wanted}),

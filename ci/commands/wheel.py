@@ -13,10 +13,8 @@ import time
 from pathlib import Path
 
 from ci.commands import common, options
-from ci.commands.plan import to_text
-from ci.plan import plan
+from ci.commands.plan import print_plan
 from ci.process import execute, failure_text
-from ci.sources.lock import read_lock
 from ci.wheel.finish import Finished
 from ci.wheel.wheel import fa2_files, fa2_name, wheel_bytes
 from flash_attn3_sm121.console import Narrator, format_bytes, format_seconds
@@ -37,13 +35,7 @@ def do_wheel(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     session = common.begin(options.from_arguments(args))
     if args.plan:
-        settings = session.settings
-        sys.stdout.write(
-            plan.to_json(session.plan)
-            if args.json
-            else f"sources {read_lock(session.request.lock).title}\n"
-            + to_text(session.plan, jobs=settings.jobs, cores=settings.cores, memory_gb=settings.memory_gb)
-        )
+        print_plan(session, as_json=args.json)
         return 0
     builder = common.builder(session, common.gather_inputs(session))
     finished = common.build_wheel(builder, session.plan, output=args.output)

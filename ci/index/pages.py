@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 from pypi_simple import (
     PYPI_SIMPLE_ENDPOINT,
+    DistributionPackage,
     NoSuchProjectError,
     PyPISimple,
     UnsupportedContentTypeError,
@@ -56,10 +57,10 @@ def session_of(values: Mapping[str, str]) -> requests.Session:
     return session
 
 
-def addresses(
-    wanted: Wanted, values: Mapping[str, str], session: requests.Session, refusals: list[str]
-) -> Iterator[str]:
-    """Every address that pip's indexes give for a file without announcing another hash; the others become refusals."""
+def offers(
+    project: str, values: Mapping[str, str], session: requests.Session, refusals: list[str]
+) -> Iterator[tuple[str, list[DistributionPackage]]]:
+    """Each of pip's indexes that has a project, and its files there; what the others answered becomes refusals."""
     indexes = [values.get("index-url", PYPI_SIMPLE_ENDPOINT), *values.get("extra-index-url", "").split()]
     if values.get("no-index", "").lower() in TRUE_WORDS:
         indexes = []
@@ -67,14 +68,20 @@ def addresses(
     for index in (index for index in indexes if local_path(index) is None):
         client = PyPISimple(index, session=session)
         try:
-            packages = client.get_project_page(wanted.project, timeout=timeout).packages
+            yield index, client.get_project_page(project, timeout=timeout).packages
         except (requests.RequestException, *NO_PAGE) as error:
             refusals.append(without_credentials(str(error)))
-            continue
-        offers = [package for package in packages if package.filename == wanted.filename]
-        if not offers:
+
+
+def addresses(
+    wanted: Wanted, values: Mapping[str, str], session: requests.Session, refusals: list[str]
+) -> Iterator[str]:
+    """Every address that pip's indexes give for a file without announcing another hash; the others become refusals."""
+    for index, packages in offers(wanted.project, values, session, refusals):
+        matching = [package for package in packages if package.filename == wanted.filename]
+        if not matching:
             refusals.append(f"{without_credentials(index)}: offers no {wanted.filename}")
-        for offer in offers:
+        for offer in matching:
             announced = (offer.digests or {}).get("sha256", wanted.sha256)
             if announced == wanted.sha256:
                 yield with_credentials(offer.url, index)
@@ -88,14 +95,8 @@ def wheels_of(project: str) -> list[Wanted]:
     Raises:
         FetchError: no index has the project; the text says what each of them answered.
     """
-    values, refusals = pip_settings(), []
-    session = session_of(values)
-    for index in [values.get("index-url", PYPI_SIMPLE_ENDPOINT), *values.get("extra-index-url", "").split()]:
-        try:
-            packages = PyPISimple(index, session=session).get_project_page(project, timeout=60).packages
-        except (requests.RequestException, *NO_PAGE) as error:
-            refusals.append(without_credentials(str(error)))
-            continue
+    values, refusals = pip_settings(), list[str]()
+    for _, packages in offers(project, values, session_of(values), refusals):
         return [
             Wanted(project=project, filename=package.filename, sha256=package.digests["sha256"])
             for package in packages

@@ -43,14 +43,14 @@ def refusal(name: str, version: str, *, newest: int) -> str | None:
     return None
 
 
-def find_cxx(host: str, target: str, settings: Settings, *, include: Path, asked: str | None = None) -> tuple[str, str]:
+def find_cxx(host: str, target: str, settings: Settings, *, include: Path) -> tuple[str, str]:
     """(command, version) of the first usable compiler. Raises ToolchainError with every refusal and the apt line."""
     newest = newest_allowed(include)
     refusals = []
-    for name in [asked] if asked else candidates(host, target, newest=newest):
+    for name in candidates(host, target, newest=newest):
         path = shutil.which(name)
         if path is None:
-            if name == asked or not name[-1].isdigit():
+            if not name[-1].isdigit():
                 refusals.append(f"{name} is not installed")
             continue
         answer = execute([path, "-dumpfullversion", "-dumpversion"], narrate=settings.narrate)

@@ -56,10 +56,14 @@ class Pins:
         return next(package for package in self.packages if package.project == project)
 
 
-def read_pins(path: Path = FILE) -> Pins:
-    """Read and check the lock. Raises ToolchainError that names the key, what was expected and what was found."""
+def read_pins(path: Path = FILE, *, text: str | None = None) -> Pins:
+    """Read and check the lock, or another text for it beside the same manifests.
+
+    Raises:
+        ToolchainError: it names the key, what was expected and what was found.
+    """
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if text is None else text)
         if data["schema"] != SCHEMA:
             raise ToolchainError(f"{path}: schema: expected {SCHEMA}, found {data['schema']!r}")
         major, minor = (int(part) for part in data["cuda"].split("."))

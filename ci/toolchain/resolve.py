@@ -10,7 +10,7 @@ from pathlib import Path
 from ci.plan.archs import Platform
 from ci.settings import Settings
 from ci.toolchain.hostcxx import find_cxx
-from ci.toolchain.installed import RUNTIME, Toolkit, ask_nvcc, nvcc_version, read_toolkit
+from ci.toolchain.installed import RUNTIME, Toolkit, ask_nvcc, format_version, nvcc_version, read_toolkit
 from ci.toolchain.packages import identity, unpacked
 from ci.toolchain.pins import Pins, read_pins
 from flash_attn3_sm121.errors import ToolchainError
@@ -33,23 +33,23 @@ class Toolchain:
     origin: str  # "pinned packages" or the toolkit's folder
     fingerprint: str  # changes whenever what the tools produce may change; holds no path
 
+    @property
+    def cuda(self) -> str:
+        return format_version(self.version)
+
 
 def resolve(
     settings: Settings,
     *,
-    host: str | None = None,
     target: str | None = None,
     cuda_home: Path | None = None,
-    cxx: str | None = None,
     pins: Pins | None = None,
 ) -> Toolchain:
     """The toolchain that runs here and makes libraries for `target`.
 
     Args:
-        host: the machine that compiles (default: this one).
-        target: the machine that the libraries are for (default: `host`).
+        target: the machine that the libraries are for (default: this one).
         cuda_home: an installed toolkit, instead of the pinned packages.
-        cxx: the host compiler to use (default: the first usable g++).
         pins: the toolchain's lock (default: the repository's).
 
     Raises:
@@ -57,7 +57,7 @@ def resolve(
         ToolchainError: a compiler or a piece of a toolkit is missing, or too old or new.
         FetchError: a pinned package cannot be had.
     """
-    host = str(Platform.parse(host or platform.machine()))
+    host = str(Platform.parse(platform.machine()))
     target = str(Platform.parse(target or host))
     if cuda_home is None:
         toolkit = _pinned(pins or read_pins(), settings, host=host, target=target)
@@ -66,8 +66,8 @@ def resolve(
     if not (toolkit.cudart_dir / RUNTIME).is_file():
         raise ToolchainError(f"no {RUNTIME} in {toolkit.cudart_dir}")
     include, tools = toolkit.include, toolkit.root / "bin"
-    command, cxx_version = find_cxx(host, target, settings, include=include, asked=cxx)
-    words = [toolkit.identity, target, f"{toolkit.version[0]}.{toolkit.version[1]}", cxx_version]
+    cxx, cxx_version = find_cxx(host, target, settings, include=include)
+    words = [toolkit.identity, target, format_version(toolkit.version), cxx_version]
     return Toolchain(
         host=host,
         target=target,
@@ -76,7 +76,7 @@ def resolve(
         cuobjdump=tools / "cuobjdump",
         include_dirs=tuple(folder for folder in (include, include / "cccl") if folder.is_dir()),
         cudart_dir=toolkit.cudart_dir,
-        cxx=command,
+        cxx=cxx,
         cxx_version=cxx_version,
         version=toolkit.version,
         origin="pinned packages" if cuda_home is None else str(toolkit.root),

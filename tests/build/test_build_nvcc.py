@@ -120,7 +120,7 @@ def compiled(session: Session, inputs: Inputs, unit: PlannedUnit, cache: Path) -
     builder = Builder(inputs=inputs, settings=replace(session.settings, cache=cache))
     with builder.folder() as work:
         ((made,),) = builder.compile({"sm8x": builder.keys([unit])}, work=work).values()
-    return made.path
+    return builder.store.object(made.key)
 
 
 def unit_of(session: Session, kind: str) -> PlannedUnit:

@@ -63,15 +63,16 @@ echo "ptxas info    : Used 255 registers, used 1 barriers, 8 bytes cumulative st
 def test_an_object_goes_into_the_cache_with_what_it_took(tmp_path: Path) -> None:
     made = builder(tmp_path, f"{PTXAS} echo x >> {tmp_path}/calls; {WRITES}")
     ((one,),) = built(made, sm8x=[Keyed(planned=unit(), key=KEY)]).values()
-    assert one.path.read_text() == "object\n" and one.report.size == 7 and one.report.rss_gb > 0
-    (usage,) = one.report.usage
+    path = made.store.object(one.key)
+    assert path.read_text() == "object\n" and one.size == 7 and one.rss_gb > 0
+    (usage,) = one.usage
     assert (usage.kernel, usage.image, usage.registers, usage.spill_stores) == ("_Zk", "sm_121", 255, 4)
     assert usage.static_smem == 1028 and usage.stack == 8 and usage.spill_loads == 12
     built(made, sm8x=[Keyed(planned=unit(), key=KEY)])
     assert (tmp_path / "calls").read_text() == "x\n", "what is in the cache is not compiled again"
-    one.path.write_text("damaged")
-    ((again,),) = built(made, sm8x=[Keyed(planned=unit(), key=KEY)]).values()
-    assert again.path.read_text() == "object\n" and (tmp_path / "calls").read_text() == "x\nx\n"
+    path.write_text("damaged")
+    built(made, sm8x=[Keyed(planned=unit(), key=KEY)])
+    assert path.read_text() == "object\n" and (tmp_path / "calls").read_text() == "x\nx\n"
 
 
 def test_a_unit_that_another_build_made_meanwhile(
@@ -93,8 +94,12 @@ while [ ! -e {tmp_path}/begun.a ] || [ ! -e {tmp_path}/begun.b ]; do sleep 0.01;
 while [ "$1" != -o ]; do shift; done; echo "$family" > "$2"
 """
     keyed = {name: [Keyed(planned=unit(NAME, f"-DFAMILY={name}"), key=name * 64)] for name in ("a", "b")}
-    made = built(builder(tmp_path, body, jobs=2), **keyed)
-    assert {name: units[0].path.read_text() for name, units in made.items()} == {"a": "a\n", "b": "b\n"}
+    two = builder(tmp_path, body, jobs=2)
+    made = built(two, **keyed)
+    assert {name: two.store.object(reports[0].key).read_text() for name, reports in made.items()} == {
+        "a": "a\n",
+        "b": "b\n",
+    }
 
 
 def test_ninja_can_be_asked_about_a_build(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from ci.build.family import Builder, Compiled, Keyed
+from ci.build.family import Builder, Keyed
+from ci.cache.objects import ObjectReport
 from ci.plan.costs import Cost
 from ci.plan.plan import PlannedUnit
 from ci.plan.units import Unit
@@ -57,6 +58,6 @@ def builder(tmp_path: Path, body: str, *, jobs: int = 1, stream: io.StringIO | N
     return Builder(inputs=inputs, settings=settings)  # type: ignore[arg-type]
 
 
-def built(made: Builder, **families: Sequence[Keyed]) -> dict[str, tuple[Compiled, ...]]:
+def built(made: Builder, **families: Sequence[Keyed]) -> dict[str, tuple[ObjectReport, ...]]:
     with made.folder() as work:
         return made.compile(families, work=work)

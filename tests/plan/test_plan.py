@@ -19,7 +19,7 @@ from ci.plan.costs import Concurrency
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.profiles import find, select
 from ci.plan.units import backwards, forwards, units
-from ci.settings import Machine
+from ci.settings import Machine, Settings
 from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, PROXY_DEVICES, Family
 from flash_attn3_sm121.builds import PROFILES
 from flash_attn3_sm121.errors import ArchError, UsageError
@@ -46,14 +46,14 @@ def planned(profile: str, archs: str, **kwargs: object) -> BuildPlan:
 )
 def test_golden_text(golden: Callable[[str, str], None], name: str, profile: str, archs: str) -> None:
     """Which files with which flags; their cost is an estimate that is measured anew now and then, so it is left out."""
-    text = to_text(planned(profile, archs), jobs=None, cores=4, memory_gb=24.0)
+    text = to_text(planned(profile, archs), Settings(cores=4, memory_gb=24.0))
     units, _, _ = text.rpartition("\ntotal: ")
     golden(name, re.sub(r"(?m)^(  \S+\.c\w+ +\d+) .*$", r"\1", units).replace("  CPU s   GB", ""))
 
 
 def test_the_last_line_adds_up_what_the_units_cost() -> None:
     built = planned("nanochat", "12.1")
-    text = to_text(built, jobs=2, cores=4, memory_gb=24.0)
+    text = to_text(built, Settings(jobs=2, cores=4, memory_gb=24.0))
     cpu_s = sum(item.cost.cpu_s for family in built.families for item in family.units)
     assert f"about {cpu_s:.0f} CPU s" in text and "with 2 at once here" in text
 

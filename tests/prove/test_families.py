@@ -154,7 +154,7 @@ def stand_in(
 def test_every_call_launches_what_fits(session: common.Session, stand_in: Callable[[str], Made], name: str) -> None:
     made = stand_in(SERVED[name])
     chosen = list(calls(family_of(session, SERVED[name]).selection))
-    answers = made.stand_in.ask(DEVICES[name], chosen)
+    answers = made.ask(DEVICES[name], chosen)
     assert len(answers) >= 50
     for answer in answers:
         assert answer.error is None, f"{answer.call.name}: {answer.error}"
@@ -174,7 +174,7 @@ def test_every_call_launches_what_fits(session: common.Session, stand_in: Callab
 def test_no_device_of_another_family_is_let_in(
     session: common.Session, stand_in: Callable[[str], Made], family: str, name: str
 ) -> None:
-    (answer,) = stand_in(family).stand_in.ask(DEVICES[name], [next(calls(family_of(session, family).selection))])
+    (answer,) = stand_in(family).ask(DEVICES[name], [next(calls(family_of(session, family).selection))])
     assert answer.launches == () and answer.error is not None and "cannot run on" in answer.error
 
 
@@ -191,7 +191,7 @@ def test_what_kernels_cannot_read_is_refused_before_a_launch(
     device = next(name for name, serving in SERVED.items() if serving == family)
     good = failing(family_of(session, family).selection, "")
     bad = [misaligned(good, tensor) for tensor in "qkv"]
-    *answers, last = stand_in(family).stand_in.ask(DEVICES[device], [*bad, good])
+    *answers, last = stand_in(family).ask(DEVICES[device], [*bad, good])
     for answer, tensor in zip(answers, "qkv", strict=True):
         assert answer.launches == () and answer.error is not None
         assert f"{tensor} starts at no multiple of 16 bytes" in answer.error
@@ -205,7 +205,7 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
     """CUTLASS prints and launches with an empty one."""
     selection = family_of(session, "sm90").selection
     bad = failing(selection, "cuTensorMapEncodeTiled")
-    first, second = stand_in("sm90").stand_in.ask(DEVICES["H100"], [bad, failing(selection, "")])
+    first, second = stand_in("sm90").ask(DEVICES["H100"], [bad, failing(selection, "")])
     assert first.launches == () and first.error is not None and native.is_unreadable(RuntimeError(first.error))
     assert "for a TMA descriptor" in first.error
     assert second.error is None and second.launches
@@ -219,4 +219,4 @@ def test_the_host_file_of_a_proxy_build_compiles() -> None:
     assert "-DFA3_PROXY" in host.flags and "-DFA3_IMAGES=sm_90" in host.flags
     with builder.folder() as work:
         ((made,),) = builder.compile({"sm8x": builder.keys([host])}, work=work).values()
-    assert made.path.is_file()
+    assert builder.store.object(made.key).is_file()

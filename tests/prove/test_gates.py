@@ -60,7 +60,7 @@ def asked(archs: str, profile: str, folder: Path) -> dict[str, Any]:
     inputs = common.gather_inputs(session)
     (family,) = session.plan.families
     facts = facts_of(family, identity=identity(session.plan, inputs), sha256="0" * 64, platform_tag="any")
-    made = library.make(common.builder(session, inputs), host_only(family), output=folder).stand_in
+    made = library.make(common.builder(session, inputs), host_only(family), output=folder)
     properties = json.dumps(DEVICES[DEVICE[archs]].properties)
     argv = [sys.executable, "-m", "tests.fakes.gate_calls", str(made.library), facts.to_json(), properties]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -75,7 +75,7 @@ def served(session: common.Session, device: Device) -> bool:
 def test_every_call_launches_what_fits(session: common.Session, made: Made) -> None:
     (family,) = session.plan.families
     chosen = list(calls(family.selection))
-    answers = made.stand_in.ask(DEVICES["GB10"], chosen)
+    answers = made.ask(DEVICES["GB10"], chosen)
     assert len(answers) >= 50
     for answer in answers:
         assert answer.error is None, f"{answer.call.name}: {answer.error}"
@@ -91,7 +91,7 @@ def test_every_call_launches_what_fits(session: common.Session, made: Made) -> N
 @pytest.mark.parametrize("name", ["A10", "L40S", "RTX 5090"])
 def test_every_device_of_the_family_is_served_within_its_limit(session: common.Session, fat: Made, name: str) -> None:
     (family,) = session.plan.families
-    for answer in fat.stand_in.ask(DEVICES[name], list(calls(family.selection))):
+    for answer in fat.ask(DEVICES[name], list(calls(family.selection))):
         assert answer.error is None, f"{answer.call.name}: {answer.error}"
         assert answer.launches, answer.call.name
         for launch in answer.launches:
@@ -101,14 +101,14 @@ def test_every_device_of_the_family_is_served_within_its_limit(session: common.S
 @pytest.mark.parametrize("name", ["A100", "H100", "B200"])
 def test_devices_of_other_families_are_not_let_in(session: common.Session, fat: Made, name: str) -> None:
     (family,) = session.plan.families
-    for answer in fat.stand_in.ask(DEVICES[name], list(itertools.islice(calls(family.selection), 5))):
+    for answer in fat.ask(DEVICES[name], list(itertools.islice(calls(family.selection), 5))):
         assert answer.launches == () and answer.error is not None and "cannot run on" in answer.error
 
 
 def test_shared_memory_is_what_the_arithmetic_says(session: common.Session, made: Made) -> None:
     (family,) = session.plan.families
     checked = set()
-    for answer in made.stand_in.ask(DEVICES["GB10"], list(calls(family.selection))):
+    for answer in made.ask(DEVICES["GB10"], list(calls(family.selection))):
         for launch in answer.launches:
             tile, variant = kernels.tile(launch.kernel), kernels.variant(launch.kernel)
             if tile is None or variant is None or kernels.kind(launch.kernel) != "forward":
@@ -124,7 +124,7 @@ def test_a_foreign_device_gets_an_exception_and_no_launch(session: common.Sessio
     """The smoke library holds code for 12.1 alone."""
     (family,) = session.plan.families
     assert not served(session, device)
-    for answer in made.stand_in.ask(device, list(itertools.islice(calls(family.selection), 0, None, 7))):
+    for answer in made.ask(device, list(itertools.islice(calls(family.selection), 0, None, 7))):
         assert answer.launches == ()
         assert answer.error is not None
         assert f"cannot run on stand-in ({device.major}.{device.minor}): it holds code for" in answer.error
@@ -133,7 +133,7 @@ def test_a_foreign_device_gets_an_exception_and_no_launch(session: common.Sessio
 def test_too_little_shared_memory_is_refused(session: common.Session, made: Made) -> None:
     (family,) = session.plan.families
     small = Device(name="small", major=12, minor=1, sms=48, l2=24 << 20, smem=65536)
-    (answer,) = made.stand_in.ask(small, [next(calls(family.selection))])
+    (answer,) = made.ask(small, [next(calls(family.selection))])
     assert answer.launches == () and answer.error is not None
     assert "101376 bytes of shared memory a block, the device has 65536" in answer.error
 
@@ -144,7 +144,7 @@ def test_a_cuda_error_becomes_an_exception_and_the_process_goes_on(
 ) -> None:
     (family,) = session.plan.families
     good = failing(family.selection, "")
-    first, second = made.stand_in.ask(DEVICES["GB10"], [failing(family.selection, function), good])
+    first, second = made.ask(DEVICES["GB10"], [failing(family.selection, function), good])
     assert first.error is not None and "an error of the stand-in runtime" in first.error
     assert str(CSRC.parent) not in first.error
     assert second.error is None and second.launches
@@ -163,7 +163,7 @@ def test_the_number_of_sms_and_the_margin_shape_the_grid(session: common.Session
     grids = []
     for sms in (48, 20):
         device = Device(name="x", major=12, minor=1, sms=sms, l2=24 << 20, smem=101376)
-        (answer,) = made.stand_in.ask(device, [call])
+        (answer,) = made.ask(device, [call])
         assert answer.error is None
         grids.append(answer.launches[-1].grid[0])
     assert grids == [2 * 48, 2 * 20]

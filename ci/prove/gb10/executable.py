@@ -147,8 +147,8 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
             "no PTX was kept with these objects", hint="build without --launcher: compiler caches keep none"
         )
     return Executable(
-        library=made.stand_in.library,
-        namespace=made.stand_in.namespace,
+        library=made.library,
+        namespace=made.namespace,
         ptx=tuple(files),
         executor=executor(builder.settings.cache),
         keys=tuple(report.key for report in made.reports),

@@ -26,9 +26,9 @@ class Launch:
     """One kernel launch as the host code asked for it. `status` is what the runtime answered; 0 is success."""
 
     kernel: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    cluster: tuple[int, int, int]
+    grid: Sequence[int]
+    block: Sequence[int]
+    cluster: Sequence[int]
     smem: int
     status: int
 
@@ -43,11 +43,12 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandIn:
-    """A family's host code that can be asked; only this machine's architecture can be."""
+class Made:
+    """A family's host code that can be asked, and what the compiler said of its kernels."""
 
-    library: Path
+    library: Path  # for this machine's architecture: no other can be asked
     namespace: str
+    reports: tuple[ObjectReport, ...]
 
     def ask(self, device: Device, calls: Sequence[Call]) -> tuple[Answer, ...]:
         """Every call's launches on that device, from a fresh process (a library asks for a device once)."""
@@ -59,41 +60,20 @@ class StandIn:
 
 
 def _answer(call: Call, found: dict[str, Any]) -> Answer:
-    launches = (
-        Launch(
-            kernel=item["kernel"],
-            grid=(item["grid"][0], item["grid"][1], item["grid"][2]),
-            block=(item["block"][0], item["block"][1], item["block"][2]),
-            cluster=(item["cluster"][0], item["cluster"][1], item["cluster"][2]),
-            smem=item["smem"],
-            status=item["status"],
-        )
-        for item in found["launches"]
-    )
-    return Answer(call=call, launches=tuple(launches), error=found["error"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A stand-in library, with what the compiler said of its kernels."""
-
-    stand_in: StandIn
-    objects: tuple[Path, ...]
-    reports: tuple[ObjectReport, ...]
+    return Answer(call=call, launches=tuple(Launch(**item) for item in found["launches"]), error=found["error"])
 
 
 def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Made:
     """Compile what the object cache lacks of the family, and link it under `output`."""
     library, name = output / f"standin_{family.family}.so", str(family.family)
     with builder.folder() as work:
-        compiled = builder.compile({name: builder.keys(family.units)}, work=work)[name]
-        objects = tuple(item.path for item in compiled)
+        reports = builder.compile({name: builder.keys(family.units)}, work=work)[name]
+        objects = [builder.store.object(report.key) for report in reports]
         linker = builder.linker(name, work=work)
         linker.make_stubs()
         for argv in _commands(builder.inputs.toolchain, objects, library):
             linker.call(argv, name=library.name)
-    stand_in = StandIn(library=library, namespace=family.namespace)
-    return Made(stand_in=stand_in, objects=objects, reports=tuple(item.report for item in compiled))
+    return Made(library=library, namespace=family.namespace, reports=reports)
 
 
 def _commands(toolchain: Toolchain, objects: Sequence[Path], library: Path) -> list[list[str]]:
