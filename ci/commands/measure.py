@@ -22,7 +22,6 @@ from ci.build.ninja import Ninja, measuring, unit_edge
 from ci.build.workdir import WorkFolder
 from ci.commands import common, options
 from ci.commands.costs import show_costs
-from ci.plan.costs import Cost as PlannedCost
 from ci.plan.ninja import Edge
 from ci.process import commit_of
 from ci.prove import measure
@@ -79,6 +78,7 @@ def do_measure(args: argparse.Namespace) -> int:
         return 0
     picked = chosen(groups, args)
     inputs = common.gather_inputs(session)
+    builder = common.builder(session, inputs)
     facts: dict[str, Any] = {
         "pin": inputs.tree.lock.short,
         "cuda": inputs.toolchain.cuda,
@@ -86,10 +86,10 @@ def do_measure(args: argparse.Namespace) -> int:
         "profile": session.plan.profile,
         "machine": f"{cpu_name()}, {session.machine.cores} cores, {session.machine.platform}",
     }
-    earlier = _earlier(args.output) if args.resume else {}
+    earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.resume and args.output.is_file() else {}
     results = measure.carried(earlier, facts=facts)
     if args.built:
-        _take_built(picked, results, common.builder(session, inputs))
+        _take_built(picked, results, builder)
     tasks = measure.tasks(picked, results)
     # Our side may be partly the one and partly the other, after going on with another choice.
     origins = [*earlier.get("ours_from", "").split("; "), BUILT if args.built else ""]
@@ -101,9 +101,9 @@ def do_measure(args: argparse.Namespace) -> int:
     }
     record = Record(output=args.output, groups=groups, results=results, facts=facts)
     record.write()
-    with common.builder(session, inputs).folder() as work:
+    with builder.folder() as work:
         _compile(tasks, session=session, inputs=inputs, work=work, record=record)
-    print(_told(record.document(), output=args.output))
+    print(_told(record.write(), output=args.output))
     return 0
 
 
@@ -155,16 +155,15 @@ class Record:
     results: dict[str, Result]
     facts: Mapping[str, Any]
 
-    def document(self) -> dict[str, Any]:
-        return measure.summary(self.groups, self.results, facts=self.facts)
-
     def add(self, task: Task, cost: Cost) -> None:
         result = self.results.setdefault(task.group.name, Result())
         (result.ours if task.ours else result.upstream)[task.file] = cost
         self.write()
 
-    def write(self) -> None:
-        put_file(self.output, json.dumps(self.document(), indent=1) + "\n")
+    def write(self) -> dict[str, Any]:
+        document = measure.summary(self.groups, self.results, facts=self.facts)
+        put_file(self.output, json.dumps(document, indent=1) + "\n")
+        return document
 
 
 def _compile(
@@ -188,38 +187,25 @@ def _compile(
 
 
 def _edge(task: Task, inputs: Inputs, work: WorkFolder) -> Edge:
-    folder = work.family("ours" if task.ours else "upstream")
-    written = str(folder.root / "cost" / f"{Path(task.file).stem}.json")
+    side, name = "ours" if task.ours else "upstream", Path(task.file).stem
+    folder = work.family(side)
+    written = str(folder.root / "cost" / f"{name}.json")
     if task.ours is not None:
         folder.write(task.ours.unit)
         return unit_edge(
-            task.ours, folder="ours", output=written, options=("--cost", written), toolchain=inputs.toolchain,
+            task.ours, folder=side, output=written, options=("--cost", written), toolchain=inputs.toolchain,
             launcher=None,
         )  # fmt: skip
-    cpu_s, rss_gb = measure.estimate(task)
-    name = Path(task.file).stem
-    return Edge(
-        name=f"upstream {name}",
-        folder="upstream",
-        source=str(inputs.tree.hopper / task.file),
-        output=written,
-        options=("--unit", name, "--cost", written),
-        command=tuple(_upstream(task, inputs)),
-        cost=PlannedCost(cpu_s=cpu_s, rss_gb=rss_gb),
-    )
-
-
-def _upstream(task: Task, inputs: Inputs) -> list[str]:
     hopper, tools = inputs.tree.hopper, inputs.toolchain
     flags = [*measure.UPSTREAM_FLAGS, *measure.upstream_gencode(task.file)]
-    includes = [f"-I{hopper}", f"-I{inputs.tree.cutlass_include}"]
-    made = f"obj/{Path(task.file).stem}.o"
-    return [str(tools.nvcc), "-ccbin", tools.cxx, *flags, *includes, "-c", str(hopper / task.file), "-o", made]
-
-
-def _earlier(path: Path) -> Mapping[str, Any]:
-    """The document of an earlier run; empty where there was none."""
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
+    flags += [f"-I{hopper}", f"-I{inputs.tree.cutlass_include}"]
+    source = str(hopper / task.file)
+    return Edge(
+        name=f"upstream {name}",
+        folder=side,
+        source=source,
+        output=written,
+        options=("--unit", name, "--cost", written),
+        command=(str(tools.nvcc), "-ccbin", tools.cxx, *flags, "-c", source, "-o", f"obj/{name}.o"),
+        cost=measure.estimate(task),
+    )

@@ -32,17 +32,12 @@ def do_plan(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args))
     if args.ninja:
         sys.stdout.write(planned_text(session.plan, at_once=session.settings.at_once(session.plan.costs)))
-    else:
-        print_plan(session, as_json=args.json)
-    return 0
-
-
-def print_plan(session: common.Session, *, as_json: bool) -> None:
-    if as_json:
+    elif args.json:
         sys.stdout.write(plan.to_json(session.plan))
     else:
         title = f"sources {read_lock(session.request.lock).title}"
         show([title, *to_text(session.plan, session.settings).splitlines()])
+    return 0
 
 
 def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from ci.commands import common, options
-from ci.commands.plan import print_plan
 from ci.process import execute, failure_text
 from ci.wheel.finish import Finished
 from ci.wheel.wheel import fa2_files, fa2_name, wheel_bytes
@@ -26,7 +25,6 @@ from flash_attn3_sm121.files import put_file
 def configure_wheel(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("wheels"), help="folder for the wheel (default: wheels)")
-    parser.add_argument("--plan", action="store_true", help="stop after the plan")
     parser.add_argument("--no-publish", action="store_true", help="do not put the wheel into the local hub")
     parser.add_argument("--json", action="store_true", help="the summary for programs, on stdout")
 
@@ -34,9 +32,6 @@ def configure_wheel(parser: argparse.ArgumentParser) -> None:
 def do_wheel(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     session = common.begin(options.from_arguments(args))
-    if args.plan:
-        print_plan(session, as_json=args.json)
-        return 0
     builder = common.builder(session, common.gather_inputs(session))
     finished = common.build_wheel(builder, session.plan, output=args.output)
     published = not finished.proxy and not args.no_publish

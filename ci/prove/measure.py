@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ci.plan import costs
 from ci.plan.plan import FamilyPlan, PlannedUnit
 from flash_attn3_sm121.errors import UsageError
 
@@ -146,15 +147,17 @@ def tasks(picked: Sequence[Group], results: Mapping[str, Result]) -> list[Task]:
     return [task for _, task in sorted(ordered, key=lambda pair: pair[0])]
 
 
-# (CPU seconds, GB) of an upstream file by kind: for the ETA, and for how many are compiled at once.
-UPSTREAM_COST = {"fwd": (320.0, 9.0), "bwd": (240.0, 9.0), "combine": (92.0, 3.1), "prepare": (42.0, 1.4)}
+# What an upstream file costs by kind: for the ETA, and for how many are compiled at once.
+UPSTREAM_COST = {
+    "fwd": costs.Cost(cpu_s=320.0, rss_gb=9.0),
+    "bwd": costs.Cost(cpu_s=240.0, rss_gb=9.0),
+    "combine": costs.Cost(cpu_s=92.0, rss_gb=3.1),
+    "prepare": costs.Cost(cpu_s=42.0, rss_gb=1.4),
+}
 
 
-def estimate(task: Task) -> tuple[float, float]:
-    """The estimated CPU seconds and GB of a task."""
-    if task.ours is not None:
-        return task.ours.cost.cpu_s, task.ours.cost.rss_gb
-    return UPSTREAM_COST[task.group.kind]
+def estimate(task: Task) -> costs.Cost:
+    return UPSTREAM_COST[task.group.kind] if task.ours is None else task.ours.cost
 
 
 def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[str, Result]:
@@ -180,12 +183,8 @@ def carried(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[st
     }
 
 
-def _total(costs: Mapping[str, Cost]) -> float:
-    return sum(cost.cpu_s for cost in costs.values())
-
-
-def _peak(costs: Sequence[Cost]) -> float:
-    return max((cost.rss_gb for cost in costs), default=0)
+def _total(files: Mapping[str, Cost]) -> float:
+    return sum(cost.cpu_s for cost in files.values())
 
 
 def _sums(ours: float, upstream: float) -> dict[str, Any]:
@@ -232,8 +231,8 @@ def summary(every: Sequence[Group], results: Mapping[str, Result], *, facts: Map
         "upstream_files_measured": sum(len(result.upstream) for result in known.values()),
         "measured_groups": _sums(sum(_total(r.ours) for r in complete), sum(_total(r.upstream) for r in complete)),
         "whole": _whole(every, results),
-        "ours_peak_rss_gb": _peak([cost for result in known.values() for cost in result.ours.values()]),
-        "upstream_peak_rss_gb": _peak([cost for result in known.values() for cost in result.upstream.values()]),
+        "ours_peak_rss_gb": max((c.rss_gb for r in known.values() for c in r.ours.values()), default=0),
+        "upstream_peak_rss_gb": max((c.rss_gb for r in known.values() for c in r.upstream.values()), default=0),
         "results": [
             {
                 "group": name,
