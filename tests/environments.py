@@ -49,3 +49,32 @@ def python_with(name: str, wanted: Sequence[str], *, ours: Path | None = None) -
 def _call(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+class Environment:
+    """A fresh virtual environment that sees this one's torch and is served by this one's pip."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.call([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+        self.python = folder / "bin" / "python"
+        (self.site,) = folder.glob("lib/python*/site-packages")
+        (self.site / "zz_shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+
+    def call(self, command: list[str]) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder.parent)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def pip(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.python)]
+        return self.call([*command, *arguments])
+
+    def install(self, file: Path) -> str:
+        return self.pip("install", "--no-deps", "--no-index", str(file))
+
+    def run(self, code: str) -> str:
+        return self.call([str(self.python), "-c", code])
+
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.site)) for path in self.site.rglob("*")}

@@ -10,7 +10,7 @@ from ci.prove.gb10.executable import Executable
 from ci.verify import kernels
 from tests.clients.envs import python_of
 from tests.clients.probe_gpt_oss import LAYERS
-from tests.prove.test_faults import make
+from tests.fakes.fault_kernels import make
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.network, pytest.mark.slow]
 HUB = "kernels-community/vllm-flash-attn3"

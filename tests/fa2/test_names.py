@@ -17,7 +17,7 @@ from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.doctor.clients import fa2_names
 from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.files import put_file
-from tests.wheel.test_install import Environment
+from tests.environments import Environment
 
 ROOT = Path(__file__).parents[2]
 PROBE = """

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ci.commands import common, options
 from ci.plan import costs, flags
 from ci.plan.archs import Target
 from ci.plan.plan import FamilyPlan, PlannedUnit
 from ci.plan.profiles import select
 from ci.plan.units import Unit
+from ci.prove.gb10 import executable
+from ci.prove.gb10.executable import Executable
+from ci.sources.fault_patches import FAULT_PATCHES
 from flash_attn3_sm121.arch import CAPABILITIES, Family, Image
 from flash_attn3_sm121.builds import Profile
+from flash_attn3_sm121.console import Narrator
 
 PROFILE = Profile(
     name="few",
@@ -63,3 +68,11 @@ def plan(profile: Profile, texts: Mapping[str, str]) -> FamilyPlan:
         units=tuple(planned),
         proxy="",
     )
+
+
+def make(folder: Path, *, mended: bool) -> Executable:
+    """The library, executable: `mended` with the patches and all its kernels, else with neither."""
+    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
+    withheld = frozenset() if mended else frozenset(edit.name for edit in FAULT_PATCHES)
+    inputs = common.gather_inputs(session, without=withheld)
+    return executable.make(common.builder(session, inputs), family(more=mended), output=folder)

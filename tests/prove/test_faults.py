@@ -6,49 +6,26 @@ only tells which kernel would have been launched, with which stride: compiling i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ci.commands import common, options
-from ci.prove.gb10 import executable
 from ci.prove.gb10.executable import Executable, Run
-from ci.sources.fault_patches import FAULT_PATCHES
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import CompileError
 from tests.fakes import fault_kernels
+from tests.fakes.fault_calls import NEAR
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
-
-# Distances to the formula in fp64 of results that are right: bf16 in and out, sums in fp32.
-NEAR = {
-    "out": 8e-3,
-    "lse": 1e-5,
-    "cache": 0.0,
-    "behind the head": 0.0,
-    "dq": 2.3e-2,
-    "dk": 2.3e-2,
-    "dv": 2.3e-2,
-    "ds_aux": 2.3e-2,
-}
-
-
-def make(folder: Path, *, mended: bool) -> Executable:
-    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
-    withheld = frozenset() if mended else frozenset(edit.name for edit in FAULT_PATCHES)
-    inputs = common.gather_inputs(session, without=withheld)
-    return executable.make(common.builder(session, inputs), fault_kernels.family(more=mended), output=folder)
 
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory: pytest.TempPathFactory) -> Executable:
-    return make(tmp_path_factory.mktemp("mended"), mended=True)
+    return fault_kernels.make(tmp_path_factory.mktemp("mended"), mended=True)
 
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Executable:
-    return make(tmp_path_factory.mktemp("faulty"), mended=False)
+    return fault_kernels.make(tmp_path_factory.mktemp("faulty"), mended=False)
 
 
 def show(library: Executable, case: str, *ways: dict[str, Any], sms: int = 48) -> Run:

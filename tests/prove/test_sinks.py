@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.prove.test_faults import NEAR, make
+from tests.fakes.fault_calls import NEAR
+from tests.fakes.fault_kernels import make
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 CASES = ("window", "gpt_oss", "split_pages", "gradients")

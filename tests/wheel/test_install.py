@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 
 from ci.wheel import wheel
 from flash_attn3_sm121.files import put_file
+from tests.environments import Environment
 
 pytestmark = pytest.mark.slow
 
@@ -31,35 +29,6 @@ UPSTREAM = {
     "flash_attn_config.py": b"CONFIG = {'build_flags': {}}\n",
     "flash_attn_3/__init__.py": b"__version__ = '3.0.0b1'\n",
 }
-
-
-class Environment:
-    """A fresh virtual environment that sees this one's torch and is served by this one's pip."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.call([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-        self.python = folder / "bin" / "python"
-        (self.site,) = folder.glob("lib/python*/site-packages")
-        (self.site / "zz_shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-
-    def call(self, command: list[str]) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder.parent)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def pip(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.python)]
-        return self.call([*command, *arguments])
-
-    def install(self, file: Path) -> str:
-        return self.pip("install", "--no-deps", "--no-index", str(file))
-
-    def run(self, code: str) -> str:
-        return self.call([str(self.python), "-c", code])
-
-    def files(self) -> set[str]:
-        return {str(path.relative_to(self.site)) for path in self.site.rglob("*")}
 
 
 @pytest.fixture
