@@ -72,10 +72,14 @@ def served(session: common.Session, device: Device) -> bool:
     return any(Image.parse(name).runs_on(device.major, device.minor) for name in (*family.images, *family.ptx))
 
 
-def test_every_call_launches_what_fits(session: common.Session, made: Made) -> None:
+@pytest.fixture(scope="module")
+def answers(session: common.Session, made: Made) -> tuple[library.Answer, ...]:
+    """What every call launches on a GB10."""
     (family,) = session.plan.families
-    chosen = list(calls(family.selection))
-    answers = made.ask(DEVICES["GB10"], chosen)
+    return made.ask(DEVICES["GB10"], list(calls(family.selection)))
+
+
+def test_every_call_launches_what_fits(made: Made, answers: tuple[library.Answer, ...]) -> None:
     assert len(answers) >= 50
     for answer in answers:
         assert answer.error is None, f"{answer.call.name}: {answer.error}"
@@ -105,10 +109,9 @@ def test_devices_of_other_families_are_not_let_in(session: common.Session, fat: 
         assert answer.launches == () and answer.error is not None and "cannot run on" in answer.error
 
 
-def test_shared_memory_is_what_the_arithmetic_says(session: common.Session, made: Made) -> None:
-    (family,) = session.plan.families
+def test_shared_memory_is_what_the_arithmetic_says(answers: tuple[library.Answer, ...]) -> None:
     checked = set()
-    for answer in made.ask(DEVICES["GB10"], list(calls(family.selection))):
+    for answer in answers:
         for launch in answer.launches:
             tile, variant = kernels.tile(launch.kernel), kernels.variant(launch.kernel)
             if tile is None or variant is None or kernels.kind(launch.kernel) != "forward":
