@@ -24,7 +24,6 @@ from ci.toolchain.pins import Pins
 from ci.toolchain.resolve import resolve
 from ci.verify import schemas
 from ci.wheel.finish import Finished, make_wheel
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import MissingPackageError, ToolchainError
 
 
@@ -53,17 +52,11 @@ def planned(request: Request, machine: Machine) -> BuildPlan:
     return with_measured(plan, ObjectStore(cache=cache_root()).measured())
 
 
-def begin(request: Request, narrate: Narrator | None = None) -> Session:
+def begin(request: Request) -> Session:
     """The session of a request. It is planned first: a request that makes no sense is refused before any download."""
     machine = this_machine()
     plan = planned(request, machine)
-    settings = Settings(
-        narrate=narrate or Narrator(),
-        cores=machine.cores,
-        memory_gb=machine.memory_gb,
-        jobs=request.jobs,
-        launcher=request.launcher,
-    )
+    settings = Settings(cores=machine.cores, memory_gb=machine.memory_gb, jobs=request.jobs, launcher=request.launcher)
     return Session(request=request, machine=machine, plan=plan, settings=settings)
 
 

@@ -12,7 +12,7 @@ from ci.sources.lock import find_pin, read_lock
 from ci.toolchain.installed import format_version
 from ci.toolchain.pins import FILE, Pins, read_pins
 from ci.toolchain.raising import raised
-from flash_attn3_sm121.console import Narrator, Table, format_bytes, show
+from flash_attn3_sm121.console import Table, format_bytes, show
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.files import put_file
 
@@ -33,8 +33,8 @@ def configure_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def do_compare(args: argparse.Namespace) -> int:
-    narrate = Narrator()
-    session = common.begin(options.from_arguments(args), narrate)
+    session = common.begin(options.from_arguments(args))
+    narrate = session.settings.narrate
     if args.to_pin:
         if args.write:
             raise UsageError("--write is for --to-cuda", hint="CONTRIBUTING.md, Raise a pin")

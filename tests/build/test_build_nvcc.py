@@ -107,7 +107,7 @@ def test_a_doctored_wheel_is_refused(smoke_wheel: BuiltWheel, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    return common.begin(options.Request(profile="smoke", archs="12.1"), Narrator(quiet=True))
+    return common.begin(options.Request(profile="smoke", archs="12.1"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from ci.prove.gb10.executable import Executable
 from ci.sources.fault_patches import FAULT_PATCHES
 from flash_attn3_sm121.arch import CAPABILITIES, Family, Image
 from flash_attn3_sm121.builds import Profile
-from flash_attn3_sm121.console import Narrator
 
 PROFILE = Profile(
     name="few",
@@ -72,7 +71,7 @@ def plan(profile: Profile, texts: Mapping[str, str]) -> FamilyPlan:
 
 def make(folder: Path, *, mended: bool) -> Executable:
     """The library, executable: `mended` with the patches and all its kernels, else with neither."""
-    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
+    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2))
     withheld = frozenset() if mended else frozenset(edit.name for edit in FAULT_PATCHES)
     inputs = common.gather_inputs(session, without=withheld)
     return executable.make(common.builder(session, inputs), family(more=mended), output=folder)

@@ -24,7 +24,6 @@ from ci.prove.standin.library import Made
 from ci.verify import kernels
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.call.facts import DeviceFacts
-from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.dispatch.decide import NativeState, pick_build
 from flash_attn3_sm121.native import library as native
 from tests.wheels import ROOT, build
@@ -44,7 +43,7 @@ def ci(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def session() -> common.Session:
-    return common.begin(options.Request(profile="smoke", archs=ARCHS), Narrator(quiet=True))
+    return common.begin(options.Request(profile="smoke", archs=ARCHS))
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +212,7 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
 
 def test_the_host_file_of_a_proxy_build_compiles() -> None:
     """12.1's kernels in code for an H100. Its plan, name, rules, hub and dispatch are tested elsewhere."""
-    session = common.begin(options.Request(profile="smoke", archs="12.1", proxy="9.0"), Narrator(quiet=True))
+    session = common.begin(options.Request(profile="smoke", archs="12.1", proxy="9.0"))
     builder = common.builder(session, common.gather_inputs(session))
     (host,) = [unit for unit in session.plan.families[0].units if unit.unit.kind == "api"]
     assert "-DFA3_PROXY" in host.flags and "-DFA3_IMAGES=sm_90" in host.flags

@@ -21,7 +21,6 @@ from ci.commands import common, options
 from ci.plan.plan import FamilyPlan
 from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
-from flash_attn3_sm121.console import Narrator
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 # A library's capability -> the device that it is shown.
@@ -56,7 +55,7 @@ def host_only(family: FamilyPlan) -> FamilyPlan:
 
 def asked(archs: str, profile: str, folder: Path) -> dict[str, Any]:
     """The answers of both gates for a profile's library."""
-    session = common.begin(options.Request(profile=profile, archs=archs, jobs=2), Narrator(quiet=True))
+    session = common.begin(options.Request(profile=profile, archs=archs, jobs=2))
     inputs = common.gather_inputs(session)
     (family,) = session.plan.families
     facts = facts_of(family, identity=identity(session.plan, inputs), sha256="0" * 64, platform_tag="any")

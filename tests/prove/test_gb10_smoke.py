@@ -37,7 +37,7 @@ class Smoke:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    session = common.begin(options.Request(profile="smoke", archs="12.1"), QUIET)
+    session = common.begin(options.Request(profile="smoke", archs="12.1"))
     (family,) = session.plan.families
     inputs = common.gather_inputs(session)
     folder = tmp_path_factory.mktemp("smoke")
@@ -64,7 +64,7 @@ def test_every_case_is_right_and_every_attention_kernel_was_executed(smoke: Smok
 def test_the_work_of_a_tile_is_what_the_machine_code_says(smoke: Smoke) -> None:
     """What four tiles more execute in the PTX, against one iteration of the loop that `verify` finds in the SASS."""
     counted = smoke.executable.run("tests.fakes.tile_calls:work", {"dim": 64, "keys": 256, "tiles": 4}).result
-    session = common.begin(options.Request(profile="smoke", archs="12.1"), QUIET)
+    session = common.begin(options.Request(profile="smoke", archs="12.1"))
     (family,) = session.plan.families
     inputs = common.gather_inputs(session)
     build = common.builder(session, inputs)

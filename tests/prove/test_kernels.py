@@ -18,7 +18,6 @@ from ci.prove.standin.library import Made
 from ci.verify import kernels
 from ci.verify.kernels import forward_bytes
 from flash_attn3_sm121.arch import CAPABILITIES, Image
-from flash_attn3_sm121.console import Narrator
 from tests.wheels import BuiltWheel
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -27,7 +26,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 @pytest.fixture(scope="module")
 def session() -> common.Session:
-    return common.begin(options.Request(profile="smoke", archs="12.1"), Narrator(quiet=True))
+    return common.begin(options.Request(profile="smoke", archs="12.1"))
 
 
 @pytest.fixture(scope="module")

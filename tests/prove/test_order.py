@@ -11,7 +11,6 @@ from ci.plan.profiles import Profile
 from ci.prove.gb10 import executable
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.executable import Executable
-from flash_attn3_sm121.console import Narrator
 from tests.fakes import fault_kernels
 from tests.fakes.case_calls import Shown, execute
 
@@ -38,7 +37,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
-    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2), Narrator(quiet=True))
+    session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2))
     family = fault_kernels.plan(PROFILE, {"bwd": fault_kernels.text("order_kernels.cu")})
     builder = common.builder(session, common.gather_inputs(session))
     return executable.make(builder, family, output=tmp_path_factory.mktemp("order"))

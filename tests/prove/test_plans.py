@@ -9,13 +9,12 @@ import pytest
 from ci.commands import common, options
 from ci.prove.gb10 import executable
 from flash_attn3_sm121.bench.splits import BATCHES, GROUPS, HEADS, Decode
-from flash_attn3_sm121.console import Narrator
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 
 def test_the_library_plans_the_splits_that_bench_predicts(tmp_path: Path) -> None:
-    session = common.begin(options.Request(profile="nanochat", archs="12.1"), Narrator(quiet=True))
+    session = common.begin(options.Request(profile="nanochat", archs="12.1"))
     (family,) = session.plan.families
     builder = common.builder(session, common.gather_inputs(session))
     if not all(builder.store.object(key.key).exists() for key in builder.keys(family.units)):
