@@ -18,7 +18,7 @@ from ci.prove.gb10.executable import Executable, make
 from ci.prove.gb10.pool import Pool
 from ci.sources.lock import DEFAULT_LOCK
 from flash_attn3_sm121.arch import Family
-from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.console import Narrator, show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 
 EPILOG = """\
@@ -109,6 +109,9 @@ def do_prove(args: argparse.Namespace) -> int:
         put_executed(session.settings.cache, executable.keys, report.summary(made))
     if args.write:
         args.write.write_text(report.to_json(made), encoding="utf-8")
-    sys.stdout.write(report.to_json(made) if args.json else report.to_text(made))
+    if args.json:
+        sys.stdout.write(report.to_json(made))
+    else:
+        show(report.to_blocks(made))
     whole = report.good(made) if not args.only else not made["failed"]
     return 0 if whole else VerifyError.exit_code

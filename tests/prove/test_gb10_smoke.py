@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.pool import Counts, Pool, Results
 from ci.verify import kernels
 from ci.verify.reading import Disassembler
-from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.console import Narrator, plain
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 QUIET = Narrator(quiet=True)
@@ -56,7 +57,7 @@ def test_every_case_is_right_and_every_attention_kernel_was_executed(smoke: Smok
     assert len(attention) == 4 and all(row["executed"] > 0.8 * row["instructions"] for row in attention)
     assert {missing["kind"] for missing in made["unreached"]} <= {"library", "prepare"}
     assert made["second_poison"]["cases"] == made["second_poison"]["equal"] > 0
-    text = report.to_text(made)
+    text = plain(report.to_blocks(made))
     assert f"4 attention kernels and {len(made['kernels']) - 4} others" in text and "0 cases wrong" in text
     assert json.loads(report.to_json(made))["cases"] == len(smoke.cases)
 
@@ -107,7 +108,7 @@ def test_one_changed_instruction_is_noticed(smoke: Smoke, tmp_path: Path) -> Non
     assert sum(not mutant["reason"] for mutant in survived) <= len(tried) // 20, survived
     barriers = [mutant["caught"] for mutant in tried if mutant["kind"] == "barrier dropped"]
     assert any(caught.startswith("race in shared memory") and "; the other: line" in caught for caught in barriers)
-    assert f"all | {len(tried) - len(survived)} | {len(tried)}" in mutants.to_text(tried)
+    assert re.search(rf"\nall +{len(tried) - len(survived)} +{len(tried)}\n", plain(mutants.to_blocks(tried)))
 
 
 def test_a_mutant_is_one_line_of_its_file(smoke: Smoke) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ci.prove.gb10.cases import SMS, Case
 from ci.prove.gb10.executable import Executable
 from ci.verify import kernels
-from flash_attn3_sm121.console import Narrator
+from flash_attn3_sm121.console import Block, Narrator, Table
 
 FUNCTION = "ci.prove.gb10.check_mutants:run"
 CASES = 20  # a mutant is tried in so many cases of each number of SMs
@@ -234,17 +234,20 @@ class Trial:
         return dict(zip(part, said, strict=True))
 
 
-def to_text(tried: Sequence[Mapping[str, Any]]) -> str:
-    """How many of each kind were caught, and the survivors."""
-    lines = ["mutants | caught | of"]
-    for kind in sorted({mutant["kind"] for mutant in tried}):
-        mine = [mutant for mutant in tried if mutant["kind"] == kind]
-        lines.append(f"{kind} | {sum(bool(mutant['caught']) for mutant in mine)} | {len(mine)}")
-    lines.append(f"all | {sum(bool(mutant['caught']) for mutant in tried)} | {len(tried)}")
+def to_blocks(tried: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """For people: how many of each kind were caught, and the survivors."""
+    groups = {
+        kind: [mutant for mutant in tried if mutant["kind"] == kind] for kind in sorted({m["kind"] for m in tried})
+    }
+    rows = [
+        (kind, str(sum(bool(mutant["caught"]) for mutant in mine)), str(len(mine)))
+        for kind, mine in (groups | {"all": list(tried)}).items()
+    ]
+    blocks: list[Block] = ["", Table(head=("mutants", "caught", "of"), rows=rows, right=frozenset({1, 2}))]
     for mutant in tried:
         if not mutant["caught"]:
             variant = kernels.variant(mutant["kernel"]) or kernels.kind(mutant["kernel"])
             place = f"{variant}, line {mutant['line']}: {mutant['before']} -> {mutant['after'] or 'nothing'}"
-            lines.append(f"survived: {mutant['kind']}, {place}")
-            lines.append(f"    {mutant['reason'] or 'why it cannot matter is not known'}")
-    return "\n".join(lines) + "\n"
+            blocks.append(f"survived: {mutant['kind']}, {place}")
+            blocks.append(f"    {mutant['reason'] or 'why it cannot matter is not known'}")
+    return blocks

@@ -8,6 +8,7 @@ from typing import Any
 
 from ci.prove.gb10 import mutants
 from ci.verify import kernels
+from flash_attn3_sm121.console import Block, Table
 
 SCHEMA = 1
 ATTENTION = ("forward", "backward")
@@ -142,17 +143,22 @@ def to_json(made: Mapping[str, Any]) -> str:
     return json.dumps(made, indent=1, sort_keys=True) + "\n"
 
 
-def to_text(made: Mapping[str, Any]) -> str:
-    """The table. Coverage is of a kernel's PTX instructions; errors are the largest distance to the formula."""
-    lines = ["kernel | cases | launches | coverage | out | LSE | gradients | wrong", "-" * 78]
+HEAD = ("cases", "launches", "coverage", "out", "LSE", "gradients", "wrong", "kernel")
+
+
+def to_blocks(made: Mapping[str, Any]) -> list[Block]:
+    """For people. Coverage is of a kernel's PTX instructions; errors are the largest distance to the formula."""
+    rows = []
     for row in made["kernels"]:
         largest = row["largest"]
         gradients = max((largest[name] for name in ("dq", "dk", "dv") if name in largest), default=None)
-        errors = (largest.get("out"), largest.get("lse"), gradients)
-        cells = [f"{row['kind']} {row['variant'] or row['kernel'][:60]}", row["cases"], row["launches"]]
-        cells.append(f"{100 * row['executed'] // max(1, row['instructions'])} %")
-        cells += [f"{value:.1e}" if value is not None else "" for value in errors]
-        lines.append(" | ".join(str(cell) for cell in (*cells, row["wrong"] or "")))
+        errors = (
+            f"{value:.1e}" if value is not None else "" for value in (largest.get("out"), largest.get("lse"), gradients)
+        )
+        coverage = f"{100 * row['executed'] // max(1, row['instructions'])} %"
+        name = f"{row['kind']} {row['variant'] or row['kernel'][:60]}"
+        rows.append((str(row["cases"]), str(row["launches"]), coverage, *errors, str(row["wrong"] or ""), name))
+    lines = []
     for kind in sorted({missing["kind"] for missing in made["unreached"]}):
         mine = [missing for missing in made["unreached"] if missing["kind"] == kind]
         lines.append(f"not reached: {len(mine)} {kind}: {mine[0]['reason']}")
@@ -162,11 +168,11 @@ def to_text(made: Mapping[str, Any]) -> str:
         f"contents {second['equal']} of them gave the same results to the bit"
     )
     for failure in made["failed"]:
-        lines.append(f"WRONG: {failure['case']}")
-        lines += [f"    {text}" for text in failure["wrong"]]
+        lines += [f"WRONG: {failure['case']}", *(f"    {text}" for text in failure["wrong"])]
     executed = sum(row["kind"] in ATTENTION for row in made["kernels"])
     lines.append(
         f"{executed} attention kernels and {len(made['kernels']) - executed} others executed in {made['cases']} cases, "
         f"{made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
     )
-    return "\n".join(lines) + "\n" + (mutants.to_text(made["mutants"]) if "mutants" in made else "")
+    table = Table(head=HEAD, rows=rows, right=frozenset(range(7)))
+    return [table, "", *lines, *(mutants.to_blocks(made["mutants"]) if "mutants" in made else [])]
