@@ -163,6 +163,11 @@ class Repo:
             if check_revision(sha) != entry.manifest[:40]:
                 raise IntegrityError(f"revision {sha} is not the head of its manifest's hash {entry.manifest}")
 
+    @property
+    def history(self) -> list[tuple[str, Revision]]:
+        """The revisions by their names, the one that came last first."""
+        return sorted(self.revisions.items(), key=lambda item: (item[1].added, item[1].version), reverse=True)
+
     def resolve(self, name: str) -> str | None:
         """The revision that a ref or a revision's (full) name stands for; None where there is no such thing."""
         if name in self.refs:
@@ -227,6 +232,8 @@ class Index:
     def repo(self, name: str) -> Repo:
         if name not in self.repos:
             known = ", ".join(sorted(self.repos)) or "none"
+            if name.endswith(".whl"):
+                raise HubError(f"no wheel {name!r} in this hub", hint="flash-attn3 hub list --names")
             raise HubError(f"no repository {name!r} in this hub (there are: {known})", hint="flash-attn3 hub list")
         return self.repos[name]
 

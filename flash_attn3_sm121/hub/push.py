@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
@@ -19,52 +18,28 @@ REPO_TYPE = "kernel"
 BRANCHES = ("main", VERSION_REF)  # `get_kernel(repo, version=1)` looks for the branch v1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Upload:
-    """One repository's revision, and the branches that will hold it."""
-
-    found: Resolved
-    branches: tuple[str, ...] = BRANCHES
-
-    @property
-    def size(self) -> int:
-        return sum(entry.size for entry in self.found.manifest.files.values())
+def plan_push(hub: Hub, index: Index, repos: Sequence[str]) -> list[Resolved]:
+    """What to upload of a hub: the newest revision of each repository."""
+    return [resolve(hub, index, name) for name in repos]
 
 
-class Api(Protocol):
-    """The part of huggingface_hub.HfApi that a push needs."""
-
-    def create_repo(self, repo_id: str, *, repo_type: str, exist_ok: bool) -> Any: ...
-    def create_branch(self, repo_id: str, *, repo_type: str, branch: str, exist_ok: bool) -> Any: ...
-    def list_repo_files(self, repo_id: str, *, repo_type: str, revision: str) -> list[str]: ...
-    def create_commit(
-        self, repo_id: str, operations: list[Any], *, commit_message: str, repo_type: str, revision: str
-    ) -> Any: ...
-
-
-def plan_push(hub: Hub, index: Index, repos: Sequence[str]) -> list[Upload]:
-    """Uploads of what the hub holds."""
-    return [Upload(found=resolve(hub, index, name)) for name in repos]
-
-
-def plan_rehearsed(manifests: Mapping[RepoName, Manifest]) -> list[Upload]:
-    """Uploads of what the hub would hold."""
+def plan_rehearsed(manifests: Mapping[RepoName, Manifest]) -> list[Resolved]:
+    """What there would be to upload after a publish."""
     return [
-        Upload(found=Resolved(repo=name, revision=manifest.revision, ref=BRANCHES[0], manifest=manifest))
+        Resolved(repo=name, revision=manifest.revision, ref=BRANCHES[0], manifest=manifest)
         for name, manifest in manifests.items()
     ]
 
 
-def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
+def render_plan(plan: Sequence[Resolved], *, really: bool) -> str:
     """A plan as text: every file of every repository."""
     lines = []
-    for upload in plan:
-        found = upload.found
+    for found in plan:
         files = found.manifest.files
+        size = sum(entry.size for entry in files.values())
         lines.append(
             f"{'uploading' if really else 'would upload'} {found.repo} (type {REPO_TYPE}, branches "
-            f"{', '.join(upload.branches)}): {len(files)} files, {format_bytes(upload.size)}, "
-            f"revision {found.revision[:12]}"
+            f"{', '.join(BRANCHES)}): {len(files)} files, {format_bytes(size)}, revision {found.revision[:12]}"
         )
         lines += [f"  {entry.sha256}  {entry.size:>10}  {path}" for path, entry in sorted(files.items())]
     if not really:
@@ -72,27 +47,25 @@ def render_plan(plan: Sequence[Upload], *, really: bool) -> str:
     return "\n".join(lines)
 
 
-def _api() -> Api:
+def _api() -> Any:
     from huggingface_hub import HfApi, constants
 
     if REPO_TYPE not in getattr(constants, "REPO_TYPES_WITH_KERNEL", ()):
         raise HubError(
             "this huggingface_hub knows no kernel repositories", hint='pip install --upgrade "huggingface_hub>=1.3"'
         )
-    api: Api = HfApi(library_name="flash_attn3_sm121")
-    return api
+    return HfApi(library_name="flash_attn3_sm121")
 
 
-def push(hub: Hub, plan: Sequence[Upload], api: Api | None = None) -> None:
+def push(hub: Hub, plan: Sequence[Resolved], api: Any = None) -> None:
     """Upload: one commit a branch, in which files that are no longer there are deleted."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     client = _api() if api is None else api
-    for upload in plan:
-        found, name = upload.found, str(upload.found.repo)
-        files = found.manifest.files
+    for found in plan:
+        name, files = str(found.repo), found.manifest.files
         client.create_repo(name, repo_type=REPO_TYPE, exist_ok=True)
-        for branch in upload.branches:
+        for branch in BRANCHES:
             if branch != "main":
                 client.create_branch(name, repo_type=REPO_TYPE, branch=branch, exist_ok=True)
             there = set(client.list_repo_files(name, repo_type=REPO_TYPE, revision=branch))

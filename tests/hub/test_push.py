@@ -50,9 +50,9 @@ def test_a_push_uploads_the_revision_to_both_branches(hub: Hub) -> None:
     for branch in ("main", "v1"):
         first, *added = api.operations[branch]
         assert first.path_in_repo == "build/torch-cuda/gone.py"
-        assert {item.path_in_repo for item in added} == set(plan.found.manifest.files)
+        assert {item.path_in_repo for item in added} == set(plan.manifest.files)
         for item in added:
-            entry = plan.found.manifest.files[item.path_in_repo]
+            entry = plan.manifest.files[item.path_in_repo]
             assert Path(item.path_or_fileobj).read_bytes() == hub.read(entry)
 
 
@@ -71,7 +71,7 @@ def test_a_dry_run_says_every_file_and_touches_nothing(
     for name in NAMES:
         (plan,) = plan_push(hub, hub.index(), [name])
         assert render_plan([plan], really=False).splitlines()[0] in text
-        for path, entry in plan.found.manifest.files.items():
+        for path, entry in plan.manifest.files.items():
             assert f"{entry.sha256}  {entry.size:>10}  {path}" in text
     assert "nothing was uploaded or published: say --yes" in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             asked = Asked(f"/{REPO}/resolve/main/{path}", accept="x" * 5000)
             await app.__rsgi__(asked, asked)
             assert asked.sent == [(200, body)]
-            held = sum(len(ready.body) + 5000 for ready in app._ready.values())
+            held = sum(len(body) + 5000 for _, body in app._ready.values())
             assert 0 < held <= app._kept <= 60_000 + 15_000 and len(app.files._good) <= 5
 
     asyncio.run(main())
@@ -153,6 +154,8 @@ def test_a_gb10_is_not_served_by_a_wheel_for_another_cpu(hub: Hub) -> None:
     for name, wheel in hub.index().wheels.items():
         if wheel.platform == "linux_aarch64":
             index = index.with_wheel(name, None)
+    assert {platforms for _, _, platforms in pages.repo_groups(index)} == {"Linux x86-64"}
+    assert "kernels for Linux aarch64, Linux x86-64" in dict(pages.of_the_hub(hub.index()))["index.html"]
     row = next(row for row in pages.machine_rows(index) if row.capability == "12.1")
     assert row.native == () and row.other_host == ("Linux x86-64, sm_121",)
     row = next(row for row in pages.machine_rows(hub.index()) if row.capability == "12.1")
@@ -198,9 +201,11 @@ def test_an_answer_that_is_kept_never_outlives_its_generation(tmp_path: Path) ->
         app.files.path = publishing_meanwhile  # type: ignore[method-assign]
         assert await ask() == (200, b"one\n"), "asked before it was published"
         assert app._ready == {} and await ask() == (200, b"two\n")
-        held = Path(next(iter(app._ready.values())).file)
+        held = hub.layout.object(hashlib.sha256(b"two\n").hexdigest())
         held.chmod(0o644)
         held.write_bytes(b"evl\n")
+        assert await ask() == (200, b"two\n"), "the bytes that were hashed are still at hand"
+        app._ready.clear()
         assert (await ask())[0] == 409
 
     asyncio.run(main())

@@ -7,30 +7,19 @@ The pages are written when something is published, so they cannot know under whi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from itertools import groupby
-from typing import Any
 from urllib.parse import quote
 
-from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.arch import CAPABILITIES
-from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, WheelEntry
 from flash_attn3_sm121.hub.site.simple import indexes
+from flash_attn3_sm121.hub.site.templates import read, render
 
 PLATFORM_NAMES = {"linux_aarch64": "Linux aarch64", "linux_x86_64": "Linux x86-64", "any": "any machine"}
-FLAVOUR_NAMES = {
-    "fa3": "FlashAttention-3's own interface",
-    "vllm": "The interface of vLLM's fork: attention sinks, and always (out, lse)",
-    "sgl": "The interface of SGLang's fork: attention sinks, pages for packed queries, forward only",
-}
 VERIFY_NAMES = {"pass": "machine code verified", "no-library": "Python only", "unverified": "not verified"}
 FAVOURITE = "kernels-community/flash-attn3"  # in the example, where the hub has it
-BASE = "http://HUB"  # the script puts the page's own address in its place
 ASSETS = ("hub.css", "hub.js", "icon.svg")
 
 
@@ -62,10 +51,6 @@ class WheelCard:
         # `==3.0.0` means 3.0.0+local too, which uv then takes, and misses the hash; `===` means the very text.
         equals = "==" if "+" in self.entry.version else "==="
         return f"{self.entry.name}{equals}{self.entry.version} \\\n    --hash=sha256:{self.entry.sha256}"
-
-
-def moment(stamp: str) -> str:
-    return stamp.replace("T", " ").removesuffix("Z") + (" UTC" if stamp.endswith("Z") else "")
 
 
 def machine_rows(index: Index) -> list[MachineRow]:
@@ -119,13 +104,18 @@ def newest(cards: list[WheelCard]) -> list[WheelCard]:
     return list({card.platform: card for card in reversed(cards) if card.index == "simple"}.values())[::-1]
 
 
-def repo_groups(index: Index) -> list[tuple[tuple[str, ...], Repo]]:
-    """The repositories, those of the same content in one group."""
-    groups: dict[tuple[object, ...], list[str]] = {}
+def repo_groups(index: Index) -> list[tuple[tuple[str, ...], Repo, str]]:
+    """The repositories, those of the same content in one group, and the platforms that their `main` has kernels for."""
+    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for name, repo in sorted(index.repos.items()):
         wheels = repo.revisions[repo.refs["main"]].wheels if "main" in repo.refs else ()
         groups.setdefault((repo.flavour, wheels, tuple(sorted(set(repo.refs)))), []).append(name)
-    return [(tuple(names), index.repos[names[0]]) for names in groups.values()]
+    found = []
+    for (_, wheels, _), names in groups.items():
+        native = {index.wheels[wheel].platform for wheel in wheels if wheel in index.wheels} - {"any"}
+        platforms = ", ".join(sorted(PLATFORM_NAMES.get(name, name) for name in native))
+        found.append((tuple(names), index.repos[names[0]], platforms))
+    return found
 
 
 def _folder_of(path: str) -> str:
@@ -138,37 +128,6 @@ def _folders(manifest: Manifest) -> list[tuple[str, list[tuple[str, FileEntry]]]
     """The files by variant. Those outside of variants come first."""
     rows = sorted(manifest.files.items(), key=lambda row: (_folder_of(row[0]), row[0]))
     return [(folder, list(group)) for folder, group in groupby(rows, key=lambda row: _folder_of(row[0]))]
-
-
-@cache
-def read(name: str) -> str:
-    """A file of `static/`; the name is one of ours."""
-    return (files(__package__) / "static" / name).read_text(encoding="utf-8")
-
-
-def _address(name: str) -> str:
-    """An asset's address below the root; it changes with the content."""
-    return f"-/{name}?v={hashlib.sha256(read(name).encode()).hexdigest()[:12]}"
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        human=format_bytes,
-        moment=moment,
-        relative=lambda path, folder: path.removeprefix(f"{folder}/" if folder else ""),
-    )
-    environment.globals.update(address=_address, base=BASE, version=__version__, about=FLAVOUR_NAMES)
-    return environment
-
-
-def _render(template: str, **values: Any) -> str:
-    return str(_environment().get_template(template).render(**values))
 
 
 def card_html(text: str) -> str:
@@ -185,7 +144,7 @@ def of_the_hub(index: Index) -> Iterator[tuple[str, str]]:
     shown, repos = newest(cards), index.repos
     yield (
         "index.html",
-        _render(
+        render(
             "page.html",
             root="",
             index=index,
@@ -197,8 +156,8 @@ def of_the_hub(index: Index) -> Iterator[tuple[str, str]]:
             older=len(cards) - len(shown),
         ),
     )
-    yield "history.html", _render("history.html", root="", index=index, wheels=cards)
-    yield "404.html", _render("missing.html", root="/")
+    yield "history.html", render("history.html", root="", index=index, wheels=cards)
+    yield "404.html", render("missing.html", root="/")
     for name in ASSETS:
         yield f"-/{name}", read(name)
 
@@ -207,7 +166,7 @@ def repository(index: Index, name: str, manifest: Manifest, card: str) -> str:
     """A repository's own page, under the address where the real hub has one: error messages of clients lead there."""
     repo = index.repos[name]
     sha = repo.refs["main"]
-    return _render(
+    return render(
         "repo.html",
         root="../../",
         name=name,
@@ -215,7 +174,7 @@ def repository(index: Index, name: str, manifest: Manifest, card: str) -> str:
         sha=sha,
         revision=repo.revisions[sha],
         refs=sorted(ref for ref, at in repo.refs.items() if at == sha),
-        history=sorted(repo.revisions.items(), key=lambda item: -item[1].added)[:20],
+        history=repo.history[:20],
         manifest=manifest,
         size=sum(entry.size for entry in manifest.files.values()),
         folders=_folders(manifest),

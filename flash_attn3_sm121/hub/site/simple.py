@@ -7,12 +7,12 @@ pip has tags for a platform and none for a GPU, so a GPU that has kernels here g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.hub.index import Index, WheelEntry
+from flash_attn3_sm121.hub.site.templates import render
 
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 API_VERSION = "1.1"
@@ -90,25 +90,20 @@ def project_json(project: str, wheels: Mapping[str, WheelEntry], *, up: str) -> 
     }
 
 
-def _html(title: str, rows: list[str]) -> str:
-    head = (
-        "<!DOCTYPE html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
-        f'<meta name="pypi:repository-version" content="{API_VERSION}">\n<title>{escape(title)}</title>\n</head>\n'
-    )
-    return f"{head}<body>\n<h1>{escape(title)}</h1>\n" + "".join(f"{row}<br>\n" for row in rows) + "</body>\n</html>\n"
+def _link(filename: str, wheel: WheelEntry, *, up: str) -> dict[str, str | None]:
+    """The attributes of one file's link."""
+    digest = f"sha256={wheel.metadata_sha256}"
+    return {
+        "href": f"{up}files/{quote(filename)}#sha256={wheel.sha256}",
+        "data-requires-python": wheel.requires_python or None,
+        "data-core-metadata": digest,
+        "data-dist-info-metadata": digest,
+    }
 
 
 def project_html(project: str, wheels: Mapping[str, WheelEntry], *, up: str) -> str:
-    rows = []
-    for name, wheel in wheels.items():
-        row = file_row(name, wheel, up=up)
-        digest = f"sha256={wheel.metadata_sha256}"
-        rows.append(
-            f'<a href="{escape(row["url"])}#sha256={wheel.sha256}"'
-            + (f' data-requires-python="{escape(wheel.requires_python)}"' if wheel.requires_python else "")
-            + f' data-core-metadata="{digest}" data-dist-info-metadata="{digest}">{escape(name)}</a>'
-        )
-    return _html(f"Links for {project}", rows)
+    links = {name: _link(name, wheel, up=up) for name, wheel in wheels.items()}
+    return render("simple.html", title=f"Links for {project}", links=links, api=API_VERSION)
 
 
 def list_json(names: list[str]) -> dict[str, Any]:
@@ -116,4 +111,5 @@ def list_json(names: list[str]) -> dict[str, Any]:
 
 
 def list_html(names: list[str]) -> str:
-    return _html("Simple index", [f'<a href="{quote(name)}/">{escape(name)}</a>' for name in names])
+    links = {name: {"href": f"{quote(name)}/"} for name in names}
+    return render("simple.html", title="Simple index", links=links, api=API_VERSION)
