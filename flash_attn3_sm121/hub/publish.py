@@ -42,6 +42,8 @@ def judge(paths: Iterable[Path], *, allow_unverified: bool = False) -> list[Whee
     """Read the wheels and refuse what must not be published."""
     wheels: dict[str, WheelFile] = {}
     for path in paths:
+        if not path.exists():
+            raise HubError(f"there is no file {path}", hint="`make wheel` builds one into wheels/")
         wheel = read_wheel(path)
         proxies = [item.family for item in wheel.facts if item.proxy]
         if proxies:
@@ -198,7 +200,23 @@ def _compose(txn: Transaction, wheels: Sequence[WheelFile], repos: Mapping[RepoN
         for name, flavour in sorted(names.items()):
             index = _with_release(txn, index, (name, flavour, version), picked)
             revisions[str(name)] = index.repos[str(name)].refs[version]
+    newest, lost = left_behind(index)
+    if lost and newest in {wheel.public_version for wheel in kernels}:
+        warnings.append(
+            f"`main` is release {newest} now, which has no wheel for {', '.join(lost)}: "
+            "get_kernel gives those machines the fallbacks until one is published"
+        )
     return _Composed(index=index, repos=revisions, warnings=tuple(warnings))
+
+
+def left_behind(index: Index) -> tuple[str, list[str]]:
+    """The newest release, and the platforms that only older ones have a wheel for."""
+    releases: dict[str, set[str]] = {}
+    for entry in index.wheels.values():
+        if entry.name == PACKAGE:
+            releases.setdefault(Version(entry.version).public, set()).add(entry.platform)
+    newest = max(releases, key=Version, default="")
+    return newest, sorted(set().union(*releases.values()) - releases.get(newest, set()) - {ANY})
 
 
 def publish(

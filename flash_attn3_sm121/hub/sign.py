@@ -120,9 +120,9 @@ class TrustedKeys:
             try:
                 found = _PUBLIC.findall(Path(word).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
-                raise HubError(f"{TRUSTED_ENV}: {word!r} is neither a key nor a readable file: {error}") from error
+                raise HubError(f"trusted keys: {word!r} is neither a key nor a readable file: {error}") from error
             if not found:
-                raise HubError(f"{TRUSTED_ENV}: {word} holds no public key (a line ed25519:...)")
+                raise HubError(f"trusted keys: {word} holds no public key (a line ed25519:...)")
             keys |= {key_id(raw): raw for raw in (base64.b64decode(item) for item in found)}
         return cls(keys=keys)
 
@@ -135,7 +135,9 @@ class TrustedKeys:
             origin: What the bytes are, for messages.
         """
         if signature is None:
-            raise IntegrityError(f"{origin} is not signed, and {TRUSTED_ENV} is set", hint="flash-attn3 hub sign")
+            raise IntegrityError(
+                f"{origin} is not signed, and --keys or {TRUSTED_ENV} demands it", hint="flash-attn3 hub sign"
+            )
         said = load_json(signature, origin=f"the signature of {origin}")
         key = str(said.get("key"))
         if key not in self.keys:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import socket
 from typing import Any
 
 import pytest
 
 from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.hub.server.cli import greeting
 from flash_attn3_sm121.hub.server.config import ServeConfig, allowed, is_loopback
 
 TOKEN = "correct-horse-battery"
@@ -101,6 +103,11 @@ def basic(text: str) -> str:
 )
 def test_token(header: str | None, yes: bool) -> None:
     assert allowed(TOKEN, header) is yes
+
+
+def test_the_greeting_names_an_address_that_others_reach() -> None:
+    text = greeting(ServeConfig(root="/hub", host="0.0.0.0", token="correct-horse"), 80)
+    assert f"export HF_ENDPOINT=http://{socket.gethostname()}:80  HF_TOKEN=" in text and "correct-horse" not in text
 
 
 def test_without_a_token_everybody_reads() -> None:

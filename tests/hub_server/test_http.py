@@ -157,6 +157,12 @@ def test_health(server: Server, hub: Hub) -> None:
     assert json.loads(server.ask("/healthz").body) == {"status": "ok", "generation": hub.index().generation}
 
 
+@pytest.mark.parametrize("path", ["/", "/simple", f"/{REPO}", f"/kernels/{REPO}", "/no/such", "/api/no/such"])
+def test_the_host_that_a_client_names_goes_nowhere(server: Server, path: str) -> None:
+    asked = f"GET {path} HTTP/1.1\r\nHost: evil.example\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
+    assert b"evil.example" not in server.raw(asked.encode())
+
+
 def test_people_get_a_page_where_nothing_is_and_programs_json(server: Server) -> None:
     page = server.ask("/nothing", headers={"Accept": "text/html,*/*"})
     assert page.status == 404 and page.headers["content-type"].startswith("text/html") and "nothing" in page.text
