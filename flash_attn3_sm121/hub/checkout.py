@@ -21,7 +21,7 @@ from flash_attn3_sm121.files import hash_file, put_folder
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
 from flash_attn3_sm121.hub.layout import PACKAGE, RepoName
 from flash_attn3_sm121.hub.store import Hub
-from flash_attn3_sm121.hub.trust import cache_root, trusted_index
+from flash_attn3_sm121.hub.trust import cache_root, trusted
 from flash_attn3_sm121.hub.variant_loader import PackageFinder, SourceOnlyLoader
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
 
@@ -151,7 +151,7 @@ def load_from_hub(root: Path, repo: str, revision: str | None) -> tuple[ModuleTy
     import torch
 
     hub = Hub.open(root)
-    found = resolve(hub, trusted_index(hub), repo, revision)
+    found = resolve(hub, trusted(hub).index, repo, revision)
     origin = f"{repo}@{found.revision[:12]} ({found.manifest.version}) of the hub {root}"
     variant = variant_for(torch)
     name = f"_flash_attn3_hub_{found.revision[:12]}_{variant.name.lower()}"

@@ -12,7 +12,7 @@ from flash_attn3_sm121.hub.generation import upgrade
 from flash_attn3_sm121.hub.site import tree
 from flash_attn3_sm121.hub.site.nginx import nginx_conf
 from flash_attn3_sm121.hub.store import Hub
-from flash_attn3_sm121.hub.trust import trusted_index
+from flash_attn3_sm121.hub.trust import trusted
 
 MARKER = ".flash-attn3-export"
 OURS = frozenset({MARKER, "trees", "www", "nginx.conf"})
@@ -46,13 +46,13 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
     if foreign:
         raise HubError(f"{target} holds what no export wrote: {foreign[0]}", hint="move it away; nothing was changed")
     upgrade(hub)
-    index = trusted_index(hub)
+    current = trusted(hub)
+    index = current.index
     target.mkdir(parents=True, exist_ok=True)
     (target / MARKER).write_text(f"generation {index.generation}\n", encoding="ascii")
     trees = tree.Trees(root=target.absolute())
-    data = hub.layout.generation(index.generation).read_bytes()
     if trees.current != index.generation:
-        tree.write(hub, index, data, hub.signature(index.generation), into=trees, checked=True)
+        tree.write(hub, current, into=trees, checked=True)
     put_file(target / "nginx.conf", nginx_conf(target.absolute(), listen))
     trees.swap(index.generation)
     tree.drop(trees, [index.generation], {sha for _, sha, _ in index.revisions()})

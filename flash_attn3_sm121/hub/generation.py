@@ -15,7 +15,7 @@ from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, WheelEntry
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.site import huggingface, pages, simple, tree
 from flash_attn3_sm121.hub.site.address import RESERVED
-from flash_attn3_sm121.hub.store import Hub, Transaction
+from flash_attn3_sm121.hub.store import Generation, Hub, Transaction
 
 
 def commit(txn: Transaction, index: Index) -> Index:
@@ -32,14 +32,18 @@ def commit(txn: Transaction, index: Index) -> Index:
     if numbered is txn.base:
         tree.heal(hub)
         return txn.base
-    done = replace(numbered, site=compose(txn, numbered))
-    data = done.to_bytes()
-    signature = txn.key.sign(data) if txn.key is not None else None
-    trees = tree.Trees(root=hub.layout.root)
-    tree.write(hub, done, data, signature, into=trees)
-    txn.commit(done, data, signature)
-    trees.swap(done.generation)
-    return done
+    index = replace(numbered, site=compose(txn, numbered))
+    data = index.to_bytes()
+    show(txn, Generation(index=index, data=data, signature=txn.key.sign(data) if txn.key is not None else None))
+    return index
+
+
+def show(txn: Transaction, done: Generation) -> None:
+    """Write a generation's tree, make it the current one, and have web servers show it."""
+    trees = tree.Trees(root=txn.hub.layout.root)
+    tree.write(txn.hub, done, into=trees)
+    txn.commit(done)
+    trees.swap(done.index.generation)
 
 
 def upgrade(hub: Hub) -> Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,7 @@ def check(hub: Hub, keys: TrustedKeys | None = None) -> CheckReport:
     findings += strays
     if keys is not None:
         try:
-            hub.trusted_index(keys)
+            hub.trusted(keys)
         except IntegrityError as error:
             findings.append(str(error.args[0]))
     return CheckReport(
@@ -161,15 +162,18 @@ class Collected:
 
 
 def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) -> Collected:
-    """Remove old generations, objects that no kept generation needs, and unfinished writes."""
-    with hub.transaction() as txn:
-        layout, current = hub.layout, txn.base.generation
+    """Remove old generations, objects that no kept generation needs, and unfinished writes.
+
+    A dry run takes no lock and writes nothing; what somebody publishes meanwhile may be counted.
+    """
+    with contextlib.nullcontext() if dry_run else hub.transaction():
+        layout, current = hub.layout, hub.generation()
         numbers = hub.generations()
         kept = [number for number in numbers if number <= current][-keep:]
         wanted: set[str] = set()
         revisions: set[str] = set()
         for number in kept:
-            index = txn.base if number == current else hub.read_generation(number)
+            index = hub.read_generation(number).index
             wanted |= {entry.sha256 for entry in needed(hub, index)}
             revisions |= {sha for _, sha, _ in index.revisions()}
         dropped = [number for number in numbers if number not in kept]
@@ -220,20 +224,20 @@ def rollback(hub: Hub, to: int | None = None, *, key: SigningKey | None = None, 
             return hub.index()
     with hub.transaction(key, unsigned=unsigned) as txn:
         earlier = [number for number in hub.generations() if number < txn.base.generation]
-        number = to if to is not None else max(earlier, default=0)
+        if not earlier:
+            raise HubError(f"generation {txn.base.generation} is the only one that is kept: nothing to go back to")
+        number = to if to is not None else max(earlier)
         if number not in earlier:
-            kept = ", ".join(map(str, earlier)) or "none"
-            raise HubError(f"there is no generation {number} to go back to (kept: {kept})", hint="flash-attn3 hub list")
-        old = hub.read_generation(number)
+            kept = ", ".join(map(str, earlier))
+            raise HubError(f"there is no generation {number} to go back to (kept: {kept})")
+        old = hub.read_generation(number).index
         for entry in needed(hub, replace(old, site={})):
             if not hub.layout.object(entry.sha256).is_file():
                 raise IntegrityError(f"generation {number} is not whole any more: object {entry.sha256} is missing")
         return commit(txn, replace(old, hub=txn.base.hub))
 
 
-def prune(
-    hub: Hub, keep: int, *, key: SigningKey | None = None, unsigned: bool = False, dry_run: bool = False
-) -> tuple[Index, list[str]]:
+def prune(hub: Hub, keep: int, *, key: SigningKey | None = None, unsigned: bool = False) -> tuple[Index, list[str]]:
     """Take out all but the newest releases, and of each repository the revisions that no kept ref names.
 
     Args:
@@ -241,21 +245,26 @@ def prune(
         keep: How many releases stay, counted by version.
         key: Signs the new generation.
         unsigned: Allow an unsigned one in a signed hub.
-        dry_run: Only say what would go.
     """
+    with hub.transaction(key, unsigned=unsigned) as txn:
+        index, gone = pruned(txn.base, keep)
+        return commit(txn, index), gone
+
+
+def pruned(base: Index, keep: int) -> tuple[Index, list[str]]:
+    """An index with the `keep` newest releases alone, and the names of what is no longer in it."""
     from packaging.version import Version
 
-    with hub.transaction(key, unsigned=unsigned) as txn:
-        index, gone = txn.base, []
-        releases = {Version(wheel.version).public for wheel in index.wheels.values() if wheel.name == PACKAGE}
-        old = set(sorted(releases, key=Version)[:-keep])
-        for name, wheel in txn.base.wheels.items():
-            if wheel.name == PACKAGE and Version(wheel.version).public in old:
-                index = index.with_wheel(name, None)
-                gone.append(f"wheel {name}")
-        for name, repo in txn.base.repos.items():
-            refs = {ref: sha for ref, sha in repo.refs.items() if ref not in old or sha == repo.refs.get("main")}
-            revisions = {sha: item for sha, item in repo.revisions.items() if sha in refs.values()}
-            gone += [f"revision {name}@{sha[:12]}" for sha in repo.revisions if sha not in revisions]
-            index = index.with_repo(name, replace(repo, refs=refs, revisions=revisions))
-        return (txn.base if dry_run else commit(txn, index)), gone
+    index, gone = base, []
+    releases = {Version(wheel.version).public for wheel in base.wheels.values() if wheel.name == PACKAGE}
+    old = set(sorted(releases, key=Version)[:-keep])
+    for name, wheel in base.wheels.items():
+        if wheel.name == PACKAGE and Version(wheel.version).public in old:
+            index = index.with_wheel(name, None)
+            gone.append(f"wheel {name}")
+    for name, repo in base.repos.items():
+        refs = {ref: sha for ref, sha in repo.refs.items() if ref not in old or sha == repo.refs.get("main")}
+        revisions = {sha: item for sha, item in repo.revisions.items() if sha in refs.values()}
+        gone += [f"revision {name}@{sha[:12]}" for sha in repo.revisions if sha not in revisions]
+        index = index.with_repo(name, replace(repo, refs=refs, revisions=revisions))
+    return index, gone

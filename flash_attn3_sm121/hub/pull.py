@@ -17,10 +17,11 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from flash_attn3_sm121.errors import HubError, IntegrityError, UsageError
+from flash_attn3_sm121.hub.generation import show
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
 from flash_attn3_sm121.hub.sign import TrustedKeys
 from flash_attn3_sm121.hub.site import tree
-from flash_attn3_sm121.hub.store import Hub, Transaction
+from flash_attn3_sm121.hub.store import Generation, Hub, Transaction
 from flash_attn3_sm121.hub.trust import remember
 
 LARGEST_INDEX = 64 << 20
@@ -99,9 +100,7 @@ def pull(hub: Hub, remote: Remote, keys: TrustedKeys | None) -> Pulled:
         if base == index:
             return Pulled(generation=index.generation, changed=False, key=key, files=0, size=0)
         fetched = _fetch(txn, remote, index)
-        tree.write(hub, index, data, signature, into=tree.Trees(root=hub.layout.root))
-        txn.commit(index, data, signature)
-        tree.Trees(root=hub.layout.root).swap(index.generation)
+        show(txn, Generation(index=index, data=data, signature=signature))
     return Pulled(
         generation=index.generation,
         changed=True,

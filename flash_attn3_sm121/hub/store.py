@@ -35,6 +35,22 @@ def now() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generation as it lies on the disk and is served: its index, the very bytes of it, and their signature."""
+
+    index: Index
+    data: bytes = b""
+    signature: bytes | None = None  # the content of the signature file; None for an unsigned generation
+
+    @property
+    def signer(self) -> str | None:
+        """The id of the key that the signature names. The signature is not checked."""
+        if self.signature is None:
+            return None
+        return signer_of(self.signature, origin=f"the signature of generation {self.index.generation}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hub:
     """A hub folder. Reading needs no lock; writing goes through `transaction()`."""
 
@@ -99,46 +115,39 @@ class Hub:
         return sorted(number for name in names if (number := self.layout.parse_generation(name)) is not None)
 
     def index(self) -> Index:
+        """The index of the current generation."""
+        return self.current().index
+
+    def current(self) -> Generation:
         """Read the current generation. No lock is needed."""
         while True:
             number = self.generation()
             if number == 0:
-                return Index()
-            path = self.layout.generation(number)
+                return Generation(index=Index())
             try:
-                return self._parse_index(path, number)
+                return self.read_generation(number)
             except FileNotFoundError as error:
                 # gc may take an old generation away between the two reads, but then CURRENT has moved on.
                 if self.generation() == number:
+                    path = self.layout.generation(number)
                     raise IntegrityError(f"CURRENT names generation {number}, but {path} is missing") from error
 
-    def signature(self, number: int) -> bytes | None:
-        """The content of a generation's signature file; None for an unsigned one."""
-        path = self.layout.signature(number)
-        return path.read_bytes() if path.is_file() else None
-
-    def trusted_index(self, keys: TrustedKeys | None) -> Index:
-        """Read the current generation. With keys, raises IntegrityError unless one of them signed its bytes."""
-        while True:
-            index = self.index()
-            if keys is None or index.generation == 0:
-                return index
-            path, origin = (
-                self.layout.generation(index.generation),
-                f"generation {index.generation} of {self.layout.root}",
-            )
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue  # gc took it away: CURRENT has moved on
-            keys.verify(data, self.signature(index.generation), origin=origin)
-            return Index.from_bytes(data, origin=str(path))
-
-    def _parse_index(self, path: Path, number: int) -> Index:
-        index = Index.from_bytes(path.read_bytes(), origin=str(path))
+    def read_generation(self, number: int) -> Generation:
+        """Any generation that is kept."""
+        path, signature = self.layout.generation(number), self.layout.signature(number)
+        data = path.read_bytes()
+        index = Index.from_bytes(data, origin=str(path))
         if index.generation != number:
             raise IntegrityError(f"{path}: expected generation {number}, found {index.generation}")
-        return index
+        return Generation(index=index, data=data, signature=signature.read_bytes() if signature.is_file() else None)
+
+    def trusted(self, keys: TrustedKeys | None) -> Generation:
+        """Read the current generation. With keys, raises IntegrityError unless one of them signed its bytes."""
+        found = self.current()
+        number = found.index.generation
+        if keys is not None and number:
+            keys.verify(found.data, found.signature, origin=f"generation {number} of {self.layout.root}")
+        return found
 
     def verified(self, entry: FileEntry) -> Path:
         """The path of an object whose content was found to match its name (remembered until the file changes)."""
@@ -172,10 +181,6 @@ class Hub:
         """A manifest's hash and size. The index holds the hash alone."""
         return FileEntry(sha256=sha256, size=len(self.read(FileEntry(sha256=sha256, size=0))))
 
-    def read_generation(self, number: int) -> Index:
-        """Any generation that is kept."""
-        return self._parse_index(self.layout.generation(number), number)
-
     def recover(self) -> int:
         """Set CURRENT to the newest generation that can be read: for a CURRENT that is lost or names a damaged one."""
         with self._locked(_to_stderr):
@@ -200,7 +205,7 @@ class Hub:
             unsigned: Allow a commit without a key although the generation before it is signed.
         """
         with self._locked(_to_stderr):
-            yield Transaction(hub=self, base=self.index(), key=key, unsigned=unsigned)
+            yield Transaction(hub=self, current=self.current(), key=key, unsigned=unsigned)
 
     @contextmanager
     def _locked(self, narrate: Callable[[str], None]) -> Iterator[None]:
@@ -247,9 +252,14 @@ class Transaction:
     """A writer that holds the lock."""
 
     hub: Hub
-    base: Index
+    current: Generation
     key: SigningKey | None = None
     unsigned: bool = False
+
+    @property
+    def base(self) -> Index:
+        """What the current generation holds."""
+        return self.current.index
 
     @property
     def next(self) -> int:
@@ -294,12 +304,10 @@ class Transaction:
 
     def numbered(self, index: Index) -> Index:
         """`index` with the next generation's number, or the current generation where nothing would change."""
-        number = self.base.generation
-        signed = self.hub.signature(number)
-        signer = signer_of(signed, origin=f"generation {number}") if signed is not None else None
+        signer = self.current.signer
         if signer is not None and self.key is None and not self.unsigned:
             raise HubError(
-                f"generation {number} is signed by {signer}, and there is no key to sign the next",
+                f"generation {self.base.generation} is signed by {signer}, and there is no key to sign the next",
                 hint=f"set {SIGNING_ENV} (or say --sign KEY); --unsigned makes an unsigned one all the same",
             )
         same = _bare(index) == _bare(self.base) and bool(self.base.site)
@@ -307,15 +315,14 @@ class Transaction:
             return self.base
         return replace(index, hub=index.hub or uuid.uuid4().hex, generation=self.next, created=now())
 
-    def commit(self, index: Index, data: bytes, signature: bytes | None) -> None:
-        """Make an index, of which `data` are the bytes, the current generation: its files first, CURRENT last."""
-        layout = self.hub.layout
-        if signature is not None:
-            self.hub._write(layout.signature(index.generation), signature)
-        self.hub._write(layout.generation(index.generation), data)
-        self.hub._write(layout.current, f"{index.generation}\n".encode())
+    def commit(self, done: Generation) -> None:
+        """Make a generation the current one: its files first, CURRENT last."""
+        layout, number = self.hub.layout, done.index.generation
+        if done.signature is not None:
+            self.hub._write(layout.signature(number), done.signature)
+        self.hub._write(layout.generation(number), done.data)
+        self.hub._write(layout.current, f"{number}\n".encode())
         self.hub._flush()
-        self.base = index
 
 
 def _bare(index: Index) -> Index:
@@ -333,7 +340,7 @@ class Rehearsal(Transaction):
     @classmethod
     def of(cls, root: Path) -> Rehearsal:
         hub = Hub(layout=HubLayout(root=root.absolute()), durable=False)
-        return cls(hub=hub, base=hub.index() if hub.layout.marker.is_file() else Index())
+        return cls(hub=hub, current=hub.current() if hub.layout.marker.is_file() else Generation(index=Index()))
 
     @property
     def next(self) -> int:

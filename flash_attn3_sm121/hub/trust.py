@@ -14,7 +14,7 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.sign import TrustedKeys
-from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.store import Generation, Hub
 
 
 def cache_root() -> Path:
@@ -25,13 +25,13 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "flash-attn3-sm121"
 
 
-def trusted_index(hub: Hub) -> Index:
+def trusted(hub: Hub) -> Generation:
     """The current generation; where FLASH_ATTN3_TRUSTED_KEYS is set, signed by one of them and not older than seen."""
     keys = TrustedKeys.from_env()
-    index = hub.trusted_index(keys)
+    found = hub.trusted(keys)
     if keys is not None:
-        remember(str(hub.layout.root), index)
-    return index
+        remember(str(hub.layout.root), found.index)
+    return found
 
 
 def remember(place: str, index: Index) -> None:

@@ -60,6 +60,7 @@ def test_a_bad_wheel_has_its_own_exit_code_and_says_what_to_do(cli: Cli, tmp_pat
     assert "is not verified" in text and "--allow-unverified" in text
     cli("publish", str(write_wheel(tmp_path, verdict="fail")), "--allow-unverified")
     assert "unverified" in cli("list")
+    assert "there is no file wheels/*.whl\n  -> `make wheel`" in cli("publish", "wheels/*.whl", code=30)
 
 
 def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
@@ -84,6 +85,8 @@ def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
     assert hub.index().wheels[wheel].sha256 in cli("show", wheel)
     assert json.loads(cli("show", wheel, "--json"))["filename"] == wheel
     assert "no repository 'no/such'" in cli("show", "no/such", code=30)
+    assert "no wheel 'x.whl' in this hub" in cli("show", "x.whl", code=30)
+    assert "nothing to go back to" in cli("rollback", code=30)
     assert "has no revision 'v9'" in cli("show", f"{REPO}@v9", code=30)
 
 
@@ -143,10 +146,15 @@ def test_remove_and_gc(cli: Cli, hub: Hub) -> None:
     assert "expected at least 1" in cli("gc", "--keep", "0", code=2)
 
 
-def test_a_dry_prune_changes_nothing_and_says_so(cli: Cli, hub: Hub, newer_wheel: Path) -> None:
+def test_a_dry_run_writes_nothing_and_says_so(cli: Cli, hub: Hub, newer_wheel: Path) -> None:
     cli("publish", str(newer_wheel))
     before = hub.index()
+    hub.layout.lock.unlink()
+    hub.layout.lock.mkdir()  # as good as a folder without leave to write, for root too: nobody can lock it
     assert cli("prune", "--keep", "1", "--dry-run").endswith("generation 2; nothing was changed\n")
+    assert cli("gc", "--keep", "1", "--dry-run").startswith("would remove ")
+    assert "Is a directory" in cli("gc", "--keep", "1", code=18)
+    hub.layout.lock.rmdir()
     assert hub.index() == before
     assert "would remove" not in cli("prune", "--keep", "1")
 

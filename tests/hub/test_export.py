@@ -13,7 +13,7 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.export import MARKER, export
 from flash_attn3_sm121.hub.generation import upgrade
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
-from flash_attn3_sm121.hub.maintain import collect, prune, rollback, sign
+from flash_attn3_sm121.hub.maintain import collect, prune, pruned, rollback, sign
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.site.tree import Trees
 from flash_attn3_sm121.hub.store import Hub
@@ -91,8 +91,8 @@ def test_gc_takes_old_trees_and_their_revisions(hub: Hub, newer_wheel: Path) -> 
 def test_prune_says_what_it_would_take(hub: Hub, newer_wheel: Path) -> None:
     publish(hub, judge([newer_wheel]))
     before = hub.index()
-    _, planned = prune(hub, 1, dry_run=True)
-    assert hub.index() == before and len(planned) == 3 + len(KNOWN_REPOS)
+    planned = pruned(before, 1)[1]
+    assert len(planned) == 3 + len(KNOWN_REPOS)
     assert prune(hub, 1)[1] == planned and prune(hub, 5)[1] == []
 
 

@@ -17,7 +17,7 @@ from flash_attn3_sm121.hub.maintain import check, remove, sign
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.sign import DOMAIN, SigningKey, TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
-from flash_attn3_sm121.hub.trust import trusted_index
+from flash_attn3_sm121.hub.trust import trusted
 
 pytest.importorskip("cryptography")
 REPO = "kernels-community/flash-attn3"
@@ -66,7 +66,7 @@ def test_keys_are_given_as_text_or_files(tmp_path: Path, key: SigningKey) -> Non
 
 def test_a_signed_hub_passes_and_signing_again_makes_no_generation(signed: Hub, key: SigningKey) -> None:
     report = check(signed, TrustedKeys.parse(key.public))
-    assert report.ok and report.signed and trusted_index(signed).generation == 2
+    assert report.ok and report.signed and trusted(signed).index.generation == 2
     assert sign(signed, key).generation == 2
 
 
@@ -80,7 +80,7 @@ def test_another_key_is_not_trusted(signed: Hub, tmp_path: Path) -> None:
     other = SigningKey.generate(tmp_path / "other")
     sign(signed, other)
     with pytest.raises(IntegrityError, match=f"signed by the key {other.key_id}, which is not among"):
-        trusted_index(signed)
+        trusted(signed)
 
 
 def test_a_signature_is_of_one_content_and_one_purpose(key: SigningKey) -> None:
@@ -116,12 +116,12 @@ def test_whatever_is_forged_in_the_index_is_refused_everywhere(
     signed: Hub, key: SigningKey, newer_wheel: Path, tmp_path: Path, name: str
 ) -> None:
     publish(signed, judge([newer_wheel]), key=key)
-    trusted_index(signed)
+    trusted(signed)
     rewrite(signed, lambda value: (FORGERIES[name](value), None)[1])
     keys = TrustedKeys.parse(key.public)
     assert any("does not match the content" in text for text in check(signed, keys).findings)
     for use in (
-        lambda: trusted_index(signed),
+        lambda: trusted(signed),
         lambda: load_from_hub(signed.layout.root, REPO, None),
         lambda: export(signed, tmp_path / "out"),
     ):
@@ -131,23 +131,23 @@ def test_whatever_is_forged_in_the_index_is_refused_everywhere(
 
 def test_an_older_generation_put_back_is_refused(signed: Hub, key: SigningKey, newer_wheel: Path) -> None:
     publish(signed, judge([newer_wheel]), key=key)
-    assert trusted_index(signed).generation == 3
+    assert trusted(signed).index.generation == 3
     signed.layout.current.write_text("2\n")
     with pytest.raises(IntegrityError, match=r"generation 2 of .* is older than 3"):
-        trusted_index(signed)
+        trusted(signed)
 
 
 def test_another_hub_of_the_same_key_in_its_place_is_refused(
     signed: Hub, key: SigningKey, tmp_path: Path, wheels: Mapping[str, Path]
 ) -> None:
-    trusted_index(signed)
+    trusted(signed)
     other = Hub.create(tmp_path / "other")
     for name in ("pure", "aarch64", "x86_64"):
         publish(other, judge([wheels[name]]), key=key)
     signed.layout.root.rename(tmp_path / "aside")
     other.layout.root.rename(tmp_path / "hub")
     with pytest.raises(IntegrityError, match="is of another hub"):
-        trusted_index(Hub.open(tmp_path / "hub"))
+        trusted(Hub.open(tmp_path / "hub"))
 
 
 def test_a_signed_hub_does_not_become_unsigned_in_passing(
@@ -161,10 +161,10 @@ def test_a_signed_hub_does_not_become_unsigned_in_passing(
     ):
         with pytest.raises(HubError, match=f"is signed by {key.key_id}, and there is no key"):
             attempt()
-    assert trusted_index(signed).generation == 2
+    assert trusted(signed).index.generation == 2
     publish(signed, judge([newer_wheel]), unsigned=True)
     with pytest.raises(IntegrityError, match="is not signed"):
-        trusted_index(signed)
+        trusted(signed)
 
 
 def planted_bytecode(folder: Path) -> str:

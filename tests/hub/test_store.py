@@ -9,7 +9,7 @@ import pytest
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.generation import commit
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Repo, Revision, dump_json
-from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.store import Generation, Hub
 
 
 def a_revision(txn: object, text: bytes) -> tuple[str, Revision]:
@@ -33,7 +33,7 @@ def test_nothing_shows_before_the_commit(tmp_path: Path) -> None:
         assert hub.index() == Index()
         done = txn.numbered(txn.base.with_repo("a/b", repo))
         assert hub.index() == Index()
-        txn.commit(done, done.to_bytes(), None)
+        txn.commit(Generation(index=done, data=done.to_bytes()))
     assert done.generation == 1 and hub.index() == done
     assert hub.manifest(revision.manifest).revision == sha
 

@@ -1,4 +1,7 @@
-"""What was changed behind the hub's back is never served, however it was done."""
+"""What was changed behind the hub's back is never served, however it was done.
+
+A small file that was asked for before is still sent as it was published: its bytes are kept in memory.
+"""
 
 from __future__ import annotations
 
@@ -80,17 +83,20 @@ CHANGES: dict[str, tuple[Callable[[Path], None], int]] = {
 @pytest.mark.parametrize("served_before", [False, True], ids=["unseen", "seen"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_tampered_object_is_refused(tmp_path: Path, name: str, served_before: bool) -> None:
-    hub = Hub.create(tmp_path / "hub")
-    add_repo(hub, REPO, {INIT: b"print('good')\n" * 100})
+    hub, good = Hub.create(tmp_path / "hub"), b"print('good')\n" * 100
+    add_repo(hub, REPO, {INIT: good})
     change, status = CHANGES[name]
     with running(hub.layout.root) as server:
         address = f"/{REPO}/resolve/main/{INIT}"
-        if served_before:
+        for _ in range(2 * served_before):  # the first request of all reads the index, and its answer is not kept
             assert server.ask(address).status == 200
         change(object_of(hub))
         for method in ("GET", "HEAD"):
             for headers in ({}, {"Range": "bytes=0-3"}, {"If-None-Match": "*"}):
                 answer = server.ask(address, method=method, headers=headers)
+                if served_before and method == "GET" and not headers:
+                    assert (answer.status, answer.body) == (200, good)
+                    continue
                 assert answer.status == status
                 assert SECRET not in answer.body and b"good" not in answer.body
     assert server.log.count("refused: object") == 1, "a log must not grow by asking"

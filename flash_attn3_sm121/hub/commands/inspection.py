@@ -13,7 +13,6 @@ from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
 from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json, report, trusted_keys
 from flash_attn3_sm121.hub.index import Index
-from flash_attn3_sm121.hub.sign import signer_of
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
 
@@ -25,9 +24,8 @@ def configure_list(parser: argparse.ArgumentParser) -> None:
 
 def list_all(args: argparse.Namespace) -> int:
     hub = open_hub(args)
-    index = hub.index()
-    signature = hub.signature(index.generation)
-    key = signer_of(signature, origin="the signature") if signature else ""
+    current = hub.current()
+    index, key = current.index, current.signer or ""
     if args.json:
         print_json({"root": str(hub.layout.root), "key": key, **dataclasses.asdict(index)})
         return 0
@@ -89,7 +87,7 @@ def show(args: argparse.Namespace) -> int:
     print(f"{name}  ({repo.flavour})")
     rows = [
         (sha[:12], entry.version, entry.created, ", ".join(sorted(r for r, s in repo.refs.items() if s == sha)) or "-")
-        for sha, entry in sorted(repo.revisions.items(), key=lambda item: item[1].added, reverse=True)
+        for sha, entry in repo.history
     ]
     show_blocks([Table(head=("REVISION", "VERSION", "CREATED", "REFS"), rows=rows)])
     _revision(hub, found)

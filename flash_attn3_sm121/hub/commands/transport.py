@@ -14,7 +14,7 @@ from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import checkout, resolve
 from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report, trusted_keys
 from flash_attn3_sm121.hub.store import Hub
-from flash_attn3_sm121.hub.trust import trusted_index
+from flash_attn3_sm121.hub.trust import trusted
 
 ENV_COVERS = (
     "kernels 0.13 to 0.16: get_kernel, bare or with arguments (not has_kernel)",
@@ -32,7 +32,7 @@ def configure_env(parser: argparse.ArgumentParser) -> None:
 
 def env(args: argparse.Namespace) -> int:
     hub = open_hub(args)
-    index = trusted_index(hub)
+    index = trusted(hub).index
     repos = args.repos or sorted(index.repos)
     entries = [item for item in os.environ.get("LOCAL_KERNELS", "").split(":") if item.partition("=")[0] not in repos]
     for name in repos:
@@ -58,7 +58,7 @@ def seed(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.seed import seed as seed_cache
 
     hub = open_hub(args)
-    index = trusted_index(hub)
+    index = trusted(hub).index
     cache = args.cache if args.cache is not None else default_cache()
     folders = seed_cache(hub, index, args.repos or sorted(index.repos), cache)
     value = {"cache": str(cache), "folders": [str(path) for path in folders], "covers": list(COVERS)}

@@ -60,12 +60,16 @@ def configure_prune(parser: argparse.ArgumentParser) -> None:
 
 def prune(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import prune as prune_releases
+    from flash_attn3_sm121.hub.maintain import pruned
 
     if args.keep < 1:
         raise UsageError(f"--keep {args.keep}: expected at least 1 release")
-    index, gone = prune_releases(
-        open_hub(args), args.keep, key=signing_key(args), unsigned=args.unsigned, dry_run=args.dry_run
-    )
+    hub = open_hub(args)
+    if args.dry_run:
+        index = hub.index()
+        gone = pruned(index, args.keep)[1]
+    else:
+        index, gone = prune_releases(hub, args.keep, key=signing_key(args), unsigned=args.unsigned)
     lines = [f"{'would remove' if args.dry_run else 'removed'} {name}" for name in gone]
     after = "nothing was changed" if args.dry_run else "the space comes back with: flash-attn3 hub gc --keep 1"
     value = {"generation": index.generation, "dry_run": args.dry_run, "removed": gone}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import functools
 import gzip
 import hashlib
 import logging
@@ -24,24 +23,22 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
-from flash_attn3_sm121.hub.index import FileEntry
+from flash_attn3_sm121.hub.index import FileEntry, Index
 from flash_attn3_sm121.hub.server.config import CHALLENGE, ServeConfig, allowed
 from flash_attn3_sm121.hub.server.files import (
     Files,
     GoneError,
-    Identity,
     UnsatisfiableError,
     accepts_gzip,
     identity,
     named,
     select,
-    unchanged,
 )
 from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
 from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
 from flash_attn3_sm121.hub.site.simple import JSON_TYPE
 from flash_attn3_sm121.hub.site.tree import etag_of, time_of
-from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.store import Generation, Hub
 
 RETRY_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
@@ -83,20 +80,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes | tuple[Path, int, int] = b""
-    entry: FileEntry | None = None  # the object that a whole body came from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A whole answer that was given before: small, and asked for without conditions or ranges.
-
-    It counts while `file`, the object that it was read from, is the one that was hashed.
-    """
-
-    file: str
-    identity: Identity
-    headers: list[tuple[str, str]]
-    body: bytes
 
 
 def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = None) -> Answer:
@@ -114,28 +97,28 @@ class App:
     config: ServeConfig
     hub: Hub
     files: Files
-    _current: str
+    _pointer: str  # the path of CURRENT
     trouble: str = ""  # why the newest generation cannot be read, while an older one is being served
     _directory: Directory | None = None
-    _manifest: bytes = b""
-    _signature: bytes | None = None
+    _current: Generation = field(default_factory=lambda: Generation(index=Index()))
     _stamp: tuple[int, ...] = ()
     _retry_at: float = 0.0
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said: set[str] = field(default_factory=set)
-    _ready: dict[Key, Ready] = field(default_factory=dict)
+    # Whole answers that were given before: small, and asked for without conditions or ranges. Their bytes were hashed.
+    _ready: dict[Key, tuple[list[tuple[str, str]], bytes]] = field(default_factory=dict)
     _kept: int = 0  # bytes in _ready
 
     @classmethod
     def of(cls, config: ServeConfig) -> App:
         hub = Hub.open(Path(config.root))
-        return cls(config=config, hub=hub, files=Files(layout=hub.layout), _current=str(hub.layout.current))
+        return cls(config=config, hub=hub, files=Files(layout=hub.layout), _pointer=str(hub.layout.current))
 
     # The current generation
 
     def _look(self) -> tuple[int, ...]:
         try:
-            return identity(os.stat(self._current))  # noqa: PTH116 (on every request: a plain system call)
+            return identity(os.stat(self._pointer))  # noqa: PTH116 (on every request: a plain system call)
         except OSError:
             return ()
 
@@ -152,11 +135,8 @@ class App:
         """Read the current generation. When that fails, what was served before goes on being served."""
         try:
             hub = Hub.open(self.hub.layout.root)  # a folder that was unmounted is trouble, not an empty hub
-            index = hub.index()
-            if index.generation:
-                self._manifest = hub.layout.generation(index.generation).read_bytes()
-                self._signature = hub.signature(index.generation)
-            self._directory = Directory(index=index, read_manifest=hub.manifest)
+            self._current = hub.current()
+            self._directory = Directory(index=self._current.index, read_manifest=hub.manifest)
             self.trouble = ""
         except (HubError, OSError) as error:
             if self._directory is None:
@@ -183,7 +163,7 @@ class App:
     async def _find(self, method: str, path: str, headers: Headers) -> Answer:
         directory = await self.directory()
         if path in ("hub/generation.json", "hub/generation.sig"):
-            data = self._manifest if path.endswith(".json") else self._signature
+            data = self._current.data if path.endswith(".json") else self._current.signature
             if not data:
                 return refuse(404)
             entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
@@ -245,12 +225,13 @@ class App:
         status = 206 if span else 200
         if path is not None and not zipped and (span or entry.size > SMALL):
             return Answer(status=status, headers=out, body=(path, start, stop))
-        body = path.read_bytes() if path is not None else data or b""
-        if zipped:
-            zip_body = functools.partial(gzip.compress, body, 6, mtime=0)
-            body = await asyncio.get_running_loop().run_in_executor(None, zip_body)
-        whole = entry if path is not None and span is None else None
-        return Answer(status=status, headers=out, body=body[start:stop] if span else body, entry=whole)
+
+        def read() -> bytes:
+            whole = self.hub.read(entry) if data is None else data
+            return gzip.compress(whole, 6, mtime=0) if zipped else whole
+
+        body = await asyncio.get_running_loop().run_in_executor(None, read) if zipped else read()
+        return Answer(status=status, headers=out, body=body[start:stop] if span else body)
 
     def _refused(self, error: IntegrityError) -> Answer:
         text = str(error.args[0])
@@ -271,8 +252,8 @@ class App:
         plain = scope.method == "GET" and ASKS_MORE.isdisjoint(asked.keys())
         plain = plain and allowed(self.config.token, asked.get("authorization"))
         ready = self._ready.get(key) if plain else None
-        if ready is not None and self._stamp == self._look() and unchanged(ready.file, ready.identity):
-            protocol.response_bytes(200, ready.headers, ready.body)
+        if ready is not None and self._stamp == self._look():
+            protocol.response_bytes(200, *ready)
             return
         directory = self._directory
         answer = await self.answer(scope.method, scope.path, asked)
@@ -285,22 +266,19 @@ class App:
             protocol.response_empty(answer.status, headers)
         elif isinstance(body, bytes):
             same = self._directory is directory  # nobody published in the meantime
-            if plain and length <= SMALL and same and answer.entry is not None:
-                self._keep(key, answer.entry, headers, body)
+            if plain and length <= SMALL and same and answer.status == 200:
+                self._keep(key, headers, body)
             protocol.response_bytes(answer.status, headers, body)
         elif answer.status == 206:
             protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
         else:
             protocol.response_file(answer.status, headers, str(body[0]))
 
-    def _keep(self, key: Key, entry: FileEntry, headers: list[tuple[str, str]], body: bytes) -> None:
-        held = self.files.known(entry)
-        if held is None:
-            return
+    def _keep(self, key: Key, headers: list[tuple[str, str]], body: bytes) -> None:
         if self._kept > MOST_KEPT:
             self._forget()
         self._kept += len(body) + sum(len(part or "") for part in key) + KEPT_OVERHEAD
-        self._ready[key] = Ready(file=held[0], identity=held[1], headers=headers, body=body)
+        self._ready[key] = (headers, body)
 
     def _forget(self) -> None:
         self._ready.clear()

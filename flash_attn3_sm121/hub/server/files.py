@@ -1,7 +1,7 @@
 """Hands out the bytes of objects that were hashed and found right; reads the conditions and ranges of requests.
 
 An object is hashed when it is first asked for. The result counts for as long as the file's identity (inode, size,
-times) stays the same; that is looked at on every request. Conditions and ranges are those of RFC 9110.
+times) stays the same, which is looked at whenever bytes are read from it. Conditions and ranges are those of RFC 9110.
 """
 
 from __future__ import annotations
@@ -35,14 +35,6 @@ def identity(info: os.stat_result) -> Identity:
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
-def unchanged(file: str, known: Identity) -> bool:
-    """Whether a file still has that identity. Links are not followed."""
-    try:
-        return identity(os.lstat(file)) == known
-    except OSError:
-        return False
-
-
 @dataclass(kw_only=True)
 class Files:
     """The objects of one hub folder, for one event loop."""
@@ -69,11 +61,6 @@ class Files:
                     self._good.popitem(last=False)
         self._hashing.pop(entry.sha256, None)
         return path
-
-    def known(self, entry: FileEntry) -> tuple[str, Identity] | None:
-        """The object's path and the identity that it was hashed under; None where that is forgotten."""
-        found = self._good.get(entry.sha256)
-        return None if found is None else (str(self.layout.object(entry.sha256)), found)
 
     def _look(self, path: Path, entry: FileEntry) -> Identity:
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flash_attn3_sm121.files import beside, hash_file, put_folder
 from flash_attn3_sm121.hub.index import FileEntry, Index
-from flash_attn3_sm121.hub.store import Hub
+from flash_attn3_sm121.hub.store import Generation, Hub
 
 LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
 
@@ -88,17 +88,16 @@ def files(index: Index) -> Iterator[tuple[str, FileEntry]]:
         yield f"files/{name}.metadata", FileEntry(sha256=wheel.metadata_sha256, size=wheel.metadata_size)
 
 
-def write(hub: Hub, index: Index, data: bytes, signature: bytes | None, *, into: Trees, checked: bool = False) -> None:
+def write(hub: Hub, generation: Generation, *, into: Trees, checked: bool = False) -> None:
     """Write the tree of a generation beside the others; nothing shows it yet.
 
     Args:
         hub: Holds the objects.
-        index: The generation.
-        data: The very bytes that are, or will be, the generation's file; pulled hubs check their signature.
-        signature: The content of its signature file.
+        generation: What the tree is of. Its very bytes are in it too: pulled hubs check their signature.
         into: The hub's own trees, or those of an export.
         checked: Hash each object before it is linked (for an export), instead of when it came in.
     """
+    index = generation.index
     source: Callable[[FileEntry], Path] = hub.verified if checked else lambda entry: hub.layout.object(entry.sha256)
     for _, sha, revision in index.revisions():
         target = into.revision(sha)
@@ -114,7 +113,7 @@ def write(hub: Hub, index: Index, data: bytes, signature: bytes | None, *, into:
         for path, entry in files(index):
             _link(source(entry), out / path, entry)
         (out / "hub").mkdir(exist_ok=True)
-        for name, content in (("generation.json", data), ("generation.sig", signature)):
+        for name, content in (("generation.json", generation.data), ("generation.sig", generation.signature)):
             if content is not None:
                 file = out / "hub" / name
                 file.write_bytes(content)
@@ -180,14 +179,14 @@ def _fault(hub: Hub, path: Path, entry: FileEntry, who: str) -> Iterator[str]:
 
 def heal(hub: Hub) -> None:
     """Have `www` show the current generation: a publish that was killed late may have left it one behind."""
-    index, trees = hub.index(), Trees(root=hub.layout.root)
-    if index.generation == 0 or not index.site:
+    current, trees = hub.current(), Trees(root=hub.layout.root)
+    number = current.index.generation
+    if number == 0 or not current.index.site:
         return
-    if not trees.generation(index.generation).is_dir():
-        data = hub.layout.generation(index.generation).read_bytes()
-        write(hub, index, data, hub.signature(index.generation), into=trees)
-    if trees.current != index.generation:
-        trees.swap(index.generation)
+    if not trees.generation(number).is_dir():
+        write(hub, current, into=trees)
+    if trees.current != number:
+        trees.swap(number)
 
 
 def drop(trees: Trees, kept: list[int], revisions: set[str]) -> None:
