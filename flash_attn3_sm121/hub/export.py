@@ -55,7 +55,7 @@ def export(hub: Hub, target: Path, *, listen: str = LISTEN) -> Exported:
         tree.write(hub, current, into=trees, checked=True)
     put_file(target / "nginx.conf", nginx_conf(target.absolute(), listen))
     trees.swap(index.generation)
-    tree.drop(trees, [index.generation], {sha for _, sha, _ in index.revisions()})
+    tree.drop(trees, [index])
     files, size = _measure(target)
     return Exported(
         target=str(target),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from flash_attn3_sm121.errors import HubError
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, WheelEntry
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Revision, WheelEntry
 from flash_attn3_sm121.hub.layout import RepoName
 from flash_attn3_sm121.hub.site import huggingface, pages, simple, tree
 from flash_attn3_sm121.hub.site.address import RESERVED
@@ -32,7 +32,7 @@ def commit(txn: Transaction, index: Index) -> Index:
     if numbered is txn.base:
         tree.heal(hub)
         return txn.base
-    index = replace(numbered, site=compose(txn, numbered))
+    index = compose(txn, numbered)
     data = index.to_bytes()
     show(txn, Generation(index=index, data=data, signature=txn.key.sign(data) if txn.key is not None else None))
     return index
@@ -56,43 +56,37 @@ def upgrade(hub: Hub) -> Index:
         return commit(txn, txn.base)
 
 
-def compose(txn: Transaction, index: Index) -> dict[str, FileEntry]:
-    """The generated files of a generation by their path in the tree; the content goes into the hub as objects."""
+def compose(txn: Transaction, index: Index) -> Index:
+    """An index with its generated files, by their path in the tree; the content goes into the hub as objects."""
     for name in index.repos:
         if RepoName.parse(name).org in RESERVED:
             raise HubError(f"{name} can't be published: that folder is the hub's own", hint="choose another name")
-    # What belongs to one revision was composed when that came in, and stays.
-    old = txn.base.site
-    manifests: dict[str, Manifest] = {}
-
-    def manifest(sha256: str) -> Manifest:
-        if sha256 not in manifests:
-            manifests[sha256] = txn.hub.manifest(sha256)
-        return manifests[sha256]
-
     site = {path: _add(txn, value) for path, value in _of_the_hub(index)}
     for name, repo in sorted(index.repos.items()):
         site[f"api/models/{name}/refs/index.json"] = _add(txn, huggingface.refs(repo))
-        for sha, revision in repo.revisions.items():
-            known = {path: entry for path, entry in old.items() if path.startswith(_prefixes(name, sha))}
-            if not known:
-                known = {
-                    path: _add(txn, value)
-                    for path, value in _of_a_revision(index, name, sha, manifest(revision.manifest))
-                }
-            listed = f"hub/manifests/{revision.manifest}.json"
-            site |= known | {listed: old.get(listed) or txn.hub.manifest_entry(revision.manifest)}
+        revisions = {sha: _listed(txn, index, name, sha) for sha in repo.revisions}
+        index = index.with_repo(name, replace(repo, revisions=revisions))
+        for revision in revisions.values():
+            for sha256 in (revision.manifest, revision.listing):
+                path = f"hub/manifests/{sha256}.json"
+                site[path] = txn.base.site.get(path) or txn.hub.manifest_entry(sha256)
         head = repo.refs.get("main")
         if head is not None:
-            site[f"api/models/{name}/index.json"] = site[f"api/models/{name}/revision/{head}/index.json"]
-            held = manifest(repo.revisions[head].manifest)
+            listing, held = (txn.hub.manifest(sha256) for sha256 in (revisions[head].listing, revisions[head].manifest))
+            site[f"api/models/{name}/index.json"] = listing.files[f"api/models/{name}/revision/{head}/index.json"]
             card = txn.hub.read(held.files["README.md"]).decode()
             site[f"{name}/index.html"] = _add(txn, pages.repository(index, name, held, card))
-    return site
+    return replace(index, site=site)
 
 
-def _prefixes(name: str, sha: str) -> tuple[str, ...]:
-    return (f"api/models/{name}/revision/{sha}/", f"api/models/{name}/tree/{sha}/")
+def _listed(txn: Transaction, index: Index, name: str, sha: str) -> Revision:
+    """A revision with the list of its generated files: they are composed when it comes in, and stay."""
+    revision = index.repos[name].revisions[sha]
+    if revision.listing:
+        return revision
+    manifest = txn.hub.manifest(revision.manifest)
+    files = {path: _add(txn, value) for path, value in _of_a_revision(index, name, sha, manifest)}
+    return replace(revision, listing=txn.add_bytes(replace(manifest, files=files).to_bytes()).sha256)
 
 
 def _of_a_revision(index: Index, name: str, sha: str, manifest: Manifest) -> Iterator[tuple[str, Any]]:

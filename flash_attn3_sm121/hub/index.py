@@ -22,7 +22,9 @@ from flash_attn3_sm121.hub.layout import (
 )
 
 T = TypeVar("T")
-INDEX_SCHEMA = 2  # schema 1 had a signature on each wheel, no hub name and no order but the clock's
+# Schema 2 listed the generated files of every revision in the index itself; schema 1 had a signature on each wheel, no
+# hub name and no order but the clock's.
+INDEX_SCHEMA = 3
 
 
 def dump_json(value: Any) -> bytes:
@@ -141,9 +143,12 @@ class Revision:
     created: str
     added: int  # the generation that brought it in
     wheels: tuple[str, ...]
+    listing: str = ""  # sha256 of the object that lists its generated files; "" where the index lists them (schema 2)
 
     def __post_init__(self) -> None:
         check_sha256(self.manifest)
+        if self.listing:
+            check_sha256(self.listing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +180,22 @@ class Repo:
         return name if is_revision(name) and name in self.revisions else None
 
 
-def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
+def _read(data: bytes, *, origin: str) -> dict[str, Any]:
+    """An index as JSON. One of an older schema gets the form of the newest."""
+    try:
+        return load_json(data, origin=origin, schema=INDEX_SCHEMA)
+    except IntegrityError:
+        try:
+            value = load_json(data, origin=origin, schema=2)
+        except IntegrityError:
+            value = _of_schema_1(load_json(data, origin=origin))
+    for repo in value.get("repos", {}).values():
+        for revision in repo.get("revisions", {}).values():
+            revision["listing"] = ""
+    return value
+
+
+def _of_schema_1(value: dict[str, Any]) -> dict[str, Any]:
     """An index of schema 1 in the form of schema 2. Its signatures were of less than is signed today: they go."""
     for wheel in value.get("wheels", {}).values():
         wheel.pop("signature", None), wheel.pop("key", None)
@@ -210,12 +230,9 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, origin: str) -> Index:
-        """Read an index; one of the schema before is upgraded on the way."""
+        """Read an index; one of an older schema is upgraded on the way."""
         try:
-            value = load_json(data, origin=origin, schema=INDEX_SCHEMA)
-        except IntegrityError:
-            value = _upgraded(load_json(data, origin=origin))
-        try:
+            value = _read(data, origin=origin)
             wheels = {k: _build(WheelEntry, v, origin=f"{origin}: {k}") for k, v in value["wheels"].items()}
             repos = {}
             for name, entry in value["repos"].items():

@@ -15,7 +15,8 @@ Wheels, their METADATA, each file of a kernel repository, and each revision's ma
     hub        a random name of the hub, so that a generation of one is not taken for a newer one of another
     wheels     file name -> sha256, size, metadata_sha256 (PEP 658), version, platform, families, verify, ...
     repos      <org>/<name> -> flavour ("fa3", "vllm" or "sgl"), refs {"main": sha, "v1": sha, "3.0.0.post1": sha},
-               revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "added", "wheels"}}
+               revisions {sha: {"manifest": sha256 of the manifest object, "version", "created", "added", "wheels",
+               "listing": sha256 of an object of the manifest's form: the files that were generated for the revision}}
 
 "added" is the number of the generation that brought a thing in: it orders them, whatever a clock said. As manifests
 are named by hash, one signature of an index covers every name, every number and every byte below it.

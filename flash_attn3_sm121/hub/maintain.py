@@ -42,6 +42,9 @@ def revision_objects(hub: Hub, name: str, sha: str, revision: Revision) -> Itera
     yield f"{who} manifest", hub.manifest_entry(revision.manifest)
     for inner, entry in files.items():
         yield f"{who} {inner}", entry
+    if revision.listing:
+        yield f"{who} list of generated files", hub.manifest_entry(revision.listing)
+    yield from hub.generated(revision).items()
 
 
 def needed(hub: Hub, index: Index) -> Iterator[FileEntry]:
@@ -169,14 +172,9 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
     with contextlib.nullcontext() if dry_run else hub.transaction():
         layout, current = hub.layout, hub.generation()
         numbers = hub.generations()
-        kept = [number for number in numbers if number <= current][-keep:]
-        wanted: set[str] = set()
-        revisions: set[str] = set()
-        for number in kept:
-            index = hub.read_generation(number).index
-            wanted |= {entry.sha256 for entry in needed(hub, index)}
-            revisions |= {sha for _, sha, _ in index.revisions()}
-        dropped = [number for number in numbers if number not in kept]
+        kept = [hub.read_generation(number).index for number in [n for n in numbers if n <= current][-keep:]]
+        wanted = {entry.sha256 for index in kept for entry in needed(hub, index)}
+        dropped = sorted(set(numbers) - {index.generation for index in kept})
         garbage = [
             path
             for path in layout.objects.glob("*/*")
@@ -188,7 +186,7 @@ def collect(hub: Hub, *, keep: int = KEEP_GENERATIONS, dry_run: bool = False) ->
             for number in dropped:
                 layout.generation(number).unlink()
                 layout.signature(number).unlink(missing_ok=True)
-            tree.drop(tree.Trees(root=layout.root), kept, revisions)
+            tree.drop(tree.Trees(root=layout.root), kept)
             for path in (*garbage, *unfinished):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

@@ -119,6 +119,7 @@ def _fetch(txn: Transaction, remote: Remote, index: Index) -> list[FileEntry]:
         held = txn.hub.read(FileEntry(sha256=revision.manifest, size=0))
         manifest = Manifest.from_bytes(held, origin=f"{name}@{sha}")
         files |= {entry: f"{name}/resolve/{sha}/{path}" for path, entry in manifest.files.items()}
+        files |= {entry: path for path, entry in txn.hub.generated(revision).items()}
     return done + _all(txn, remote, files)
 
 

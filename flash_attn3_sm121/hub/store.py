@@ -13,7 +13,7 @@ import io
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from typing import IO
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.files import CHUNK, hash_file, hash_stream
-from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, dump_json, load_json
+from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest, Revision, dump_json, load_json
 from flash_attn3_sm121.hub.layout import KIND, SCHEMA, HubLayout
 from flash_attn3_sm121.hub.sign import SIGNING_ENV, SigningKey, TrustedKeys, signer_of
 
@@ -176,6 +176,10 @@ class Hub:
     def manifest(self, sha256: str) -> Manifest:
         """A manifest by the hash that a revision gives."""
         return Manifest.from_bytes(self.read(FileEntry(sha256=sha256, size=0)), origin=f"manifest {sha256}")
+
+    def generated(self, revision: Revision) -> Mapping[str, FileEntry]:
+        """The generated files of one revision, by their path in the tree; none where the index lists them."""
+        return self.manifest(revision.listing).files if revision.listing else {}
 
     def manifest_entry(self, sha256: str) -> FileEntry:
         """A manifest's hash and size. The index holds the hash alone."""

@@ -63,10 +63,10 @@ def crasher() -> Iterator[Crasher]:
 def content(index: Index) -> Index:
     """An index without what differs from run to run."""
     wheels = {name: replace(entry, published="", added=0) for name, entry in index.wheels.items()}
-    repos = {
-        name: replace(repo, revisions={sha: replace(item, created="", added=0) for sha, item in repo.revisions.items()})
-        for name, repo in index.repos.items()
-    }
+    repos = {}
+    for name, repo in index.repos.items():
+        same = {sha: replace(item, created="", added=0, listing="") for sha, item in repo.revisions.items()}
+        repos[name] = replace(repo, revisions=same)
     return replace(index, hub="", generation=0, created="", wheels=wheels, repos=repos, site={})
 
 

@@ -82,9 +82,12 @@ def test_gc_takes_old_trees_and_their_revisions(hub: Hub, newer_wheel: Path) -> 
         index.repos[REPO].refs["main"]
     }
     trees = hub.layout.root / "trees"
-    assert {path.name for path in trees.iterdir()} == {"revisions", f"{index.generation:08d}"}
+    assert {path.name for path in trees.iterdir()} == {"revisions", "generated", f"{index.generation:08d}"}
     assert {path.name for path in (trees / "revisions").iterdir()} == {
         repo.refs["main"] for repo in index.repos.values()
+    }
+    assert {path.name for path in (trees / "generated").iterdir()} == {
+        revision.listing for _, _, revision in index.revisions()
     }
 
 
@@ -154,7 +157,7 @@ def test_the_next_export_swaps_and_nothing_foreign_is_touched(hub: Hub, tmp_path
     publish(hub, judge([newer_wheel]))
     export(hub, target)
     assert (target / "www").readlink().name == "00000002" and (target / "nginx.conf").read_text() == conf
-    assert sorted(path.name for path in (target / "trees").iterdir()) == ["00000002", "revisions"]
+    assert sorted(path.name for path in (target / "trees").iterdir()) == ["00000002", "generated", "revisions"]
     (target / "thesis.tex").write_text("precious")
     with pytest.raises(HubError, match=r"holds what no export wrote: thesis\.tex"):
         export(hub, target)

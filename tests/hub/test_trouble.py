@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +20,8 @@ from flash_attn3_sm121.hub.checkout import resolve
 from flash_attn3_sm121.hub.index import Index, dump_json
 from flash_attn3_sm121.hub.maintain import check
 from flash_attn3_sm121.hub.publish import judge, publish
+from flash_attn3_sm121.hub.site.address import Directory
+from flash_attn3_sm121.hub.site.tree import Trees, heal
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub.wheelmaker import write_wheel
 
@@ -165,16 +169,40 @@ def test_without_the_extra_a_command_says_which_one_it_wants(hub: Hub, newer_whe
         assert "Traceback" not in done.stderr
 
 
-def test_a_hub_of_the_schema_before_is_read_and_upgraded(hub: Hub, newer_wheel: Path) -> None:
+def test_a_hub_of_schema_2_is_read_and_upgraded(hub: Hub, newer_wheel: Path) -> None:
+    """It listed the generated files of every revision in the index, and had them in each generation's tree."""
     index = hub.index()
-    value = {"schema": 1, **__import__("dataclasses").asdict(index)}
+    value = {"schema": 2, **dataclasses.asdict(index)}
+    for _, _, revision in index.revisions():
+        value["site"] |= {path: dataclasses.asdict(entry) for path, entry in hub.generated(revision).items()}
+    for repo in value["repos"].values():
+        for item in repo["revisions"].values():
+            del item["listing"]
+    hub.layout.generation(1).write_bytes(dump_json(value))
+    trees = Trees(root=hub.layout.root)
+    shutil.rmtree(trees.folder)
+    heal(hub)
+    assert not (trees.folder / "generated").exists() and check(hub).ok
+    address = f"api/models/{REPO}/tree/main/index.json"
+    old = Directory(index=hub.index(), read_manifest=hub.manifest).find(address)
+    assert old is not None and (trees.www / address).read_bytes() == hub.read(old.entry)
+    publish(hub, judge([newer_wheel]))
+    assert check(hub).ok and all(revision.listing for _, _, revision in hub.index().revisions())
+    address = address.replace("main", index.repos[REPO].refs["main"])
+    assert Directory(index=hub.index(), read_manifest=hub.manifest).find(address).entry == old.entry  # type: ignore[union-attr]
+    assert (trees.www / address).read_bytes() == hub.read(old.entry)
+
+
+def test_a_hub_of_schema_1_is_read_and_upgraded(hub: Hub, newer_wheel: Path) -> None:
+    index = hub.index()
+    value = {"schema": 1, **dataclasses.asdict(index)}
     del value["hub"], value["site"]
     for wheel in value["wheels"].values():
         del wheel["added"], wheel["checks"]
         wheel |= {"signature": "", "key": ""}
     for repo in value["repos"].values():
         for revision in repo["revisions"].values():
-            del revision["added"]
+            del revision["added"], revision["listing"]
     old = dump_json(value)
     hub.layout.generation(1).write_bytes(old)
     assert set(hub.index().wheels) == set(index.wheels) and hub.index().hub == ""

@@ -139,6 +139,16 @@ def test_the_first_page_does_not_grow_with_history(hub: Hub) -> None:
     assert first["history.html"].count("data-search") == 303 and name in first["history.html"]
 
 
+def test_an_index_barely_grows_with_history(tmp_path: Path) -> None:
+    """What a worker holds in memory of a revision is its name and a few hashes, not the list of its files."""
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    sizes = []
+    for number in range(3):
+        add_repo(hub, REPO, {f"build/torch-cuda/folder{n}/{number}.py": b"%d" % n for n in range(200)})
+        sizes.append(len(hub.current().data))
+    assert sizes[2] - sizes[1] < 1500 and len(hub.generated(hub.index().repos[REPO].history[0][1])) > 200
+
+
 def test_which_code_a_device_would_run(hub: Hub) -> None:
     wheel = next(entry for entry in hub.index().wheels.values() if entry.platform == "linux_aarch64")
     both = replace(wheel, images=("compute_120", "sm_120", "sm_121"))

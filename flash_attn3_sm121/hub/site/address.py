@@ -68,10 +68,15 @@ class Directory:
             return self._repository_file(parts)
         if parts[:2] == ["api", "kernels"]:
             parts[1] = "models"
+        site = self.index.site
         if len(parts) > 6 and parts[4] in ("revision", "tree"):
             repo = self.index.repos.get(f"{parts[2]}/{parts[3]}")
-            parts[5] = (repo.resolve(parts[5]) if repo is not None else None) or parts[5]
-        entry = self.index.site.get("/".join(parts))
+            sha = repo.resolve(parts[5]) if repo is not None else None
+            if repo is None or sha is None:
+                return None
+            parts[5] = sha
+            site = self._manifest(repo.revisions[sha].listing).files if repo.revisions[sha].listing else site
+        entry = site.get("/".join(parts))
         return None if entry is None else Found(path=path, entry=entry)
 
     def _wheel(self, path: str) -> Found | None:

@@ -1,6 +1,7 @@
 """The tree on the disk, for web servers that know nothing of a hub: one folder a generation, and a link that moves.
 
     trees/revisions/<sha>/         the files of one revision of a repository; made once, shared by the generations
+    trees/generated/<sha256>/      its generated files in the same way, called like the object that lists them
     trees/00000017/                what generation 17 serves, under the very addresses that clients ask
     www -> trees/00000017          what a web server is pointed at; renaming this link swaps the whole tree
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from flash_attn3_sm121.files import beside, hash_file, put_folder
 from flash_attn3_sm121.hub.index import FileEntry, Index
 from flash_attn3_sm121.hub.store import Generation, Hub
 
+KINDS = ("revision", "tree")  # of generated files: /api/models/ORG/NAME/KIND/SHA/...
 LONGEST_TIME = 1_600_000_000  # seconds since 1970: never in the future
 
 
@@ -54,6 +56,9 @@ class Trees:
     def revision(self, sha: str) -> Path:
         return self.folder / "revisions" / sha
 
+    def generated(self, listing: str) -> Path:
+        return self.folder / "generated" / listing
+
     @property
     def current(self) -> int | None:
         """The number of the generation that `www` shows."""
@@ -72,8 +77,11 @@ def links(index: Index) -> Iterator[tuple[str, str]]:
     for name, repo in sorted(index.repos.items()):
         yield f"kernels/{name}", f"../../{name}"
         yield f"api/kernels/{name}", f"../../models/{name}"
-        for sha in repo.revisions:
+        for sha, revision in repo.revisions.items():
             yield f"{name}/resolve/{sha}", f"../../../../revisions/{sha}"
+            for kind in KINDS if revision.listing else ():
+                inner = f"api/models/{name}/{kind}/{sha}"
+                yield inner, f"../../../../../../generated/{revision.listing}/{inner}"
         for ref, sha in repo.refs.items():
             yield f"{name}/resolve/{ref}", sha
             yield f"api/models/{name}/revision/{ref}", sha
@@ -81,7 +89,7 @@ def links(index: Index) -> Iterator[tuple[str, str]]:
 
 
 def files(index: Index) -> Iterator[tuple[str, FileEntry]]:
-    """Yield (address, content) of everything outside of repositories."""
+    """Yield (address, content) of everything that does not belong to one revision."""
     yield from index.site.items()
     for name, wheel in index.wheels.items():
         yield f"files/{name}", FileEntry(sha256=wheel.sha256, size=wheel.size)
@@ -99,12 +107,10 @@ def write(hub: Hub, generation: Generation, *, into: Trees, checked: bool = Fals
     """
     index = generation.index
     source: Callable[[FileEntry], Path] = hub.verified if checked else lambda entry: hub.layout.object(entry.sha256)
-    for _, sha, revision in index.revisions():
-        target = into.revision(sha)
+    for target, manifest in shared(index, into):
         if not target.is_dir():
-            held = hub.manifest(revision.manifest).files
             with put_folder(target) as out:
-                for path, entry in held.items():
+                for path, entry in hub.manifest(manifest).files.items():
                     _link(source(entry), out / path, entry)
     target = into.generation(index.generation)
     if target.is_dir():
@@ -122,6 +128,14 @@ def write(hub: Hub, generation: Generation, *, into: Trees, checked: bool = Fals
         for path, to in links(index):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).symlink_to(to)
+
+
+def shared(index: Index, trees: Trees) -> Iterator[tuple[Path, str]]:
+    """Yield (folder, sha256 of the manifest of what is in it) of what generations share: each revision's files."""
+    for _, sha, revision in index.revisions():
+        yield trees.revision(sha), revision.manifest
+        if revision.listing:
+            yield trees.generated(revision.listing), revision.listing
 
 
 def _link(source: Path, target: Path, entry: FileEntry) -> None:
@@ -152,12 +166,14 @@ def damage(hub: Hub, index: Index) -> Iterator[str]:
         yield f"www/{path} was put there by somebody else"
     for path, entry in wanted.items():
         yield from _fault(hub, trees.www / path, entry, f"www/{path}")
-    for name, sha, revision in index.revisions():
-        held = hub.manifest(revision.manifest).files
-        for path in sorted(set(_names(trees.revision(sha))) - set(held)):
-            yield f"{name}@{sha[:12]} {path} was put there by somebody else"
+    for path in sorted(set(linked) - found):
+        yield f"www/{path}: the link is missing"
+    for folder, manifest in shared(index, trees):
+        held, who = hub.manifest(manifest).files, folder.relative_to(trees.root)
+        for path in sorted(set(_names(folder)) - set(held)):
+            yield f"{who}/{path} was put there by somebody else"
         for path, entry in held.items():
-            yield from _fault(hub, trees.revision(sha) / path, entry, f"{name}@{sha[:12]} {path} in the tree")
+            yield from _fault(hub, folder / path, entry, f"{who}/{path}")
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -189,13 +205,12 @@ def heal(hub: Hub) -> None:
         trees.swap(number)
 
 
-def drop(trees: Trees, kept: list[int], revisions: set[str]) -> None:
-    """Remove the trees of other generations, revisions that no kept generation has, and unfinished trees."""
-    names = {f"{number:08d}" for number in kept} | {"revisions"}
-    for path in trees.folder.iterdir() if trees.folder.is_dir() else ():
-        if path.name not in names:
-            shutil.rmtree(path)
-    held = trees.folder / "revisions"
-    for path in held.iterdir() if held.is_dir() else ():
-        if path.name not in revisions:
-            shutil.rmtree(path)
+def drop(trees: Trees, kept: Sequence[Index]) -> None:
+    """Remove the trees of generations that are not kept, what only they shared, and unfinished trees."""
+    wanted = {trees.generation(index.generation) for index in kept}
+    wanted |= {folder for index in kept for folder, _ in shared(index, trees)}
+    parents = {folder.parent for folder in wanted}
+    for place in (trees.folder, *parents - {trees.folder}):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path not in wanted | parents:
+                shutil.rmtree(path)
