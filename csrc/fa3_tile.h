@@ -25,6 +25,7 @@ struct Variant {
     bool varlen_split;
     bool softcap;
     bool append;
+    bool kv8;  // K and V are e4m3, whose bytes take a half more of their shared memory
 };
 
 // Whether a family's forward kernels have a tile of ours: all of them where shared memory is small, and head dim 64

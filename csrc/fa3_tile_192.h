@@ -6,8 +6,12 @@
 namespace fa3 {
 
 // 192: 48 KB of Q. In registers it makes room for more columns of K and V: 96 fit, but a causal mask, tanh or lengths
-// then spill up to 144 bytes, so 80. Where something else needs the registers, Q stays in shared memory beside 64.
+// then spill up to 144 bytes, so 80. Where something else needs the registers, Q stays in shared memory beside 64. With
+// bytes of e4m3 there is room for 48, and none for Q beside them.
 constexpr Tile tile_192(Variant const& v) {
+    if (v.kv8) {
+        return {128, 48, 8, 1, true};
+    }
     bool const busy = v.append || v.local || v.varlen_split || v.paged;
     return {128, busy ? 64 : 80, 8, 1, !busy};
 }

@@ -12,9 +12,11 @@ namespace fa3 {
 // instead would read K and V from shared memory twice as often.
 constexpr Tile tile_64(Variant const& v) {
     // Masks beside tanh, page pointers for appending under a causal mask, and appending under a mask to a cache without
-    // pages (bf16 spills there since sinks are read, fp16 did under a window before), keep more alive: 48 columns.
+    // pages (bf16 spills there since sinks are read, fp16 did under a window before), keep more alive: 48 columns. So do
+    // masks beside bytes of e4m3 (124 bytes too many for packed sequences under a causal mask).
     bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal) ||
-                      (v.append && (v.causal || v.local) && !v.paged && !v.varlen_split);
+                      (v.append && (v.causal || v.local) && !v.paged && !v.varlen_split) ||
+                      (v.kv8 && (v.causal || v.local));
     // The one variant with everything at once but a page table still spills at 48.
     bool const busiest = v.softcap && v.local && v.append && v.varlen_split && !v.paged;
     int const few = busiest ? 32 : 48;

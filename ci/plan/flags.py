@@ -55,6 +55,7 @@ _SWITCHES = {
     "packgqa": "PACKGQA",
     "diff_headdim": "HDIMDIFF64 HDIMDIFF192",
     "deterministic": "DETERMINISTIC",  # ours: upstream always has it
+    "kv8": "KV8",  # ours: upstream has nothing of it
 }
 _DTYPE_SWITCHES = {"fp16": "FP16", "e4m3": "FP8"}
 

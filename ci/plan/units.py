@@ -15,6 +15,8 @@ from ci.plan.profiles import Selection
 from flash_attn3_sm121.arch import Family
 
 CXX_TYPES = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "e4m3": "cutlass::float_e4m3_t"}
+KV8 = "_kv8"  # behind a type of Q: K and V are e4m3
+CXX_TYPES |= {f"{dtype}{KV8}": f"::fa3::Kv8<{CXX_TYPES[dtype]}>" for dtype in ("bf16", "fp16")}
 
 # Kernels a file may hold. Hopper's take more memory each, and most of the front end's time is theirs anyway.
 KERNELS_PER_UNIT = {Family.SM80: 18, Family.SM8X: 18, Family.SM90: 10}
@@ -41,7 +43,7 @@ class Forward:
     @property
     def group(self) -> str:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}_{self.head_dim_v}"
-        return f"fwd_hd{dims}"
+        return f"fwd_kv8_hd{dims}" if self.dtype.endswith(KV8) else f"fwd_hd{dims}"
 
     @property
     def variant(self) -> str:
@@ -147,7 +149,28 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
                 kernels=_masks(chosen) * modes,
             )
         )
-    return tuple(instances)
+    return (*instances, *_kv8_forwards(chosen))
+
+
+def _kv8_forwards(chosen: Selection) -> tuple[Forward, ...]:
+    """Those whose K and V are e4m3 beside a Q of 16 bits. Nothing is appended there."""
+    if not chosen.has("kv8"):
+        return ()
+    switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")))
+    return tuple(
+        Forward(
+            arch=chosen.spec.effective_arch,
+            dtype=f"{dtype}{KV8}",
+            head_dim=dim,
+            head_dim_v=dim,
+            split=split,
+            paged=paged,
+            softcap=softcap,
+            packgqa=True,
+            kernels=_masks(chosen) * (1 + chosen.has("varlen")),
+        )
+        for dim, (paged, split, softcap), dtype in product(chosen.head_dims, switches, chosen.dtypes)
+    )
 
 
 def _switch(chosen: Selection, feature: str) -> tuple[bool, ...]:

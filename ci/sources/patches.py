@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ci.sources.fault_patches import FAULT_PATCHES
 from ci.sources.feature_patches import FEATURE_PATCHES
+from ci.sources.kv8_patches import KV8_PATCHES
 from ci.sources.order_patches import ORDER_PATCHES
 from ci.sources.patch import Change, Edit
 from ci.sources.values_patches import VALUES_PATCHES
@@ -342,4 +343,5 @@ EDITS: tuple[Edit, ...] = (
     *FEATURE_PATCHES,
     *ORDER_PATCHES,
     *VALUES_PATCHES,
+    *KV8_PATCHES,
 )

@@ -61,7 +61,7 @@ _MAIN_LOOP = re.compile(
     r"flash::CollectiveMainloop(?P<direction>Fwd|Bwd)Sm80<"
     r"(?P<warps>\d+), (?P<stages>\d+), (?:(?P<q_in_regs>true|false), )?"
     r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:(?P<v>\d+), )?"
-    r"cutlass::(?P<dtype>\w+), float, cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
+    r"(?P<kv8>fa3::Kv8<)?cutlass::(?P<dtype>\w+)(?: ?>)?, float, cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
 )
 _DTYPES = {"bfloat16_t": "bf16", "half_t": "fp16"}
 _FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "packgqa", "split")
@@ -79,6 +79,7 @@ class Tile:
     stages: int
     q_in_regs: bool
     head_dim_v: int = 0  # of V, where it has another
+    kv8: bool = False  # K and V are e4m3, and their bytes lie behind the tiles that they are widened to
 
     @property
     def values(self) -> int:
@@ -102,6 +103,7 @@ def tile(mangled: str) -> Tile | None:
         stages=int(loop["stages"]),
         q_in_regs=loop["q_in_regs"] == "true",
         head_dim_v=_other_v(loop),
+        kv8=loop["kv8"] is not None,
     )
 
 
@@ -130,6 +132,8 @@ def variant(mangled: str) -> Variant | None:
     flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
     if "flash::CollectiveEpilogueBwdGQA<" in signature:
         flags.add("gqa")
+    if loop["kv8"]:
+        flags.add("kv8")
     return Variant(
         dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags), head_dim_v=_other_v(loop)
     )
@@ -175,7 +179,7 @@ def forward_bytes(tile: Tile, *, split: bool = False, varlen: bool = False) -> i
     # Partial results of a split over one length go to memory straight from registers.
     out = 0 if split and not varlen else tile.block_m * tile.values * 2
     padding = max(0, out - k - v)
-    main = max(q, v) + k if tile.q_in_regs else q + k + v
+    main = (max(q, v) + k if tile.q_in_regs else q + k + v) + tile.kv8 * (k + v) // 2
     tensors = _SMEM_ALIGNMENT + max(_up(padding), _SMEM_ALIGNMENT) + main
     return max(tensors, out) + _SMEM_ALIGNMENT
 

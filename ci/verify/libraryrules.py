@@ -197,7 +197,7 @@ def _contents(listed: tuple[Kernel, ...], facts: BuildFacts) -> Iterable[Check]:
     seen: set[str] = set().union(*(v.flags for v in (*forward, *backward))) | ({"backward"} if backward else set())
     seen |= {"diff_headdim"} if any(v.head_dim_v for v in forward) else set()
     shown = {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa"}
-    shown |= {"deterministic", "diff_headdim"}
+    shown |= {"deterministic", "diff_headdim", "kv8"}
     yield same("features", found=seen & shown, expected=set(facts.features) & shown)
 
 

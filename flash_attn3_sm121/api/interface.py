@@ -66,7 +66,8 @@ def flash_attn_func(
     """Attention over dense tensors, differentiable in q, k, v and s_aux.
 
     Args:
-        q: (b, sq, h, d) queries in fp16, bf16, fp32 or fp8 (e4m3). All three tensors have one dtype.
+        q: (b, sq, h, d) queries in fp16, bf16, fp32 or fp8 (e4m3). All three tensors have one dtype, but for k and v in
+            fp8, which go with fp16 and bf16 queries too.
         k, v: (b, sk, hk, d) keys and (b, sk, hk, dv) values. hk divides h; each key head serves h / hk query heads.
         softmax_scale: what scores are multiplied by; None: one over the root of d.
         causal: whether a row sees no key behind its own position; the last row stands at the last key.

@@ -89,8 +89,9 @@ def flash_attn_with_kvcache(
     Args:
         q: (b, sq, h, d) queries, or (total_q, h, d) with cu_seqlens_q.
         k_cache, v_cache: (rows, capacity, hk, d) and (rows, capacity, hk, dv), or with page_table
-            (pages, page_size, hk, d) and (pages, page_size, hk, dv).
+            (pages, page_size, hk, d) and (pages, page_size, hk, dv). In q's dtype, or fp8 (e4m3) under fp16 and bf16.
         k, v: (b, new, hk, d) and (b, new, hk, dv), written behind the first cache_seqlens[b] positions of each row.
+            For a cache in fp8 they are divided by their scale and rounded, unless they are fp8 already.
         qv: a second query (b, sq, h, dv), whose products with the values are added to the scores.
         rotary_cos, rotary_sin: (positions, rotary_dim / 2), to rotate q and k by their positions; needs k.
         cache_seqlens: (b,) int32, how many positions of each row are filled, which may differ; a number for all rows;

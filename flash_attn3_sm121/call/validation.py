@@ -57,10 +57,11 @@ def _dtypes(args: ForwardArgs) -> None:
     if k.dtype != v.dtype:
         fail(f"query and value must have the same dtype: k is {k.dtype}, v is {v.dtype}")
     if k.dtype != q.dtype:
-        # A cache of another floating type is served (a fp32 model on a bf16 cache); fp8 never mixes.
+        # A cache of another floating type is served (a fp32 model on a bf16 cache), and fp8 under 16-bit queries.
         cached = args.k_new is not None or args.seqused_k is not None or args.page_table is not None
-        if FP8 in (q.dtype, k.dtype) or not cached or args.cu_seqlens_k is not None:
-            hint = "fp8 queries take fp8 keys and values, and no other queries do: convert one of the two"
+        mixed = k.dtype == FP8 and q.dtype in (torch.float16, torch.bfloat16)
+        if not mixed and (FP8 in (q.dtype, k.dtype) or not cached or args.cu_seqlens_k is not None):
+            hint = "fp8 keys and values take queries in fp8, bf16 or fp16; other keys take no fp8 queries"
             fail(
                 f"query and key must have the same dtype: q is {q.dtype}, k is {k.dtype}",
                 hint=hint if FP8 in (q.dtype, k.dtype) else None,
@@ -85,7 +86,7 @@ def _heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     heads, heads_kv, dim, dim_v = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
     if heads_kv < 1 or heads % heads_kv != 0:
         fail(f"Number of heads in key/value must divide number of heads in query: {heads_kv} and {heads}")
-    alignment = 16 if q.dtype == FP8 else 8
+    alignment = 16 if k.dtype == FP8 else 8
     for name, size in (("head_size", dim), ("head_size_v", dim_v)):
         if size == 0:
             fail(f"{name} should be a multiple of {alignment}, found 0: the last dimension of the tensor is empty")
@@ -249,7 +250,7 @@ def _extras(args: ForwardArgs, batch: int) -> None:
                 "For FP16/BF16 input, output must have the same dtype as inputs. For FP8 input, output must have dtype "
                 f"BF16: expected {out_dtype(q)}, found {args.out.dtype}"
             )
-    if q.dtype == FP8:
+    if args.k.dtype == FP8:
         _descales(args, batch)
 
 

@@ -69,12 +69,17 @@ def run_forward(
     dtype: torch.dtype,
     dims: tuple[int, int],
     sinks: bool = False,
+    widened: bool = False,
 ) -> str | None:
-    """Compare one causal forward; the text of the mismatch, or None."""
+    """Compare one causal forward; the text of the mismatch, or None. `widened`: K and V are e4m3 beside a 16-bit Q."""
     s_aux = _sinks(device) if sinks else None
-    q, k, v = _inputs(device, dtype, *dims)
-    scale = dims[0] ** -0.5
     low_dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+    if widened:
+        dtype = low_dtype
+    q, k, v = _inputs(device, dtype, *dims)
+    if widened:
+        k, v = k.to(torch.float8_e4m3fn), v.to(torch.float8_e4m3fn)
+    scale = dims[0] ** -0.5
     out = torch.full((*q.shape[:-1], dims[1]), float("nan"), dtype=low_dtype, device=device)
     args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out, s_aux=s_aux)
     try:

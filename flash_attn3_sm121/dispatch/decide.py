@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flash_attn3_sm121.arch import capability
+from flash_attn3_sm121.arch import KV8_SINCE, capability
 from flash_attn3_sm121.call.facts import BACKENDS, FEATURE_WORDS, CallFacts, DeviceFacts
 from flash_attn3_sm121.dispatch import remedy
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -141,6 +141,8 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
     elif "softcap" in call.features and call.head_dim != call.head_dim_v and build.family != "sm90":
         return "dv != d with softcap is not among the kernels below Hopper"
     if "rotary" in call.features and call.dtype == "e4m3":
+        if build.family != "sm90":
+            return "queries in e4m3 are turned in fp32, which the fallback does"
         return "upstream's fp8 kernels turn keys by vectors of 16, which half a rotary dim need not be a multiple of"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]
     if missing:
@@ -154,7 +156,7 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
 def native_refusal(device: DeviceFacts, native: NativeState, call: CallFacts) -> str | BuildFacts:
     """The library that serves this call, or why native does not."""
     build = _usable_build(device, native)
-    return build if isinstance(build, str) else call_refusal(build, call) or build
+    return build if isinstance(build, str) else _device_refusal(device, call) or call_refusal(build, call) or build
 
 
 def _usable_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
@@ -173,8 +175,34 @@ def _usable_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
     return build
 
 
+def _device_refusal(device: DeviceFacts, call: CallFacts) -> str | None:
+    """Why a device cannot run kernels that its library may hold, or None."""
+    major, minor = device.capability or (0, 0)
+    if call.dtype_kv == "e4m3" and (major, minor) < KV8_SINCE:
+        return f"capability {major}.{minor} cannot convert e4m3: {'.'.join(map(str, KV8_SINCE))} and later can"
+    return None
+
+
+def _widened_refusal(build: BuildFacts, call: CallFacts) -> str | None:
+    """Why the mma.sync kernels that widen K and V from e4m3 do not serve a call; an fp8 Q becomes bf16 for them."""
+    dtype = "bf16" if call.dtype == "e4m3" else call.dtype
+    if call.direction == "backward":
+        return "there is no fp8 backward"
+    if "kv8" not in build.features:
+        return f"the {build.family} library (profile {build.profile}) is built without: {FEATURE_WORDS['kv8']}"
+    if dtype not in build.dtypes:
+        return f"dtype {dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"
+    if call.head_dim != call.head_dim_v:
+        return (
+            f"keys and values in e4m3 have one head dimension in the kernels, not {call.head_dim} and {call.head_dim_v}"
+        )
+    return None
+
+
 def call_refusal(build: BuildFacts, call: CallFacts) -> str | None:
     """Why a library does not serve a call, or None where it does. Shapes first: the cheapest to explain."""
+    if call.dtype_kv == "e4m3" and build.family != "sm90":
+        return _widened_refusal(build, call) or _shape_refusal(build, call) or _feature_refusal(build, call)
     if call.dtype not in build.dtypes:
         return f"dtype {call.dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"
     if call.dtype_kv != call.dtype:
@@ -203,12 +231,13 @@ def decide(
         forced: the backend that was asked for, or None.
     """
     build = _usable_build(device, native)
-    refused_by_native = build if isinstance(build, str) else call_refusal(build, call)
+    too_old = _device_refusal(device, call)
+    refused_by_native = build if isinstance(build, str) else too_old or call_refusal(build, call)
     remedied = None
     reasons: dict[str, str] = {}
     if refused_by_native is not None:
         reasons["native"] = refused_by_native
-        remedied = None if isinstance(build, str) else remedy.command(build, call, call_refusal)
+        remedied = None if isinstance(build, str) or too_old else remedy.command(build, call, call_refusal)
     if flex_refusal is not None:
         reasons["flex"] = flex_refusal
     if forced is not None:

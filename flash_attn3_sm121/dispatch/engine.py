@@ -120,13 +120,15 @@ class Engine:
                 ops = self._loaded(decision.build)
                 if ops is None:
                     continue
-                trusted = self._send_canary(device, args.q.dtype, call, decision.build.family, ops)
+                widened = call.dtype_kv == "e4m3" and decision.build.family != "sm90"
+                trusted = self._send_canary(device, args.q.dtype, call, decision.build.family, ops, widened=widened)
                 if trusted is not None:
                     plan = NativePlan(
                         decision=decision,
                         ops=ops,
                         can_split=_can_split(decision.build, args),
                         check_cache=self.settings.check_cache,
+                        widened=widened,
                         instead=self._instead,
                     )
                     return self._remember(key, plan) if trusted else plan
@@ -163,11 +165,18 @@ class Engine:
         self._warn_once(f"flash_attn3_sm121: {text}", about=reason)
 
     def _send_canary(
-        self, device: torch.device, dtype: torch.dtype, call: CallFacts, family: str, ops: native.LoadedOps
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        call: CallFacts,
+        family: str,
+        ops: native.LoadedOps,
+        *,
+        widened: bool = False,
     ) -> bool | None:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
         added = call.features & ({"sinks"} if call.direction == "forward" else {"dlse", "deterministic"})
-        key = (device, dtype, family, call.direction, *added)
+        key = (device, dtype, call.dtype_kv, family, call.direction, *added)
         if not self.settings.canary or key in self._verified:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -177,7 +186,7 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad():
             if call.direction == "forward":
                 text = canary.run_forward(
-                    ops, fallback.forward, device=device, dtype=dtype, dims=dims, sinks=bool(added)
+                    ops, fallback.forward, device=device, dtype=dtype, dims=dims, sinks=bool(added), widened=widened
                 )
             else:
                 text = canary.run_backward(

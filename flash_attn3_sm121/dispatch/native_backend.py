@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -44,13 +46,14 @@ class NativePlan:
     ops: native.LoadedOps
     can_split: bool  # the library can do what num_splits asks for
     check_cache: bool
+    widened: bool = False  # K and V are e4m3, which a kernel of the mma.sync families widens
     instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
     # A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
     decode_op: DenseOp | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.can_split:
+        if self.can_split and not self.widened:
             schema = schemas.NATIVE["fwd"]
             self._dense = schemas.caller(self.ops.fwd, schema, *_DENSE, is_rotary_interleaved=True)
             self.decode_op = schemas.caller(self.ops.fwd, schema, *_DECODE)
@@ -66,10 +69,10 @@ class NativePlan:
         if args.k_new is not None:
             if self.check_cache:
                 native.assert_room(args)
-            args = native.without_padding(args)
+            args = _fallback().appended(args) if self.widened else native.without_padding(args)
         args = self._prepared(args, tensors)
         try:
-            out, lse, out_accum, lse_accum = native.run_forward(self.ops, args)
+            out, lse, out_accum, lse_accum = native.run_forward(self.ops, widened(args) if self.widened else args)
         except RuntimeError as error:
             return self._by_fallback(self.instead(error), args)
         if args.seqused_q is not None:
@@ -108,6 +111,20 @@ class NativePlan:
             return python_backend.backward(other, given, into)
         ds_aux = None if args.s_aux is None else native.sink_gradient(args, softmax_d)
         return BackwardResult(dq=dq, dk=dk, dv=dv, ds_aux=ds_aux, softmax_d=softmax_d)
+
+
+def widened(args: ForwardArgs) -> ForwardArgs:
+    """A call on K and V in e4m3 as the mma.sync kernels take it: Q in 16 bits, which every number in e4m3 fits.
+
+    The scale of an fp8 Q goes into that of the scores; one that is given beside another Q counts nothing, as always.
+    """
+    if args.q.dtype == torch.float8_e4m3fn:
+        return replace(args, q=args.q.to(torch.bfloat16))
+    return replace(args, q_descale=None)
+
+
+def _fallback() -> ModuleType:
+    return importlib.import_module("flash_attn3_sm121.fallback")
 
 
 def _fresh(like: Tensor) -> Tensor:

@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
-from flash_attn3_sm121.fallback import flash, host, static, trial, whole
+from flash_attn3_sm121.fallback import append, flash, host, static, trial, whole
 from flash_attn3_sm121.fallback.combine import combine
 from flash_attn3_sm121.fallback.problem import facts
 
-__all__ = ["backward", "combine", "dense_op", "forward"]
+__all__ = ["appended", "backward", "combine", "dense_op", "forward"]
 
 
 @contextmanager
@@ -77,6 +78,27 @@ def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Ten
         if kernel is not None or lengths_stay_on_device(args):
             return static.forward(args, check=check_cache, kernel=kernel)
         return host.forward(args)
+
+
+def appended(args: ForwardArgs) -> ForwardArgs:
+    """The call that is left once its new keys are written into the cache: Q is turned, and the lengths are longer.
+
+    Nothing is read on the host. The caller has checked that there is room.
+    """
+    assert args.k_new is not None and args.seqused_k is not None  # validated
+    info = facts(args)
+    with _plain_arithmetic(args.q.device):
+        new = append.prepare(args, info)
+        q = host.rotated_queries(args, info)
+        if new is not None:
+            append.write(args, new)
+        cu, held = args.cu_seqlens_k_new, args.seqused_k
+        total = held + (info.new_rows if cu is None else cu[1:] - cu[:-1])
+        lengths = torch.where(held < 0, torch.zeros_like(held), total)
+    return replace(
+        args, q=q, seqused_k=lengths, k_new=None, v_new=None, cu_seqlens_k_new=None, rotary_cos=None, rotary_sin=None,
+        seqlens_rotary=None,
+    )  # fmt: skip
 
 
 def dense_op(args: ForwardArgs) -> Callable[..., Any] | None:

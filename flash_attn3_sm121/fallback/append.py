@@ -37,10 +37,15 @@ def rotary_base(args: ForwardArgs) -> Tensor:
     return args.seqlens_rotary.long() if args.seqlens_rotary is not None else _held(args)
 
 
-def _converted(new: Tensor, cache: Tensor, *, name: str) -> Tensor:
-    if (cache.dtype in FP8) != (new.dtype in FP8):
-        raise CallError(f"{name} and its cache must have the same dtype for fp8, found {new.dtype} and {cache.dtype}")
-    return new.to(cache.dtype)
+def _converted(new: Tensor, cache: Tensor, scale: Tensor | None) -> Tensor:
+    """`new` (n, Hk, d) in the cache's type: fp8 holds numbers divided by their `scale` (n, Hk), cut to its range."""
+    if new.dtype in FP8 and cache.dtype not in FP8:
+        raise CallError(f"a cache in {cache.dtype} and its new tokens must have the same dtype, found {new.dtype}")
+    if cache.dtype not in FP8 or new.dtype in FP8:
+        return new.to(cache.dtype)
+    divided = new.float() if scale is None else new.float() / scale[..., None]
+    most = torch.finfo(cache.dtype).max
+    return divided.clamp(-most, most).to(cache.dtype)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -112,12 +117,14 @@ def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
         k_new = rotary.rotate(
             k_new, args.rotary_cos, args.rotary_sin, where, interleaved=args.rotary_interleaved, dtype=kept
         )
-    keys, values = _converted(k_new, args.k, name="k"), _converted(args.v_new, args.v, name="v")
     owner, position, index, any_token = places(args, info)
     if index.numel() == 0 or args.k.numel() == 0:
         return None
     rows, slots = pages_of(args, info, owner, position)
-    keys, values = (_bytes(_flat(new))[index].view(new.dtype) for new in (keys, values))
+    keys, values = (
+        _converted(_bytes(_flat(new))[index].view(new.dtype), cache, None if scale is None else scale[owner])
+        for new, cache, scale in ((k_new, args.k, args.k_descale), (args.v_new, args.v, args.v_descale))
+    )
     rows, slots, keys, values = _or_nothing(args, any_token, rows, slots, keys, values)
     return NewTokens(rows=rows, slots=slots, keys=keys, values=values)
 

@@ -65,11 +65,11 @@ CASES: dict[str, tuple[Bad, str]] = {
     "v of another dtype": (lambda: call(v=dense()[2].half()), "must have the same dtype"),
     "fp8 queries, other cache": (
         lambda: fp8(k_cache=torch.bfloat16, v_cache=torch.bfloat16),
-        r"q is torch\.float8_e4m3fn, k is torch\.bfloat16(.|\n)*fp8 queries take fp8 keys and values",
+        r"q is torch\.float8_e4m3fn, k is torch\.bfloat16(.|\n)*other keys take no fp8 queries",
     ),
     "other queries, fp8 cache": (
-        lambda: fp8(q=torch.bfloat16),
-        r"q is torch\.bfloat16, k is torch\.float8_e4m3fn(.|\n)*and no other queries do",
+        lambda: fp8(q=torch.float32),
+        r"q is torch\.float32, k is torch\.float8_e4m3fn(.|\n)*take queries in fp8, bf16 or fp16",
     ),
     "descales by query heads": (
         lambda: fp8(k_descale=torch.ones(2, 4), v_descale=SCALE),

@@ -14,6 +14,7 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 from tests.fakes.libraries import CPU, GB10, H100, RTX5090, SM8X, SM90, TURING, build
 
 NO_SOFTCAP = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"softcap", "paged"})))
+NO_KV8 = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"kv8"})))
 A100 = DeviceFacts(type="cuda", name="A100", capability=(8, 0), smem_limit=166912)
 PROXY = build("sm8x", "sm_90", proxy=True)
 
@@ -50,12 +51,24 @@ NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | No
     "little shared memory": (replace(GB10, smem_limit=65536), (SM8X,), bf16(), "65536"),
     "fp32": (GB10, (SM8X,), bf16(dtype="fp32", dtype_kv="fp32"), "dtype fp32"),
     "fp8 rotary": (H100, (SM90,), bf16("append", "rotary", dtype="e4m3", dtype_kv="e4m3"), "vectors of 16"),
-    "fp8 off hopper": (GB10, (SM8X,), bf16(dtype="e4m3", dtype_kv="e4m3"), "dtype e4m3"),
+    "gb10 fp8": (GB10, (SM8X,), bf16("causal", "sinks", dtype="e4m3", dtype_kv="e4m3"), None),
+    "gb10 fp8 cache": (GB10, (SM8X,), bf16("varlen", "append", "rotary", "split", "paged", dtype_kv="e4m3"), None),
+    "gb10 fp8 not built": (
+        GB10,
+        (NO_KV8,),
+        bf16(dtype_kv="e4m3"),
+        "(profile test) is built without: keys and values in",
+    ),
+    "gb10 fp8 rotary": (GB10, (SM8X,), bf16("append", "rotary", dtype="e4m3", dtype_kv="e4m3"), "turned in fp32"),
+    "gb10 fp8 backward": (GB10, (SM8X,), bf16(dtype_kv="e4m3", **BACKWARD), "no fp8 backward"),
+    "gb10 fp8 dv != d": (GB10, (SM8X,), bf16(dtype_kv="e4m3", head_dim_v=64), "have one head dimension"),
+    "gb10 fp8 under fp32": (GB10, (SM8X,), bf16(dtype="fp32", dtype_kv="e4m3"), "dtype fp32 is not among"),
+    "h100 fp8 cache": (H100, (SM90,), bf16(dtype_kv="e4m3"), "mixed dtypes"),
     "fp8 on an a100": (
         A100,
         (build("sm80", "sm_80"),),
         bf16(dtype="e4m3", dtype_kv="e4m3"),
-        "dtype e4m3 is not among those of the sm80 library (bf16, fp16)",
+        "capability 8.0 cannot convert e4m3: 8.9 and later can",
     ),
     "mixed cache": (GB10, (SM8X,), bf16(dtype="fp16"), "mixed dtypes"),
     "head dim 256": (GB10, (SM8X,), bf16(head_dim=256, head_dim_v=256), "larger than those built (64, 128)"),

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call import facts as call_facts
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 from flash_attn3_sm121.call.validation import check_backward, check_forward
+from flash_attn3_sm121.dispatch import native_backend
 from flash_attn3_sm121.dispatch.decide import NativeState, native_refusal
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.native import library as native
@@ -143,6 +145,8 @@ def library_refusal(ops: native.LoadedOps, facts: BuildFacts, args: ForwardArgs 
     """What the library says to a call as our engine would hand it on; None where it calls a kernel."""
     try:
         if isinstance(args, ForwardArgs):
+            if args.k.dtype == torch.float8_e4m3fn and facts.family != "sm90":
+                args = native_backend.widened(args if args.k_new is None else fallback.appended(args))
             alone = args.num_splits < 1 and "split" not in facts.features
             native.run_forward(ops, replace(args, num_splits=1) if alone else args)
         else:
@@ -156,7 +160,9 @@ def library_refusal(ops: native.LoadedOps, facts: BuildFacts, args: ForwardArgs 
 
 def unfit(args: ForwardArgs | BackwardArgs, dtype: str, dim: int, dim_v: int) -> str | None:
     """What is wrong with a kernel for this call; None where it has the type and room for the heads."""
-    right = dtype == KERNEL_TYPES.get(args.q.dtype) and args.q.shape[-1] <= dim and args.v.shape[-1] <= dim_v
+    own = KERNEL_TYPES.get(args.q.dtype)
+    wanted = own if args.k.dtype == args.q.dtype else f"kv8_{own}"
+    right = dtype == wanted and args.q.shape[-1] <= dim and args.v.shape[-1] <= dim_v
     return None if right else f"calls a kernel for {dtype}, d <= {dim} and dv <= {dim_v}"
 
 
@@ -170,7 +176,7 @@ def stricter(facts: BuildFacts, call: CallFacts) -> str | None:
     if backward and facts.family == "sm90" and call.features & {"seqused_q", "seqused_k"}:
         return "Hopper's backward is wrong with seqused_*"
     if "rotary" in call.features and call.dtype == "e4m3":
-        return "fp8 keys are turned wrongly"
+        return "fp8 keys are turned wrongly, or by the fallback"
     if call.head_dim != call.head_dim_v and "diff_headdim" not in facts.features:
         return "a kernel may have room for another V, and none was built for it"
     return None

@@ -100,7 +100,8 @@ def test_host_code_and_instantiations_agree() -> None:
     chosen = select(find("full"), Family.SM8X)
     found = {(f.head_dim, f.head_dim_v, f.dtype, f.paged, f.split, f.softcap) for f in forwards(chosen)}
     types, switches = ("bf16", "fp16"), (False, True)
-    wanted = {(d, d, *rest) for d in (64, 96, 128, 192, 256) for rest in product(types, switches, switches, switches)}
+    every = product((*types, "bf16_kv8", "fp16_kv8"), switches, switches, switches)
+    wanted = {(d, d, *rest) for d, rest in product((64, 96, 128, 192, 256), every)}
     pairs = ((64, 128), (64, 256), (192, 128))
     assert found == wanted | {(*pair, *rest, False) for pair in pairs for rest in product(types, switches, switches)}
     assert all(f.packgqa for f in forwards(chosen))

@@ -25,7 +25,7 @@ from ci.prove.standin.calls import DEVICES
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 # A library's capability -> the device that it is shown.
 DEVICE = {"8.0": "A100", "9.0": "H100", "12.1": "GB10"}
-_ENTRY = re.compile(r"run_mha_(?P<direction>fwd|bwd)_<\d+, (?P<dtype>[\w:]+), (?P<dims>\d+(?:, \d+)?),[^>]+>(?=\()")
+_ENTRY = re.compile(r"run_mha_(?P<direction>fwd|bwd)_<\d+, (?P<dtype>[\w:<>]+), (?P<dims>\d+(?:, \d+)?),[^>]+>(?=\()")
 _HEAD = """#include <stdexcept>
 
 #include "cutlass/numeric_types.h"
@@ -42,7 +42,8 @@ def host_only(family: FamilyPlan) -> FamilyPlan:
     text = _HEAD
     for planned in family.units:
         for entry in _ENTRY.finditer(planned.unit.text):
-            called = f"reached {entry['dtype'].rpartition(':')[2]} {entry['dims'].replace(',', '')}"
+            kind = entry["dtype"].replace("::fa3::Kv8<cutlass::", "kv8_").rstrip(">").rpartition(":")[2]
+            called = f"reached {kind} {entry['dims'].replace(',', '')}"
             text += f"template <> void {entry[0]}(Flash_{entry['direction']}_params&, cudaStream_t) "
             text += f'{{ reached("{called}"); }}\n'
     for kind in ("cutlass::bfloat16_t", "cutlass::half_t", "float"):

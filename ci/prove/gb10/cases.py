@@ -45,6 +45,7 @@ class Case:
     sweep: bool = False  # many short calls instead of one: keys around every bound of a tile, and many numbers of rows
     sinks: bool = False  # attention sinks
     dlse: bool = False  # backward: a gradient of the LSE
+    kv8: bool = False  # K and V are e4m3, with scales by batch and head
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class Case:
         words = [self.op, dims, self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
         words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
-        words += ["sweep"] * self.sweep + ["sinks"] * self.sinks + ["dlse"] * self.dlse
+        words += ["sweep"] * self.sweep + ["sinks"] * self.sinks + ["dlse"] * self.dlse + ["kv8"] * self.kv8
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -217,6 +218,18 @@ def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
             yield Case(op="bwd", dtype=dtype, dim=dim, mask="wide", **more)
 
 
+def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
+    """K and V in e4m3: every kernel that reads them, half of the calls with sinks."""
+    for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
+        if "append" not in mode:
+            more = turns.next(mode) | {"sinks": turns.count % 2 == 1}
+            if mode in ("cache", "paged"):
+                more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
+            smaller = turns.count // 2 % 2 * 16
+            given: dict[str, Any] = {"op": "fwd", "dtype": dtype, "dim": dim - smaller, "mask": mask, "softcap": cap}
+            yield Case(**given, splits=splits, kv8=True, **more)
+
+
 def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
     """Combine by itself, at the counts of splits between which its kernels differ, and the scheduler's metadata."""
     if chosen.has("split"):
@@ -250,4 +263,6 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
         found += _ordered(chosen, kinds, turns)
     found += _values(chosen, kinds, turns)
     found += _long(chosen, kinds)
+    if chosen.has("kv8"):
+        found += _kv8(chosen, kinds, turns)
     return tuple(dict.fromkeys((*found, *_helpers(chosen, kinds))))

@@ -81,6 +81,34 @@ class Maker:
         whole[..., : shape[-1]] = torch.randn(shape, generator=self.random).to(dtype)
         return whole[..., : shape[-1]]
 
+    def keys(self, *shape: int) -> Tensor:
+        """K or V: as above, where the case has them in e4m3 with values of that type."""
+        made = self.normal(*shape)
+        return made.copy_(made.to(torch.float8_e4m3fn)) if self.case.kv8 else made
+
+    def stored(self, x: Tensor) -> Tensor:
+        """K or V as the call has them: those of `keys`, with NaN behind the last dimension."""
+        if not self.case.kv8:
+            return x
+        whole = torch.full((*x.shape[:-1], x.shape[-1] + 16), math.nan).to(torch.float8_e4m3fn)
+        return whole[..., : x.shape[-1]].copy_(x)
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """What numbers in e4m3 are multiplied with, another one for each of the batch and each head of K."""
+        if not self.case.kv8:
+            return {}
+        count = self.case.batch * self.case.heads[1]
+        spread = torch.arange(count).view(self.case.batch, -1) / count
+        return {"q_descale": 1.1 - spread / 3, "k_descale": 0.6 + spread, "v_descale": 1.0 - spread / 2}
+
+    def numbers(self, b: int, *qkv: Tensor) -> list[Tensor]:
+        """Q, K and V of a sequence as the formula has them: in fp64, scaled."""
+        made = [x.double() for x in qkv]
+        for x, scale in zip(made, self.scales.values(), strict=False):
+            x *= scale[b].double().repeat_interleave(x.shape[1] // scale.shape[1])[:, None]
+        return made
+
     def spike(self, q: Tensor, k: Tensor) -> None:
         """Turn half of a sequence's rows to a key that they see: only the right maximum keeps its exponential finite.
 

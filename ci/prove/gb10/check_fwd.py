@@ -28,7 +28,7 @@ def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     """Batches of one length, or of which only a part is used; what is behind that part is NaN."""
     heads, groups = case.heads
     q = maker.normal(case.batch, case.rows, heads, case.dim)
-    k, v = (maker.normal(case.batch, case.keys, groups, dim) for dim in (case.dim, case.values))
+    k, v = (maker.keys(case.batch, case.keys, groups, dim) for dim in (case.dim, case.values))
     rows, keys = [case.rows] * case.batch, [case.keys] * case.batch
     given: dict[str, Any] = {}
     if case.mode == "used":
@@ -38,10 +38,13 @@ def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     for b in range(case.batch):
         q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan
         maker.spike(q[b, : rows[b]], k[b, : keys[b]])
-    out, lse, *_ = gpu.call("fwd", q=q, k=k, v=v, num_splits=case.splits, **given, **common(case))
+    given |= maker.scales
+    out, lse, *_ = gpu.call(
+        "fwd", q=q, k=maker.stored(k), v=maker.stored(v), num_splits=case.splits, **given, **common(case)
+    )
     for b in range(case.batch):
         mine, theirs = slice(rows[b]), slice(keys[b])
-        right, right_lse = scores(case).attention(q[b, mine].double(), k[b, theirs].double(), v[b, theirs].double())
+        right, right_lse = scores(case).attention(*maker.numbers(b, q[b, mine], k[b, theirs], v[b, theirs]))
         judge.near("out", out[b, mine], right, kind="out")
         judge.near("lse", lse[b, :, mine], right_lse, kind="lse")
         for x in (out[b, rows[b] :], lse[b, :, rows[b] :]):
@@ -53,17 +56,17 @@ def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     heads, groups = case.heads
     rows, keys = maker.pairs()
     q = maker.normal(sum(rows), heads, case.dim)
-    k, v = (maker.normal(sum(keys), groups, dim) for dim in (case.dim, case.values))
+    k, v = (maker.keys(sum(keys), groups, dim) for dim in (case.dim, case.values))
     at_q, at_k = starts(rows), starts(keys)
     for b in range(case.batch):
         maker.spike(q[at_q[b] : at_q[b + 1]], k[at_k[b] : at_k[b + 1]])
     out, lse, *_ = gpu.call(
-        "fwd", q=q, k=k, v=v, cu_seqlens_q=at_q, cu_seqlens_k=at_k, max_seqlen_q=max(rows), max_seqlen_k=max(keys),
-        num_splits=case.splits, **common(case),
+        "fwd", q=q, k=maker.stored(k), v=maker.stored(v), cu_seqlens_q=at_q, cu_seqlens_k=at_k, max_seqlen_q=max(rows),
+        max_seqlen_k=max(keys), num_splits=case.splits, **maker.scales, **common(case),
     )  # fmt: skip
     for b in range(case.batch):
         mine, theirs = slice(int(at_q[b]), int(at_q[b + 1])), slice(int(at_k[b]), int(at_k[b + 1]))
-        right, right_lse = scores(case).attention(q[mine].double(), k[theirs].double(), v[theirs].double())
+        right, right_lse = scores(case).attention(*maker.numbers(b, q[mine], k[theirs], v[theirs]))
         judge.near("out", out[mine], right, kind="out")
         judge.near("lse", lse[:, mine], right_lse, kind="lse")
     return [out, lse]
@@ -87,7 +90,7 @@ class Cache:
             order = torch.randperm(count, generator=maker.random)[: shape[0] * pages]
             self.table = order.view(shape[0], pages).int()
             shape = (count, case.page)
-        self.k, self.v = (maker.normal(*shape, case.heads[1], dim) for dim in (case.dim, case.values))
+        self.k, self.v = (maker.keys(*shape, case.heads[1], dim) for dim in (case.dim, case.values))
         self.page = case.page
         used = torch.zeros(shape, dtype=torch.bool)
         for b, (begin, end) in enumerate(zip(begins, ends, strict=True)):
@@ -122,7 +125,7 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     cache = Cache(case, maker, pads, held, capacity)
     q = maker.normal(case.batch, case.rows, heads, case.dim)
     given: dict[str, Any] = {} if whole else {"seqused_k": ints(held)}
-    given |= {} if cache.table is None else {"page_table": cache.table}
+    given |= maker.scales if cache.table is None else {"page_table": cache.table} | maker.scales
     given |= {"leftpad_k": ints(pads)} if case.cache == "leftpad" else {}
     given |= {"kv_batch_idx": ints(cache.row)} if case.cache == "picked" else {}
     right_k, right_v = cache.k.clone(), cache.v.clone()
@@ -145,11 +148,11 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
         rows = torch.full((case.rows,), count) + (0 if fixed else torch.arange(case.rows))
         turned_q[b] = turned(q[b], cos, sin, rows, pairs=pairs)
     before = cache.k.clone(), cache.v.clone()
-    out, lse, *_ = gpu.call("fwd", q=q, k=cache.k, v=cache.v, num_splits=case.splits, **given, **common(case))
+    stored_k, stored_v = maker.stored(cache.k), maker.stored(cache.v)
+    out, lse, *_ = gpu.call("fwd", q=q, k=stored_k, v=stored_v, num_splits=case.splits, **given, **common(case))
     for b, count in enumerate(held):
         places = cache.places(b, pads[b], count + new)
-        keys, values = right_k[places].double(), right_v[places].double()
-        right, right_lse = scores(case).attention(turned_q[b].double(), keys, values)
+        right, right_lse = scores(case).attention(*maker.numbers(b, turned_q[b], right_k[places], right_v[places]))
         judge.near("out", out[b], right, kind="out")
         judge.near("lse", lse[b], right_lse, kind="lse")
     for name, found, right, old in (("k cache", cache.k, right_k, before[0]), ("v cache", cache.v, right_v, before[1])):

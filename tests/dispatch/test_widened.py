@@ -1,0 +1,86 @@
+"""Calls on K and V in e4m3 as a kernel of the mma.sync families gets them: a 16-bit Q, and nothing to append."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from flash_attn3_sm121 import fallback
+from flash_attn3_sm121.call.arguments import ForwardArgs
+from tests.fakes.libraries import Kernels, engine
+from tests.fallback.reference import FP8
+
+
+def decode(*, paged: bool = False, q: torch.dtype = torch.bfloat16, **more: Any) -> ForwardArgs:
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 4, 2, 16) if paged else (3, 8, 2, 16)
+    k, v = (torch.randn(shape, generator=generator).to(FP8) for _ in range(2))
+    given: dict[str, Any] = {"q": torch.randn(3, 2, 4, 16, generator=generator).to(q), "k": k, "v": v}
+    given |= {name: torch.rand(3, 2, generator=generator) + 0.5 for name in ("q_descale", "k_descale", "v_descale")}
+    if paged:
+        given["page_table"] = torch.tensor([[5, 1], [2, 0], [4, 3]], dtype=torch.int32)
+    lengths = torch.tensor([0, -1, 5], dtype=torch.int32)
+    return ForwardArgs(**given, seqused_k=lengths, softmax_scale=0.25, causal=True, window_right=0, **more)
+
+
+def new(kind: torch.dtype, **rotary: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: (torch.randn(3, 2, 2, 16, generator=generator) * 9).to(kind) for name in ("k_new", "v_new")} | rotary
+
+
+COS, SIN = torch.linspace(0, 1, 64).view(8, 8).bfloat16(), torch.linspace(1, 0, 64).view(8, 8).bfloat16()
+NEW = {
+    "converted": new(torch.bfloat16),
+    "as they are": new(FP8),
+    "turned": new(torch.bfloat16, rotary_cos=COS, rotary_sin=SIN, rotary_interleaved=False),
+}
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["dense", "paged"])
+@pytest.mark.parametrize("name", NEW)
+def test_new_keys_are_written_before_the_kernel_reads(name: str, paged: bool) -> None:
+    """The fallback appends by itself: the same bytes, and the same output but for a padded row, which has no key."""
+    kernels = Kernels()
+    args, right = (decode(paged=paged, **NEW[name]) for _ in range(2))
+    out, lse, *_ = engine(kernels.open).forward(args)
+    wanted, wanted_lse = fallback.forward(right)
+    (call,) = kernels.calls
+    assert call.k_new is None and call.rotary_cos is None and call.seqused_k is not None
+    assert call.seqused_k.tolist() == [2, 0, 7] and call.q_descale is None
+    for cache, other in ((args.k, right.k), (args.v, right.v)):
+        assert torch.equal(cache.view(torch.uint8), other.view(torch.uint8))
+    torch.testing.assert_close(out[::2], wanted[::2])
+    torch.testing.assert_close(lse[::2], wanted_lse[::2])
+    assert (out[1] == 0).all()
+
+
+def test_what_is_written_is_divided_by_its_scale_and_stays_finite() -> None:
+    args = decode(**new(torch.bfloat16))
+    assert args.k_new is not None and args.k_descale is not None
+    args.k_new[0, 0, 0, 0] = 3000.0
+    wanted = (args.k_new[0].float() / args.k_descale[0, None, :, None]).clamp(-448, 448).to(FP8)
+    fallback.forward(args)
+    assert torch.equal(args.k[0, :2].float(), wanted.float()) and args.k[0, 0, 0, 0].float() == 448
+
+
+def test_a_q_in_fp8_is_widened_and_keeps_its_scale() -> None:
+    kernels = Kernels()
+    args = decode(q=FP8)
+    out, *_ = engine(kernels.open).forward(args)
+    (call,) = kernels.calls
+    assert call.q.dtype == out.dtype == torch.bfloat16 and torch.equal(call.q.float(), args.q.float())
+    assert call.q_descale is args.q_descale
+
+
+def test_the_canary_is_sent_in_the_types_of_the_kernel() -> None:
+    kernels = Kernels()
+    serving = engine(kernels.open, canary=True)
+    serving.forward(decode(q=FP8))
+    first, *_ = kernels.calls
+    assert (first.q.dtype, first.k.dtype, len(kernels.calls)) == (torch.bfloat16, FP8, 2)
+    spoilt = Kernels(lambda out: out.mul_(2))
+    with pytest.warns(RuntimeWarning, match="the canary found wrong results"):
+        engine(spoilt.open, canary=True).forward(decode())
+    assert len(spoilt.calls) == 1
