@@ -10,7 +10,6 @@ from ci.sources.patch import Change, Edit
 
 _API = "hopper/flash_api_stable.cpp"
 _E4M3 = "torch::headeronly::ScalarType::Float8_e4m3fn"
-_SAME = 'STD_TORCH_CHECK(k.scalar_type() == q_type, "query and key must have the same dtype");\n'
 _CHECKS = (
     f"    bool const kv8 = k.scalar_type() == {_E4M3} && q_type != {_E4M3};\n"
     '    STD_TORCH_CHECK(kv8 || k.scalar_type() == q_type, "query and key must have the same dtype");\n'
@@ -55,10 +54,7 @@ _CHOICE = (
     "    }\n"
     "    #endif\n"
 )
-_HEAD = (
-    "template <int Arch, int Split, bool PagedKVNonTMA, bool PackGQA, bool Has_softcap>\n"
-    "void run_mha_fwd_constexpr(Flash_fwd_params &params, cudaStream_t stream) {\n"
-)
+_HEAD = "template <int Arch, int Split, bool PagedKVNonTMA, bool PackGQA, bool Has_softcap>\n"
 _STAGE = (
     "::fa3::Stage<kBlockN, kHeadDim, NumMmaThreads> const stage{shared_storage.tensors.mainloop.staged, thread_idx};\n"
 )
@@ -228,9 +224,8 @@ KV8_PATCHES: tuple[Edit, ...] = (
         changes=(
             Change(anchor='#include "flash.h"', replacement='#include "fa3_kv8.h"\n#include "flash.h"'),
             Change(
-                anchor='cards only supports fp16 and bf16 data type");\n    }\n'
-                f"    {_SAME}"
-                '    STD_TORCH_CHECK(v.scalar_type() == q_type, "query and value must have the same dtype");\n',
+                anchor='cards only supports fp16 and bf16 data type");',
+                until='"query and value must have the same dtype");\n',
                 replacement=f'cards only supports fp16 and bf16 data type");\n    }}\n{_CHECKS}',
             ),
             Change(
@@ -243,7 +238,12 @@ KV8_PATCHES: tuple[Edit, ...] = (
                 replacement=f"    params.is_e4m3 = ::fa3::kArch == 90 && qkv_dtype == {_E4M3};\n"
                 f"    params.is_kv8 = ::fa3::kArch < 90 && qkv_dtype == {_E4M3};\n",
             ),
-            Change(anchor=_HEAD, replacement=f"{_LAUNCHER}{_HEAD}{_CHOICE}"),
+            Change(
+                anchor=_HEAD,
+                until="cudaStream_t stream) {\n",
+                replacement=f"{_LAUNCHER}{_HEAD}void run_mha_fwd_constexpr(Flash_fwd_params &params, "
+                f"cudaStream_t stream) {{\n{_CHOICE}",
+            ),
             Change(
                 anchor="params.softcap > 0.f, params.knew_ptr);",
                 replacement="params.softcap > 0.f, params.knew_ptr, params.is_kv8);",
