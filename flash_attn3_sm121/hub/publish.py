@@ -89,8 +89,8 @@ def wheel_entry(wheel: WheelFile, file: FileEntry, metadata: FileEntry, generati
 
 def _add_payload(txn: Transaction, wheel: WheelFile, platform: str) -> Payload:
     native = platform != ANY
-    with wheel.members(wheel.kernel_files(native=native)) as members:
-        files = {inner: txn.add_stream(stream) for inner, stream in members}
+    members = wheel.members(wheel.kernel_files(native=native))
+    files = {inner: txn.add_stream(stream) for inner, stream in members}
     return Payload(
         platform=platform,
         wheel=wheel.filename,

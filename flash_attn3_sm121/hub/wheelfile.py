@@ -12,7 +12,6 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -84,17 +83,12 @@ class WheelFile:
         licences = {f"licenses/{name.split('/licenses/', 1)[1]}": name for name in self.licences}
         return {**{name: name for name in self.files if not name.startswith(unwanted)}, **licences}
 
-    @contextmanager
-    def members(self, wanted: Mapping[str, str]) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    def members(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, IO[bytes]]]:
         """Open members one after the other: (the name that `wanted` gives it, a stream)."""
         with zipfile.ZipFile(self.path) as archive:
-
-            def each() -> Iterator[tuple[str, IO[bytes]]]:
-                for name, member in wanted.items():
-                    with archive.open(member) as stream:
-                        yield name, stream
-
-            yield each()
+            for name, member in wanted.items():
+                with archive.open(member) as stream:
+                    yield name, stream
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
