@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ci.cache.folders import cache_root
+from ci.cache.folders import cache_root, locked, making
 from ci.plan.archs import Platform
 from ci.plan.costs import Concurrency, Cost, concurrency
 from flash_attn3_sm121.console import Narrator
@@ -74,6 +74,29 @@ class Settings:
     memory_gb: float = 4.0
     jobs: int | None = None  # compilers at once, as asked for; else one a core
     launcher: str | None = None  # a compiler cache in front of each compiler; part of the objects' keys
+
+    def provide(
+        self, key: str, label: str, fill: Callable[[Path], None], *, wrong: Callable[[Path], str] = lambda _: ""
+    ) -> Path:
+        """An entry of the content cache, made where it is not there, or not as it was made.
+
+        Args:
+            key: names it.
+            label: what it is, for people.
+            fill: fills a new folder with it.
+            wrong: says what is wrong with the entry; nothing is, where that is empty.
+        """
+        entry = self.cache / key
+        with locked(self.cache, key, waiting=lambda: self.narrate.note(f"waiting for another run that makes {label}")):
+            if entry.is_dir():
+                damage = wrong(entry)
+                if not damage:
+                    self.narrate.note(f"{label}: from the cache")
+                    return entry
+                self.narrate.note(f"{label}: damaged in the cache, fetched again: {damage}")
+            with making(self.cache, key) as work:
+                fill(work)
+        return entry
 
     def at_once(self, costs: Sequence[Cost]) -> Concurrency:
         """How many compilers run at once for units of these costs."""

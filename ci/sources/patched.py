@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import ROOT
-from ci.cache.folders import locked, make_read_only, making
+from ci.cache.folders import make_read_only
 from ci.settings import Settings
 from ci.sources import SourceTree, history, patch
 from ci.sources.patches import EDITS
@@ -51,7 +51,6 @@ def edited_tree(tree: SourceTree, settings: Settings, *, without: frozenset[str]
     Raises:
         EditError: edits do not fit the sources (all are named), or there is none of a name in `without`.
     """
-    cache, narrate = settings.cache, settings.narrate
     needed, misfits = history.edits_for(tree.lock.upstream.commit, EDITS, pristine(tree.hopper.parent))
     patch.refuse_misfits(misfits, f"the sources {tree.lock.short}")
     chosen = patch.without(needed, without)
@@ -60,16 +59,16 @@ def edited_tree(tree: SourceTree, settings: Settings, *, without: frozenset[str]
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
     digest = total.hexdigest()
+
+    def fill(work: Path) -> None:
+        _fill(work, tree)
+        patch.apply(work, chosen)
+        make_read_only(work)
+
     key = "trees/" + hashlib.sha256(f"{tree.lock.key}\n{digest}".encode()).hexdigest()
-    with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that prepares the sources")):
-        if not (cache / key).is_dir():
-            with making(cache, key) as work:
-                _fill(work, tree)
-                patch.apply(work, chosen)
-                make_read_only(work)
-            narrate.note(f"sources: {len(chosen)} edits applied")
+    folder = settings.provide(key, f"sources with {len(chosen)} edits", fill)
     described = tuple({"name": edit.name, "file": edit.file, "why": edit.why} for edit in chosen)
-    return Edited(folder=cache / key, digest=digest, edits=described)
+    return Edited(folder=folder, digest=digest, edits=described)
 
 
 def _fill(work: Path, tree: SourceTree) -> None:

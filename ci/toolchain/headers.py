@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cache.archive import unpack_zip
-from ci.cache.folders import locked, make_read_only, making
+from ci.cache.folders import make_read_only
 from ci.index.pip import download
 from ci.settings import Settings
 from ci.sources.treeid import compare, scan
@@ -26,30 +26,21 @@ class HeaderTree:
 
 
 def torch_headers(settings: Settings, *, pins: Pins | None = None) -> HeaderTree:
-    """The pinned headers, proven. Raises FetchError."""
+    """The pinned headers, proven equal to the pinned git tree. Raises FetchError."""
     pin = (pins or read_pins()).torch_headers
-    return HeaderTree(folder=_tree(pin, settings), id=pin.id, version=pin.version)
 
+    def wrong(folder: Path) -> str:
+        return str(compare(pin.files, scan(folder)))
 
-def _tree(pin: TorchHeaders, settings: Settings) -> Path:
-    """torch's include folder, proven equal to the pinned git tree; only the needed parts of the wheel are fetched."""
-    key, cache, narrate = f"torch-headers/{pin.id}", settings.cache, settings.narrate
-    entry = cache / key
-    with locked(cache, key, waiting=lambda: narrate.note("waiting for another run that fetches torch's headers")):
-        if entry.is_dir():
-            wrong = compare(pin.files, scan(entry))
-            if not wrong:
-                narrate.note(f"torch {pin.version} headers: from the cache")
-                return entry
-            narrate.note(f"torch {pin.version} headers: damaged in the cache, fetched again: {wrong}")
-        with making(cache, key) as work:
-            _unpack_headers(pin, work, settings)
-            wrong = compare(pin.files, scan(work))
-            if wrong:
-                raise FetchError(f"the headers in {pin.wheel.filename} are not the pinned tree {pin.id}: {wrong}")
-            make_read_only(work)
-    narrate.note(f"torch {pin.version} headers: git tree {pin.id[:7]} verified")
-    return entry
+    def fill(work: Path) -> None:
+        _unpack_headers(pin, work, settings)
+        if found := wrong(work):
+            raise FetchError(f"the headers in {pin.wheel.filename} are not the pinned tree {pin.id}: {found}")
+        make_read_only(work)
+        settings.narrate.note(f"torch {pin.version} headers: git tree {pin.id[:7]} verified")
+
+    folder = settings.provide(f"torch-headers/{pin.id}", f"torch {pin.version} headers", fill, wrong=wrong)
+    return HeaderTree(folder=folder, id=pin.id, version=pin.version)
 
 
 def _unpack_headers(pin: TorchHeaders, work: Path, settings: Settings) -> None:

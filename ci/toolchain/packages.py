@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ci.cache.archive import unpack_zip
-from ci.cache.folders import file_sha256, locked, make_read_only, making
+from ci.cache.folders import file_sha256, make_read_only
 from ci.index import Wanted
 from ci.index.pip import download
 from ci.settings import Settings
@@ -34,31 +34,23 @@ def unpacked(wheels: Sequence[Wanted], pins: Pins, settings: Settings, *, label:
 
     Wheels that were downloaded before a run was killed are used by the next one.
     """
-    key, cache, narrate = f"toolchains/{identity(wheels)}", settings.cache, settings.narrate
-    entry = cache / key
-    with locked(cache, key, waiting=lambda: narrate.note(f"waiting for another run that fetches {label}")):
-        wrong = damage(entry) if entry.is_dir() else ["not there yet"]
-        if not wrong:
-            narrate.note(f"{label}: from the cache")
-            return entry / "root"
-        if entry.is_dir():
-            narrate.note(f"{label}: damaged in the cache, fetched again: {', '.join(wrong[:5])}")
-        downloads = cache / "downloads" / identity(wheels)
+    downloads = settings.cache / "downloads" / identity(wheels)
+
+    def fill(work: Path) -> None:
         download(wheels, downloads, settings)
-        with making(cache, key) as work:
-            for number, wheel in enumerate(wheels, start=1):
-                narrate.note(f"unpacking {wheel.filename} ({number} of {len(wheels)})")
-                info = "-".join(wheel.filename.split("-")[:2]) + ".dist-info/licenses"
-                heads = {
-                    **{f"{pins.prefix}/{part}": f"root/{part}" for part in ("bin", "include", "lib", "nvvm")},
-                    info: f"licenses/{wheel.project}",
-                }
-                if unpack_zip(downloads / wheel.filename, wheel.filename, heads, work) == 0:
-                    raise FetchError(f"{wheel.filename}: nothing below {pins.prefix}/")
-            make_read_only(work)
-            write_seal(work)
+        for number, wheel in enumerate(wheels, start=1):
+            settings.narrate.note(f"unpacking {wheel.filename} ({number} of {len(wheels)})")
+            info = "-".join(wheel.filename.split("-")[:2]) + ".dist-info/licenses"
+            heads = {f"{pins.prefix}/{part}": f"root/{part}" for part in ("bin", "include", "lib", "nvvm")}
+            heads[info] = f"licenses/{wheel.project}"
+            if unpack_zip(downloads / wheel.filename, wheel.filename, heads, work) == 0:
+                raise FetchError(f"{wheel.filename}: nothing below {pins.prefix}/")
+        make_read_only(work)
+        write_seal(work)
         shutil.rmtree(downloads)
-    return entry / "root"
+
+    key = f"toolchains/{identity(wheels)}"
+    return settings.provide(key, label, fill, wrong=lambda entry: ", ".join(damage(entry)[:5])) / "root"
 
 
 def write_seal(entry: Path) -> None:

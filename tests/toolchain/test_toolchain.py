@@ -85,7 +85,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, pins: Pins) -> Non
         file.write(b"?")
     with pytest.raises(FetchError, match="Expected sha256"):
         resolve(settings_of(tmp_path / "c", offline=True), pins=pins)
-    assert not (tmp_path / "c" / "toolchains").exists()
+    assert not list((tmp_path / "c").glob("toolchains/*"))
 
 
 def test_the_pins_are_for_both_machines_and_a_changed_one_is_refused(tmp_path: Path) -> None:

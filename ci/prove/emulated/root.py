@@ -14,7 +14,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.cache.folders import locked, making
 from ci.process import output_of
 from ci.settings import Settings
 from flash_attn3_sm121.console import Narrator
@@ -86,15 +85,10 @@ def require_tools() -> None:
 def prepare(settings: Settings) -> EmulatedRoot:
     """The cached root, made on first use (about two minutes, 700 MB). Whole or absent, like every cache entry."""
     require_tools()
-    cache, narrate, entry = settings.cache, settings.narrate, f"emulated/{key()}"
-    final = cache / entry
-    if final.is_dir():
-        return EmulatedRoot(folder=final)
-    with locked(cache, entry, waiting=lambda: narrate.note("another process is making the emulated root: waiting")):
-        if not final.is_dir():
-            with making(cache, entry) as building:
-                _fill(EmulatedRoot(folder=building), narrate)
-    return EmulatedRoot(folder=final)
+    folder = settings.provide(
+        f"emulated/{key()}", "the emulated root", lambda work: _fill(EmulatedRoot(folder=work), settings.narrate)
+    )
+    return EmulatedRoot(folder=folder)
 
 
 def _fill(root: EmulatedRoot, narrate: Narrator) -> None:
