@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.flex.backend import forward
 from flash_attn3_sm121.flex.ranges import MaskRule, blockwise_lse, dense_ranges
 from tests.flex.reference import RULES, Rule, args_of, attend_batch, attend_packed
@@ -147,13 +146,6 @@ def test_no_keys_gives_zero_and_plus_infinity(unfused: Unfused) -> None:
     q, k = torch.randn(2, 5, 2, 32), torch.randn(2, 0, 2, 32)
     out, lse = forward(args_of(q, k, k, Rule()), run=unfused)
     assert not out.any() and bool((lse == math.inf).all()) and lse.shape == (2, 2, 5)
-
-
-@pytest.mark.parametrize("field", ["page_table", "k_new", "qv", "rotary_cos", "kv_batch_idx", "s_aux"])
-def test_what_it_cannot_serve_is_refused_not_ignored(field: str) -> None:
-    q = torch.randn(1, 4, 1, 32)
-    with pytest.raises(BackendError, match="use the sdpa backend"):
-        forward(args_of(q, q, q, Rule(), **{field: torch.zeros(1)}))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
