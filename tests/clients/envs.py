@@ -61,6 +61,12 @@ BARE = {
         "torch-einops-utils==0.2.0",
     ),
 }
+# Nothing is installed of it: files are read out of its wheel.
+VLLM = Wanted(
+    project="vllm",
+    filename="vllm-0.33.0-cp38-abi3-manylinux_2_28_aarch64.whl",
+    sha256="e9e404f52c8494b69bd83fe99fe7ecfa9f6b89fbd156d2a9639c24ea41d6d606",
+)
 TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith(("transformers-4", "transformers-5")))
 
 

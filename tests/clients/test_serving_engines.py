@@ -24,14 +24,9 @@ from ci.index import Wanted
 from flash_attn3_sm121.fa2 import interface as fa2
 from flash_attn3_sm121.hub import sgl_interface, vllm_interface
 from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
-from tests.clients.envs import texts
+from tests.clients.envs import VLLM, texts
 
 pytestmark = pytest.mark.network
-VLLM = Wanted(
-    project="vllm",
-    filename="vllm-0.33.0-cp38-abi3-manylinux_2_28_aarch64.whl",
-    sha256="e9e404f52c8494b69bd83fe99fe7ecfa9f6b89fbd156d2a9639c24ea41d6d606",
-)
 SGLANG = Wanted(
     project="sglang",
     filename="sglang-0.5.23-cp311-cp311-manylinux_2_34_x86_64.whl",

@@ -21,8 +21,7 @@ import flash_attn3_sm121 as fa3
 from ci.wheel import metadata
 from flash_attn3_sm121.errors import BackendError, CallError
 from flash_attn3_sm121.hub import vllm_backend
-from tests.clients.envs import texts
-from tests.clients.test_serving_engines import VLLM
+from tests.clients.envs import VLLM, texts
 
 pytestmark = pytest.mark.network
 ROOT = Path(__file__).parents[2]
