@@ -29,6 +29,7 @@ _ENTRY = re.compile(r"run_mha_(?P<direction>fwd|bwd)_<\d+, (?P<dtype>[\w:<>]+), 
 _HEAD = """#include <stdexcept>
 
 #include "cutlass/numeric_types.h"
+#include "fa3_kv8.h"
 #include "flash.h"
 
 [[noreturn]] static void reached(char const* kernel) { throw std::runtime_error(kernel); }
