@@ -68,7 +68,7 @@ def test_narrowing_changes_nothing(problem: Geometry) -> None:
 
 
 @pytest.mark.parametrize("small", [0, 64, 1 << 16])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     problem=problems(),
     backward=st.booleans(),

@@ -60,7 +60,7 @@ def plain(args: ForwardArgs) -> ForwardArgs:
 @pytest.mark.parametrize("cuts", ["usual", "tiny"], indirect=True)
 @pytest.mark.parametrize("engine", [host.forward, static.forward], ids=["host", "static"])
 def test_forward(engine: object, cuts: str) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(calls())
     def holds(args: ForwardArgs) -> None:
         for found, want in zip(engine(args), engine(plain(args)), strict=True):
@@ -72,7 +72,7 @@ def test_forward(engine: object, cuts: str) -> None:
 
 @pytest.mark.parametrize("cuts", ["usual", "tiny"], indirect=True)
 def test_backward(cuts: str) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(calls(), st.data())
     def holds(args: ForwardArgs, data: st.DataObject) -> None:
         out, lse = fallback.forward(args)

@@ -99,7 +99,7 @@ EVENT = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     models=st.integers(1, 3),
     slots=st.integers(1, 3),

@@ -43,7 +43,7 @@ def test_equal_to_git_on_a_tree_with_every_kind_of_entry(tmp_path: Path) -> None
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(files=st.dictionaries(PATHS, st.tuples(st.binary(max_size=8), st.booleans()), min_size=1, max_size=6))
 def test_equal_to_git_on_any_tree(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, tuple[bytes, bool]]
