@@ -12,8 +12,8 @@ namespace fa3 {
 // instead would read K and V from shared memory twice as often.
 constexpr Tile tile_64(Variant const& v) {
     // Masks beside tanh, page pointers for appending under a causal mask, and appending under a mask to a cache without
-    // pages (bf16 spills there since sinks are read, fp16 did under a window before), keep more alive: 48 columns. So do
-    // masks beside bytes of e4m3 (124 bytes too many for packed sequences under a causal mask).
+    // pages (bf16 spills there since sinks are read, fp16 did under a window before), keep more alive: 48 columns. So
+    // do masks beside bytes of e4m3 (124 bytes too many for packed sequences under a causal mask).
     bool const busy = (v.softcap && (v.causal || v.local)) || (v.append && v.paged && v.causal) ||
                       (v.append && (v.causal || v.local) && !v.paged && !v.varlen_split) ||
                       (v.kv8 && (v.causal || v.local));

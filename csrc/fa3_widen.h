@@ -54,7 +54,7 @@ struct Stage {
         widen_tile(values(), to_v);
     }
 
-private:
+  private:
     CUTLASS_DEVICE static auto tile(Byte* bytes) {
         return cute::make_tensor(cute::make_smem_ptr(bytes), cute::make_layout(Tile{}, cute::LayoutRight{}));
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 from ci.plan import costs
 from ci.plan.plan import FamilyPlan, PlannedUnit
+from ci.plan.units import KV8
 from flash_attn3_sm121.errors import UsageError
 
 # Upstream's nvcc flags (hopper/setup.py) with what torch's extension builder adds to them.
@@ -92,6 +93,7 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
                     for item in units
                     if item.unit.kind == "fwd"
                     and item.unit.head_dim == dim
+                    and KV8 not in item.unit.name  # upstream has no such kernels
                     and {text.split()[0] for text in item.unit.contents} <= wanted
                 ]
                 files = [f"instantiations/flash_fwd_hdim{dim}_{dtype}{words}_softcapall_sm80.cu" for dtype in dtypes]
