@@ -129,26 +129,27 @@ class ObjectStore:
         report = made.with_name("report.json")
         if not report.is_file() or not made.is_file():
             return None
-        known = ObjectReport.from_json(report.read_text(encoding="utf-8"))
-        if file_sha256(made) != known.sha256:
+        known = _read(report)
+        if known is None or file_sha256(made) != known.sha256:
             return None
         if not all(made.with_name(f"{name}.xz").is_file() for name in known.ptx):
             return None
         return made, known
 
     def measured(self) -> dict[Work, Cost]:
-        """What compiling units has cost on this machine, whatever their sources were: of each work, the last time.
+        """What compiling each unit cost on this machine the last time, whatever the unit's sources were.
 
-        Only of objects with PTX, since a compiler cache's costs are not a compiler's, and with machine code.
+        Objects without PTX are left out, since a compiler cache's costs are not a compiler's. So are objects without
+        machine code, and damaged reports.
         """
         reports = sorted(self.cache.glob("objects/*/*/report.json"), key=lambda path: path.stat().st_mtime)
         found: dict[Work, Cost] = {}
         for path in reports:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["schema"] == SCHEMA and data["ptx"] and data["usage"]:
-                images = frozenset(usage["image"] for usage in data["usage"])
-                work = Work(unit=data["unit"], images=images, kernels=len(data["usage"]) // len(images))
-                found[work] = Cost(cpu_s=round(data["cpu_s"], 1), rss_gb=round(data["rss_gb"], 1))
+            known = _read(path)
+            if known is not None and known.ptx and known.usage:
+                images = frozenset(usage.image for usage in known.usage)
+                work = Work(unit=known.unit, images=images, kernels=len(known.usage) // len(images))
+                found[work] = Cost(cpu_s=round(known.cpu_s, 1), rss_gb=round(known.rss_gb, 1))
         return found
 
     def ptx(self, report: ObjectReport) -> dict[str, str]:
@@ -178,6 +179,14 @@ class ObjectStore:
             (folder / "log.txt").write_text(log, encoding="utf-8")
             (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         return self.object(report.key)
+
+
+def _read(path: Path) -> ObjectReport | None:
+    """A report; None if its file is damaged, or of another version of the cache."""
+    try:
+        return ObjectReport.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, CompileError):
+        return None
 
 
 def _executed(keys: Iterable[str]) -> str:

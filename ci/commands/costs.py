@@ -18,7 +18,7 @@ from flash_attn3_sm121.console import Table, format_seconds, show
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.files import put_file
 
-# What docs/building.md predicts times for: cores and gigabytes.
+# The machines for which docs/building.md predicts times: their cores and gigabytes.
 BUILDERS = {"2 cores, 24 GB": (2, 24.0), "20 cores, 119 GB": (20, 119.0)}
 
 
@@ -53,7 +53,7 @@ def by_kind(rates: Mapping[str, Rate], measured: Mapping[Work, Cost]) -> Table:
 
 
 def predicted(request: Request) -> Table:
-    """What each profile takes by the table alone, with nothing cached, compilers as fast as here, linking left out."""
+    """The time that each profile takes by the table of costs alone: with nothing cached, and without linking."""
     machine = this_machine()
     rows = []
     for profile in PROFILES:

@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the cost of a unit depends on."""
+    """A unit as far as its cost depends on it: its name, what it is compiled for, and how many kernels it has."""
 
     unit: str
     images: frozenset[str]

@@ -153,7 +153,7 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
 
 
 def _kv8_forwards(chosen: Selection) -> tuple[Forward, ...]:
-    """Those whose K and V are e4m3 beside a Q of 16 bits. Nothing is appended there."""
+    """The forward instances whose K and V are e4m3 beside a Q of 16 bits. They append nothing to a cache."""
     if not chosen.has("kv8"):
         return ()
     switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")))

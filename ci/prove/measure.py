@@ -8,13 +8,13 @@ measurement that is not over yet says something about the whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ci.plan import costs
 from ci.plan.plan import FamilyPlan, PlannedUnit
-from ci.plan.units import KV8
 from flash_attn3_sm121.errors import UsageError
 
 # Upstream's nvcc flags (hopper/setup.py) with what torch's extension builder adds to them.
@@ -93,7 +93,6 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
                     for item in units
                     if item.unit.kind == "fwd"
                     and item.unit.head_dim == dim
-                    and KV8 not in item.unit.name  # upstream has no such kernels
                     and {text.split()[0] for text in item.unit.contents} <= wanted
                 ]
                 files = [f"instantiations/flash_fwd_hdim{dim}_{dtype}{words}_softcapall_sm80.cu" for dtype in dtypes]
@@ -102,9 +101,15 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
     return groups
 
 
+def _is_upstreams(name: str) -> bool:
+    """Whether upstream has the kernels of a unit. Fp8 K and V, two head dims and the ordered backward are ours alone."""
+    return re.fullmatch(r"(fwd|bwd)_hd\d+_[a-z]\w*|combine|prepare", name) is not None
+
+
 def groups(plan: FamilyPlan) -> tuple[Group, ...]:
     """The groups of a full mma.sync family. Files without a counterpart on the other side are in none."""
-    units, dims, dtypes = plan.units, plan.selection.head_dims, plan.selection.dtypes
+    units = [item for item in plan.units if _is_upstreams(item.unit.name)]
+    dims, dtypes = plan.selection.head_dims, plan.selection.dtypes
     every = _forward_groups(units, dtypes, dims)
     for dim in dims:
         ours = tuple(item for item in units if item.unit.kind == "bwd" and item.unit.head_dim == dim)

@@ -63,9 +63,11 @@ def decode(
     """(out, lse, out_accum, lse_accum) of a call over a cache."""
     shape = q.shape
     dim = shape[-1]
-    plan = engine().plans.get(
-        decode_class(q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, dim, scalars)
-    )
+    try:
+        call = decode_class(q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, dim, scalars)
+    except AttributeError:
+        return None  # one of these is no tensor: validation says which
+    plan = engine().plans.get(call)
     if plan is None:
         return None
     op = plan.decode_op

@@ -78,6 +78,7 @@ MESSAGES: dict[str, Case] = {
     "rows of a cache": (
         lambda: cached(cache_batch_idx=torch.tensor([0, 1])), CallError, "cache_batch_idx must have dtype torch.int32",
     ),
+    "list of pages": (lambda: cached(page_table=[[0], [1]]), TypeError, "page_table must be .*, found list"),
     "new keys": (lambda: cached(k=torch.zeros(2, 1, 2, 16).double()), CallError, r"k \(the new keys\) must have"),
 }  # fmt: skip
 

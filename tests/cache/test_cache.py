@@ -130,6 +130,8 @@ def test_the_store_gives_back_whole_objects_only(tmp_path: Path) -> None:
     assert store.find(name) is None, "a damaged object counts as absent"
     store.put(report(made, name), made=made, log="")
     assert store.find(name) is not None
+    (path.parent / "report.json").write_text('{"schema": ')
+    assert store.find(name) is None and store.measured() == {}, "so does one with a damaged report"
     (path.parent / "report.json").unlink()
     assert store.find(name) is None
 

@@ -7,19 +7,16 @@ outputs and gradients, for each of its functions.
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import ring_flash_attn as ring
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from flash_attn import flash_attn_qkvpacked_func, flash_attn_varlen_qkvpacked_func
+from ranks import WORLD, Differences, print_largest
 from torch import Tensor
 
-WORLD, HEADS, DIM = 2, 4, 16
+HEADS, DIM = 4, 16
 BOUNDS = torch.tensor([0, 12, 28, 48], dtype=torch.int32)
 
 
@@ -57,9 +54,7 @@ def compared(part: Callable[..., Tensor], dim: int, alone: Any, together: Any, r
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def work(rank: int, port: int, answers: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+def work(rank: int) -> Differences:
     local = BOUNDS // WORLD
     longest = int(local.diff().max())
 
@@ -89,20 +84,8 @@ def work(rank: int, port: int, answers: Any) -> None:
             ),
         ),
     }  # fmt: skip
-    answers.put({name: compared(*case, rank) for name, case in cases.items()})
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers: Any = mp.get_context("fork").SimpleQueue()
-    mp.start_processes(work, (port, answers), nprocs=WORLD, start_method="fork")
-    both = [answers.get() for _ in range(WORLD)]
-    print(json.dumps({name: max(one[name] for one in both) for name in both[0]}))
+    return {name: compared(*case, rank) for name, case in cases.items()}
 
 
 if __name__ == "__main__":
-    main()
+    print_largest(work)

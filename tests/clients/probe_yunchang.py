@@ -7,19 +7,17 @@ gradients, for each.
 
 from __future__ import annotations
 
-import json
-import socket
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yunchang
 from flash_attn_interface import flash_attn_func
+from ranks import WORLD, Differences, print_largest
 from torch import Tensor
 from yunchang.kernels import AttnType
 
-WORLD, HEADS, DIM, LENGTH = 2, 4, 16, 24
+HEADS, DIM, LENGTH = 4, 16, 24
 
 
 def part(x: Tensor, rank: int) -> Tensor:
@@ -40,26 +38,12 @@ def compared(layer: Any, causal: bool, rank: int) -> float:
     return max(float((a - part(b, rank)).detach().abs().max()) for a, b in pairs)
 
 
-def work(rank: int, port: int, answers: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+def work(rank: int) -> Differences:
     ulysses = yunchang.UlyssesAttention(dist.group.WORLD, attn_type=AttnType.FA3)
     yunchang.set_seq_parallel_pg(1, WORLD, rank, WORLD)
     ring = yunchang.LongContextAttention(ring_impl_type="basic", attn_type=AttnType.FA3)
-    answers.put({"ulysses": compared(ulysses, True, rank), "ring": compared(ring, False, rank)})
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers: Any = mp.get_context("fork").SimpleQueue()
-    mp.start_processes(work, (port, answers), nprocs=WORLD, start_method="fork")
-    both = [answers.get() for _ in range(WORLD)]
-    print(json.dumps({name: max(one[name] for one in both) for name in both[0]}))
+    return {"ulysses": compared(ulysses, True, rank), "ring": compared(ring, False, rank)}
 
 
 if __name__ == "__main__":
-    main()
+    print_largest(work)

@@ -100,7 +100,7 @@ class _Turns:
 
 
 class _Kinds:
-    """What a selection's kernels take, as lists to combine."""
+    """The types, masks, modes and so on that a selection's kernels take. Cases are combinations of them."""
 
     def __init__(self, chosen: Selection) -> None:
         self.types = tuple(dtype for dtype in chosen.dtypes if dtype in ("bf16", "fp16"))
