@@ -102,7 +102,7 @@ def _forward_groups(units: Sequence[PlannedUnit], dtypes: Sequence[str], dims: S
 
 
 def _is_upstreams(name: str) -> bool:
-    """Whether upstream has the kernels of a unit. Fp8 K and V, two head dims and the ordered backward are ours alone."""
+    """Whether upstream has the kernels of a unit. Fp8 K and V, two head dims, and the ordered backward are ours."""
     return re.fullmatch(r"(fwd|bwd)_hd\d+_[a-z]\w*|combine|prepare", name) is not None
 
 
