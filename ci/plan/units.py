@@ -203,11 +203,15 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
 
 
 def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[list[Forward | Backward]]:
-    """Neighbours of one group together, up to `limit` kernels a pack (one item alone may exceed it)."""
+    """Neighbours of one group together, up to `limit` kernels a pack (one item alone may exceed it).
+
+    K and V in e4m3: one variant a pack, so that its file is the same in every profile with these types.
+    """
     packs: list[list[Forward | Backward]] = []
     for item in items:
         last = packs[-1] if packs else None
-        if last and last[0].group == item.group and sum(x.kernels for x in last) + item.kernels <= limit:
+        fits = last and last[0].group == item.group and sum(x.kernels for x in last) + item.kernels <= limit
+        if last and fits and (last[0].variant == item.variant or not item.dtype.endswith(KV8)):
             last.append(item)
         else:
             packs.append([item])
@@ -228,7 +232,8 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     first = pack[0]
     kind = "fwd" if isinstance(first, Forward) else "bwd"
     contents = tuple(f"{item.variant} {item.dtype}" for item in pack)
-    words = [first.group, *dict.fromkeys(item.variant for item in pack), *dict.fromkeys(item.dtype for item in pack)]
+    dtypes = dict.fromkeys(item.dtype.removesuffix(KV8) for item in pack)  # the group says it
+    words = [first.group, *dict.fromkeys(item.variant for item in pack), *dtypes]
     text = _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
     return Unit(
         name="_".join(words),

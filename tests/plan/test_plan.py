@@ -107,6 +107,14 @@ def test_host_code_and_instantiations_agree() -> None:
     assert all(f.packgqa for f in forwards(chosen))
 
 
+def test_files_with_kv_in_e4m3_hold_one_variant() -> None:
+    chosen = select(find("full"), Family.SM8X)
+    names = {unit.name for unit in units(chosen) if "kv8" in unit.name}
+    variants = {item.variant for item in forwards(chosen) if item.head_dim == 64 == item.head_dim_v}
+    assert {name for name in names if "hd64" in name} == {f"fwd_kv8_hd64_{word}_bf16_fp16" for word in variants}
+    assert len(names) == len(variants) * len(chosen.head_dims)
+
+
 def test_a_deterministic_backward_has_files_of_its_own() -> None:
     """Below Hopper; so that no other kernel's file changes with it."""
     chosen = select(find("full"), Family.SM8X)
