@@ -45,18 +45,27 @@ inline bool image_runs_on(std::string const& image, int major, int minor) {
     return number <= major * 10 + minor;
 }
 
-// Why this library cannot serve a device; empty if it can.
-inline std::string refusal(int major, int minor, size_t smem_limit) {
+// The number of the code that a device of that capability would run: the newest machine code, else PTX; 0 for none.
+inline int code_for(int major, int minor) {
     std::string const images = FA3_TEXT(FA3_IMAGES);
-    bool runs = false;
+    int newest[2] = {0, 0};  // of machine code, of PTX
     for (size_t start = 0; start < images.size();) {
         size_t const end = std::min(images.find(',', start), images.size());
         size_t const word = images.find_first_not_of(' ', start);
-        runs = runs || image_runs_on(images.substr(word, end - word), major, minor);
+        std::string const image = images.substr(word, end - word);
+        if (image_runs_on(image, major, minor)) {
+            int& number = newest[image.rfind("compute_", 0) == 0];
+            number = std::max(number, std::stoi(image.substr(image.find('_') + 1)));
+        }
         start = end + 1;
     }
-    if (!runs) {
-        return "it holds code for " + images + " only";
+    return newest[0] > 0 ? newest[0] : newest[1];
+}
+
+// Why this library cannot serve a device; empty if it can.
+inline std::string refusal(int major, int minor, size_t smem_limit) {
+    if (code_for(major, minor) == 0) {
+        return "it holds code for " FA3_TEXT(FA3_IMAGES) " only";
     }
     if (smem_limit < static_cast<size_t>(kSmemLimit)) {
         return "its kernels may need " + std::to_string(kSmemLimit) +

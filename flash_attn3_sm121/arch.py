@@ -222,6 +222,11 @@ class Image:
         return f"{self.kind}_{self.number}{self.variant}"
 
     @property
+    def converts_e4m3(self) -> bool:
+        """Whether this code may hold kernels that read K and V in e4m3 beside a 16-bit Q."""
+        return (self.major, self.minor) >= KV8_SINCE
+
+    @property
     def major(self) -> int:
         return self.number // 10
 

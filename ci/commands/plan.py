@@ -11,9 +11,11 @@ from ci.build.ninja import planned_text
 from ci.commands import common, options
 from ci.plan import plan
 from ci.plan.plan import BuildPlan, FamilyPlan
+from ci.plan.profiles import find
 from ci.settings import Settings
 from ci.sources.lock import read_lock
 from ci.toolchain.installed import format_version
+from flash_attn3_sm121.arch import KV8_SINCE
 from flash_attn3_sm121.console import Table, format_seconds, show
 
 
@@ -50,8 +52,11 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
         f"  library     {family.library}, ops torch.ops.{family.namespace}.*",
         f"  types       {' '.join(chosen.dtypes)}; head dims {' '.join(str(dim) for dim in chosen.head_dims)}",
         f"  features    {' '.join(sorted(chosen.features))}",
-        "",
     ]
+    _, _, features = find(plan.profile).share(chosen.spec)
+    if lost := sorted(features - chosen.features):
+        lines.append(f"  left out    {' '.join(lost)}: in code for {'.'.join(map(str, KV8_SINCE))} and later only")
+    lines.append("")
     rows = [
         (item.unit.file, f"{item.unit.kernels}", f"{item.cost.cpu_s:.0f}", f"{item.cost.rss_gb:.1f}")
         + (() if plan.shard.whole else (f"{item.shard}{' <' if item.shard == plan.shard.index else ''}",))

@@ -10,7 +10,7 @@ native  := the GPUs of this machine (passed in), as PyTorch does for an unset li
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -61,11 +61,15 @@ class Target:
         return Image(kind="compute", number=self.image.number, variant=self.image.variant) if self.ptx else None
 
     @property
-    def gencode(self) -> tuple[str, ...]:
-        """nvcc's flags for this target."""
-        virtual = f"compute_{self.image.number}{self.image.variant}"
-        flags = ("-gencode", f"arch={virtual},code={self.image}")
-        return (*flags, "-gencode", f"arch={virtual},code={virtual}") if self.ptx else flags
+    def code(self) -> tuple[Image, ...]:
+        """What is compiled for it."""
+        return (self.image,) if self.ptx_image is None else (self.image, self.ptx_image)
+
+
+def gencode(code: Iterable[Image]) -> tuple[str, ...]:
+    """nvcc's flags for this code."""
+    pairs = (("-gencode", f"arch=compute_{image.number}{image.variant},code={image}") for image in code)
+    return tuple(flag for pair in pairs for flag in pair)
 
 
 def allowed() -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ci.plan import costs, flags
-from ci.plan.archs import Platform, Target
+from ci.plan.archs import Platform, Target, gencode
 from ci.plan.costs import Cost, Work
 from ci.plan.profiles import Selection, select
 from ci.plan.units import Unit, units
@@ -58,7 +58,6 @@ class FamilyPlan:
     targets: tuple[Target, ...]
     images: tuple[str, ...]
     ptx: tuple[str, ...]
-    gencode: tuple[str, ...]
     units: tuple[PlannedUnit, ...]
     proxy: str  # the device that a test build is for, else empty
 
@@ -129,36 +128,31 @@ def _assign(planned: Sequence[PlannedUnit], count: int) -> tuple[PlannedUnit, ..
 
 def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = "", shards: int = 1) -> FamilyPlan:
     """The plan of one family: its machine code, files and flags."""
-    if not proxy:
-        gencode = tuple(flag for target in targets for flag in target.gencode)
-        images = tuple(str(target.image) for target in targets)
-        ptx = tuple(str(target.ptx_image) for target in targets if target.ptx_image)
+    if proxy:
+        code: tuple[Image, ...] = (proxy_image(targets[0], proxy),)
     else:
-        image = proxy_image(targets[0], proxy)
-        gencode = ("-gencode", f"arch=compute_{image.number},code={image}")
-        images, ptx = (str(image),), ()
+        code = tuple(image for target in targets for image in target.code)
+    chosen = chosen.on(code)
+    names = {kind: tuple(str(image) for image in code if image.kind == kind) for kind in ("sm", "compute")}
+    images, ptx = names["sm"], names["compute"]
     family = flags.family_defines(chosen, proxy=bool(proxy))
-    planned = tuple(
-        PlannedUnit(
+
+    def planned(unit: Unit) -> PlannedUnit:
+        own = tuple(image for image in code if image.converts_e4m3 or not unit.kv8)
+        defines = (*family, *flags.feature_defines(chosen, unit.kind))
+        return PlannedUnit(
             unit=unit,
-            flags=flags.unit_flags(
-                unit,
-                (*family, *flags.feature_defines(chosen, unit.kind)),
-                gencode=gencode,
-                images=(*images, *ptx),
-            ),
-            cost=costs.estimate(unit, family=chosen.family, images=len(images)),
+            flags=flags.unit_flags(unit, defines, gencode=gencode(own), images=(*images, *ptx)),
+            cost=costs.estimate(unit, family=chosen.family, images=sum(image.kind == "sm" for image in own)),
             shard=1,
         )
-        for unit in units(chosen)
-    )
+
     return FamilyPlan(
         selection=chosen,
         targets=targets,
         images=images,
         ptx=ptx,
-        gencode=gencode,
-        units=_assign(planned, shards),
+        units=_assign([planned(unit) for unit in units(chosen)], shards),
         proxy=proxy,
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, Family, FamilySpec
+from flash_attn3_sm121.arch import CAPABILITIES, FAMILIES, Family, FamilySpec, Image
 from flash_attn3_sm121.builds import MODELS, PREFIX, PROFILES, Model, Profile, for_models
 from flash_attn3_sm121.errors import TableError, UsageError
 
@@ -32,6 +32,11 @@ class Selection:
 
     def has(self, feature: str) -> bool:
         return feature in self.features
+
+    def on(self, code: Iterable[Image]) -> Selection:
+        """What of it is built as this code: nothing that none of it can run."""
+        lost = set() if any(image.converts_e4m3 for image in code) else {"kv8"}
+        return replace(self, features=self.features - lost)
 
 
 def find(name: str) -> Profile:

@@ -97,6 +97,7 @@ class Unit:
     kernels: int  # expected number of __global__ functions
     text: str
     contents: tuple[str, ...]  # what it instantiates, for people
+    kv8: bool = False  # code that cannot convert e4m3 has none of it
 
     @property
     def is_cuda(self) -> bool:
@@ -242,6 +243,7 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
         kernels=sum(item.kernels for item in pack),
         text=text,
         contents=contents,
+        kv8=first.dtype.endswith(KV8),
     )
 
 

@@ -19,8 +19,9 @@ _CHECKS = (
     "        #ifdef FLASHATTENTION_DISABLE_KV8\n"
     '        STD_TORCH_CHECK(false, "This flash attention build does not support K and V in fp8 beside another Q.");\n'
     "        #endif\n"
-    "        STD_TORCH_CHECK(dprops->major * 10 + dprops->minor >= 89, "
-    '"K and V in fp8 take a device of compute capability 8.9 or later: older ones cannot convert them");\n'
+    "        STD_TORCH_CHECK(::fa3::code_for(dprops->major, dprops->minor) >= 89, "
+    '"K and V in fp8 take compute capability 8.9 or later, and code for it in this library: older code cannot convert '
+    'them");\n'
     '        STD_TORCH_CHECK(!k_new_.has_value(), "kernels append nothing to K and V in fp8 beside another Q");\n'
     '        STD_TORCH_CHECK(v.size(-1) == q.size(-1), "K and V in fp8 beside another Q have one headdim");\n'
     "    }\n"

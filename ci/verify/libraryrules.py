@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from ci.plan.archs import Platform
 from ci.verify import kernels, policy
@@ -79,9 +79,18 @@ def _machine_code(reading: LibraryReading, facts: BuildFacts) -> Iterable[Check]
             good=", ".join(reading.images),
             expected=f"images of family {facts.family}",
         )
-    by_image = {image: sum(kernel.image == image for kernel in reading.kernels) for image in reading.images}
-    yield Check(
-        rule="every image holds the same kernels",
+    widening = {kernel.name for kernel in reading.kernels if (v := kernels.variant(kernel.name)) and "kv8" in v.flags}
+    yield _equal("every image holds the same kernels", reading, reading.images, without=widening)
+    if "kv8" in facts.features:
+        newer = [image for image in reading.images if Image.parse(image).converts_e4m3]
+        yield _equal("every image that converts e4m3 holds the same kernels", reading, newer)
+
+
+def _equal(rule: str, reading: LibraryReading, images: Sequence[str], *, without: Container[str] = ()) -> Check:
+    held = [kernel.image for kernel in reading.kernels if kernel.name not in without]
+    by_image = {image: held.count(image) for image in images}
+    return Check(
+        rule=rule,
         ok=bool(by_image) and len(set(by_image.values())) == 1 and min(by_image.values()) > 0,
         found=", ".join(f"{image}: {count}" for image, count in by_image.items()) or "none",
         expected="equal numbers, more than none",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flash_attn3_sm121.arch import KV8_SINCE, capability
+from flash_attn3_sm121.arch import KV8_SINCE, Image, capability
 from flash_attn3_sm121.call.facts import BACKENDS, FEATURE_WORDS, CallFacts, DeviceFacts
 from flash_attn3_sm121.dispatch import remedy
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -156,7 +156,9 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
 def native_refusal(device: DeviceFacts, native: NativeState, call: CallFacts) -> str | BuildFacts:
     """The library that serves this call, or why native does not."""
     build = _usable_build(device, native)
-    return build if isinstance(build, str) else _device_refusal(device, call) or call_refusal(build, call) or build
+    if isinstance(build, str):
+        return build
+    return _device_refusal(device, build, call) or call_refusal(build, call) or build
 
 
 def _usable_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
@@ -175,11 +177,18 @@ def _usable_build(device: DeviceFacts, native: NativeState) -> BuildFacts | str:
     return build
 
 
-def _device_refusal(device: DeviceFacts, call: CallFacts) -> str | None:
+def _device_refusal(device: DeviceFacts, build: BuildFacts, call: CallFacts) -> str | None:
     """Why a device cannot run kernels that its library may hold, or None."""
     major, minor = device.capability or (0, 0)
+    since = ".".join(map(str, KV8_SINCE))
     if call.dtype_kv == "e4m3" and (major, minor) < KV8_SINCE:
-        return f"capability {major}.{minor} cannot convert e4m3: {'.'.join(map(str, KV8_SINCE))} and later can"
+        return f"capability {major}.{minor} cannot convert e4m3: {since} and later can"
+    code = build.code_for(major, minor)
+    if call.dtype_kv == "e4m3" and "kv8" in build.features and code and not Image.parse(code).converts_e4m3:
+        return (
+            f"capability {major}.{minor} runs {code} of the {build.family} library, and its kernels for keys and "
+            f"values in e4m3 are code for {since} and later"
+        )
     return None
 
 
@@ -231,7 +240,7 @@ def decide(
         forced: the backend that was asked for, or None.
     """
     build = _usable_build(device, native)
-    too_old = _device_refusal(device, call)
+    too_old = None if isinstance(build, str) else _device_refusal(device, build, call)
     refused_by_native = build if isinstance(build, str) else too_old or call_refusal(build, call)
     remedied = None
     reasons: dict[str, str] = {}

@@ -111,10 +111,10 @@ class BuildFacts:
 
     def code_for(self, major: int, minor: int) -> str | None:
         """The image (or PTX) in this library that a device of that capability would run, exact match first."""
-        images = sorted((Image.parse(name) for name in self.images), key=lambda image: -image.number)
-        for image in (*images, *(Image.parse(name) for name in self.ptx)):
-            if image.runs_on(major, minor):
-                return str(image)
+        for names in (self.images, self.ptx):
+            for image in sorted(map(Image.parse, names), key=lambda image: -image.number):
+                if image.runs_on(major, minor):
+                    return str(image)
         return None
 
 

@@ -70,6 +70,18 @@ NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | No
         bf16(dtype="e4m3", dtype_kv="e4m3"),
         "capability 8.0 cannot convert e4m3: 8.9 and later can",
     ),
+    "fp8 cache, older code": (
+        replace(GB10, name="L4", capability=(8, 9)),
+        (build("sm8x", "sm_86", "sm_121"),),
+        bf16(dtype_kv="e4m3"),
+        "capability 8.9 runs sm_86 of the sm8x library",
+    ),
+    "fp8 cache, its own code": (
+        replace(GB10, name="L4", capability=(8, 9)),
+        (build("sm8x", "sm_86", "sm_89", "sm_121"),),
+        bf16(dtype_kv="e4m3"),
+        None,
+    ),
     "mixed cache": (GB10, (SM8X,), bf16(dtype="fp16"), "mixed dtypes"),
     "head dim 256": (GB10, (SM8X,), bf16(head_dim=256, head_dim_v=256), "larger than those built (64, 128)"),
     "backward dims fewer": (

@@ -63,7 +63,6 @@ def plan(profile: Profile, texts: Mapping[str, str]) -> FamilyPlan:
         targets=(target,),
         images=(),
         ptx=(str(ptx),),
-        gencode=gencode,
         units=tuple(planned),
         proxy="",
     )

@@ -94,9 +94,9 @@ def test_a_gpu_that_no_family_serves_is_an_error_too() -> None:
 
 def test_gencode() -> None:
     (plain,) = archs.parse("9.0", cuda=CUDA)
-    assert plain.gencode == ("-gencode", "arch=compute_90a,code=sm_90a")
+    assert archs.gencode(plain.code) == ("-gencode", "arch=compute_90a,code=sm_90a")
     (ptx,) = archs.parse("12.1+PTX", cuda=CUDA)
-    assert ptx.gencode[3] == "arch=compute_121,code=compute_121"
+    assert archs.gencode(ptx.code)[3] == "arch=compute_121,code=compute_121"
     assert str(ptx.ptx_image) == "compute_121"
 
 

@@ -115,6 +115,25 @@ def test_files_with_kv_in_e4m3_hold_one_variant() -> None:
     assert len(names) == len(variants) * len(chosen.head_dims)
 
 
+def test_code_that_cannot_convert_e4m3_holds_no_kernels_for_it() -> None:
+    """Neither where a library holds no other code, nor beside code that can."""
+    for archs, proxy in (("8.0", ""), ("8.6+PTX", ""), ("12.1", "8.6")):
+        built = planned("full", archs, proxy=proxy)
+        (family,) = built.families
+        assert not any(item.unit.kv8 for item in family.units)
+        assert "-DFLASHATTENTION_DISABLE_KV8" in family.units[-1].flags
+        assert "kv8" not in family.selection.features and family.selection.has("deterministic")
+        text = to_text(built, Settings(cores=4, memory_gb=24.0))
+        assert "  left out    kv8: in code for 8.9 and later only\n" in text
+    for archs, old, new in (("8.6+PTX 12.1", ["sm_86", "compute_86"], "sm_121"), ("8.0 10.0", ["sm_80"], "sm_100")):
+        (family,) = planned("full", archs).families
+        assert "kv8" in family.selection.features
+        for item in family.units:
+            code = [flag.rpartition("=")[2] for flag in item.flags if flag.startswith("arch=")]
+            assert code == ([] if not item.unit.is_cuda else [new] if item.unit.kv8 else [*old, new])
+    assert "left out" not in to_text(planned("full", "8.9"), Settings(cores=4, memory_gb=24.0))
+
+
 def test_a_deterministic_backward_has_files_of_its_own() -> None:
     """Below Hopper; so that no other kernel's file changes with it."""
     chosen = select(find("full"), Family.SM8X)

@@ -75,7 +75,7 @@ def asked(archs: str, profile: str, folder: Path) -> dict[str, Any]:
     [
         ("12.1", "smoke"),
         ("12.1", "full"),
-        ("8.0", "nanochat"),
+        ("8.0", "full"),
         ("9.0", "full"),
         ("9.0", "models.deepseek"),
     ],

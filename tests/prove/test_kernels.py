@@ -18,6 +18,7 @@ from ci.prove.standin.library import Made
 from ci.verify import kernels
 from ci.verify.kernels import forward_bytes
 from flash_attn3_sm121.arch import CAPABILITIES, Image
+from tests.fakes.libraries import build
 from tests.wheels import BuiltWheel
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -180,14 +181,18 @@ def test_the_gate_knows_binary_compatibility_as_the_table_does(inputs: Inputs, t
         f'std::printf("%d\\n", fa3::image_runs_on("{name}", {major}, {minor}));'
         for name, (major, minor) in itertools.product(names, devices)
     ]
+    held = build("sm8x", "sm_86", "sm_120f", "sm_121", ptx=("compute_80", "compute_89"))
+    lines += [f'std::printf("%d\\n", fa3::code_for({major}, {minor}));' for major, minor in devices]
     body = "\n".join(lines)
     (tmp_path / "gate.cpp").write_text(f'#include <cstdio>\n#include "fa3_gate.h"\nint main() {{\n{body}\n}}\n')
     includes = [word for folder in inputs.toolchain.include_dirs for word in ("-isystem", str(folder))]
-    defines = ["-DFA3_ARCH=86", "-DFA3_SMEM_LIMIT=101376", "-DFA3_NAMESPACE=x", "-DFA3_IMAGES=sm_121"]
+    defines = ["-DFA3_ARCH=86", "-DFA3_SMEM_LIMIT=101376", "-DFA3_NAMESPACE=x"]
+    defines.append(f"-DFA3_IMAGES={','.join((*held.images, *held.ptx))}")
     argv = [inputs.toolchain.cxx, "-std=c++17", f"-I{CSRC}", *includes, *defines, "gate.cpp", "-o", "gate"]
     subprocess.run(argv, cwd=tmp_path, check=True)
     said = subprocess.run([str(tmp_path / "gate")], capture_output=True, text=True, check=True).stdout.split()
     expected = [
         str(int(Image.parse(name).runs_on(major, minor))) for name, (major, minor) in itertools.product(names, devices)
     ]
+    expected += [str(Image.parse(code).number) for device in devices if (code := held.code_for(*device))]
     assert said == expected

@@ -145,6 +145,19 @@ def test_spills_count_where_the_tiles_were_tuned(image: str, stores: int, good: 
     assert check.ok is good
 
 
+def test_only_images_that_convert_e4m3_hold_kernels_for_it() -> None:
+    name = forward_name(causal=True).replace("NS_10bfloat16_tE", "N3fa33Kv8INS_10bfloat16_tEEE", 1)
+    images = ("sm_86", "sm_120", "sm_121")
+    facts = replace(FACTS, images=images, features=(*FACTS.features, "kv8"))
+    plain = tuple(replace(item, image=image) for item in LIBRARY.kernels for image in images)
+    widening = tuple(kernel(name, image=image) for image in images[1:])
+    whole = replace(LIBRARY, images=images, kernels=(*plain, *widening))
+    assert failed(library_checks(whole, facts, schemas=SCHEMAS)) == []
+    partly = replace(whole, kernels=(*plain, *widening[1:]))
+    rule = "every image that converts e4m3 holds the same kernels"
+    assert failed(library_checks(partly, facts, schemas=SCHEMAS)) == [rule]
+
+
 def test_a_proxy_build_may_hold_other_code_but_is_never_publishable() -> None:
     facts = replace(FACTS, images=("sm_90",), proxy=True)
     proxy = replace(LIBRARY, images=("sm_90",), kernels=tuple(replace(item, image="sm_90") for item in LIBRARY.kernels))
