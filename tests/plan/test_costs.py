@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,10 @@ def put(
     made.parent.mkdir(exist_ok=True)
     made.write_bytes(b"object")
     usage = KernelUsage(kernel="k", image="sm_121", registers=1, stack=0, spill_stores=0, spill_loads=0, static_smem=0)
+    empty = replace(usage, kernel="_ZN3cub18CUB_300001_SM_12106detail11EmptyKernelIvEEvv")
+    used = (*(usage,) * kernels, empty) if kernels else ()  # CUB's is counted by no plan
     report = ObjectReport(
-        unit=name, key=key, sha256="", size=1, cpu_s=cpu_s, wall_s=1, rss_gb=2.04, usage=(usage,) * kernels,
+        unit=name, key=key, sha256="", size=1, cpu_s=cpu_s, wall_s=1, rss_gb=2.04, usage=used,
         ptx={"a.ptx": ""} if ptx else {},
     )  # fmt: skip
     place = store.put(report, made=made, log="").with_name("report.json")
