@@ -16,9 +16,11 @@ from flash_attn3_sm121.errors import UsageError
 def configure_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
     parser.add_argument("--capability", metavar="12.1", help="pretend a GPU of this capability")
-    parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp16", "fp32", "e4m3"))
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--head-dim-v", type=int)
+    types = ("bf16", "fp16", "fp32", "e4m3")
+    parser.add_argument("--dtype", default="bf16", choices=types, help="of q, k and v (default: bf16)")
+    parser.add_argument("--dtype-kv", choices=types, help="of k and v, where they have another: a cache in e4m3")
+    parser.add_argument("--head-dim", type=int, default=128, help="of q, k and v (default: 128)")
+    parser.add_argument("--head-dim-v", type=int, help="of v, where it has another")
     parser.add_argument(
         "--feature",
         action="append",
@@ -31,6 +33,10 @@ def configure_explain(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=("auto", "native", "flex", "sdpa"), help="as if FLASH_ATTN3_BACKEND were this"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.epilog = (
+        "What serves decoding with a bf16 q over pages in e4m3 on a GB10: "
+        "flash-attn3 explain --capability 12.1 --dtype-kv e4m3 --feature paged --feature varlen"
+    )
 
 
 def _capability(text: str | None) -> tuple[int, int] | None:
@@ -48,6 +54,7 @@ def do_explain(args: argparse.Namespace) -> int:
             device=args.device,
             capability=_capability(args.capability),
             dtype=args.dtype,
+            dtype_kv=args.dtype_kv,
             head_dim=args.head_dim,
             head_dim_v=args.head_dim_v,
             features=args.feature,

@@ -53,7 +53,10 @@ class Explanation:
         dims = f"{self.call.head_dim}"
         if self.call.head_dim_v != self.call.head_dim:
             dims += f" (values {self.call.head_dim_v})"
-        lines = [f"device: {where}", f"call: {self.call.dtype}, head dim {dims}, {asked}"]
+        types = self.call.dtype
+        if self.call.dtype_kv != types:
+            types += f" (keys and values {self.call.dtype_kv})"
+        lines = [f"device: {where}", f"call: {types}, head dim {dims}, {asked}"]
         lines += ["forward", *_indented(self.forward)]
         if self.backward is not None:
             lines += ["backward", *_indented(self.backward)]
@@ -97,6 +100,7 @@ def explain(
     device: str | torch.device | None = None,
     capability: tuple[int, int] | None = None,
     dtype: str = "bf16",
+    dtype_kv: str | None = None,
     head_dim: int = 128,
     head_dim_v: int | None = None,
     features: Iterable[str] = ("causal",),
@@ -104,7 +108,8 @@ def explain(
 ) -> Explanation:
     """Explain a call given as tensors and the public functions' keywords, or described in words.
 
-    `capability` pretends a device; else it is q's device, `device`, or the first one that torch has.
+    `capability` pretends a device; else it is q's device, `device`, or the first one that torch has. `dtype_kv` and
+    `head_dim_v` are for keys and values, or values, that have others.
     """
     from flash_attn3_sm121.dispatch.engine import engine
 
@@ -126,7 +131,7 @@ def explain(
         facts = CallFacts(
             device_type=where.type if capability is None else "cuda",
             dtype=dtype,
-            dtype_kv=dtype,
+            dtype_kv=dtype if dtype_kv is None else dtype_kv,
             head_dim=head_dim,
             head_dim_v=head_dim if head_dim_v is None else head_dim_v,
             features=frozenset(features),
@@ -174,6 +179,6 @@ def _explanation(
     notes += lacking(torch.__version__)
     forward = serving.decision(where, facts, device)
     backward = None
-    if facts.dtype != "e4m3" and not facts.features & _FORWARD_ONLY:
+    if "e4m3" not in (facts.dtype, facts.dtype_kv) and not facts.features & _FORWARD_ONLY:
         backward = serving.decision(where, replace(facts, direction="backward"), device)
     return Explanation(device=device, call=facts, forward=forward, backward=backward, notes=tuple(notes))

@@ -114,7 +114,6 @@ FEATURE_WORDS = {
     "sinks": "attention sinks (s_aux)",
     "dlse": "gradient of the LSE",
     "deterministic": "deterministic backward",
-    "kv8": "keys and values in e4m3",
 }
 
 

@@ -198,7 +198,7 @@ def _widened_refusal(build: BuildFacts, call: CallFacts) -> str | None:
     if call.direction == "backward":
         return "there is no fp8 backward"
     if "kv8" not in build.features:
-        return f"the {build.family} library (profile {build.profile}) is built without: {FEATURE_WORDS['kv8']}"
+        return f"the {build.family} library (profile {build.profile}) is built without: keys and values in e4m3"
     if dtype not in build.dtypes:
         return f"dtype {dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"
     if call.head_dim != call.head_dim_v:

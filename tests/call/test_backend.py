@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,6 +177,14 @@ def test_explain_names_the_reason_of_a_machine_one_does_not_have() -> None:
     assert "not native: this install has no kernel library" in str(found)
 
 
+def test_explain_knows_another_dtype_of_keys_and_values() -> None:
+    described = fa3.explain(device="cpu", dtype_kv="e4m3", head_dim=16)
+    q, k, v = (x.to(torch.bfloat16) for x in dense())
+    given = fa3.explain(q, k.to(torch.float8_e4m3fn), v.to(torch.float8_e4m3fn), causal=True)
+    assert described.call == replace(given.call, head_dim=16, head_dim_v=16) and given.backward is None
+    assert "call: bf16 (keys and values e4m3), head dim 16, causal mask" in str(described)
+
+
 def test_explain_checks_the_call_first() -> None:
     q, k, v = dense(h=3)
     with pytest.raises(RuntimeError, match="Number of heads"):
@@ -193,6 +202,8 @@ def test_explain_command(capsys: pytest.CaptureFixture[str]) -> None:
     answer = json.loads(capsys.readouterr().out)
     assert answer["device"]["capability"] == [9, 0]
     assert {refusal["backend"] for refusal in answer["forward"]["refusals"]} == {"native", "flex"}
+    assert cli.main(["explain", "--capability", "8.6", "--dtype-kv", "e4m3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["call"]["dtype_kv"] == "e4m3"
     assert cli.main(["explain", "--device", "cpu", "--backend", "native"]) == 0
     assert "backend: none (forced: native)" in capsys.readouterr().out
     assert cli.main(["explain", "--capability", "twelve"]) == 2
