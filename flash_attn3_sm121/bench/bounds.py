@@ -82,13 +82,18 @@ paper, never measured: from no work of the units overlapped to all of it. The pe
 {GB10.sms} SMs at {GHZ} GHz. Latency, masks at the edges, the first and the last tile, and idle SMs are not in it."""
 
 
+def group(label: str) -> str:
+    """What kernels are counted together by: direction, head dims, and what changes the whole loop. Of a kernel's label."""
+    kind, dims, *words = label.split()
+    return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8"))))
+
+
 def groups(kernels: Iterable[Mapping[str, Any]]) -> dict[str, list[Bounds]]:
-    """The bounds of a library's attention kernels for a GB10, by direction and head dim; from `lib/verify.json`."""
+    """The bounds of a library's attention kernels for a GB10, by `group`; from `lib/verify.json`."""
     found: dict[str, list[Bounds]] = {}
     for kernel in kernels:
         if kernel["image"] == IMAGE and kernel.get("loop"):
-            name = f"{kernel['kind']} {kernel['label'].split()[1]}"
-            found.setdefault(name, []).append(Bounds.of(kernel["loop"], kernel["registers"]))
+            found.setdefault(group(kernel["label"]), []).append(Bounds.of(kernel["loop"], kernel["registers"]))
     return dict(sorted(found.items()))
 
 

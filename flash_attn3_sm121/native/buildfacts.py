@@ -122,4 +122,6 @@ def executed_line(document: Mapping[str, Any]) -> str:
     """What a wheel's executed.json says, in a line: which of 12.1's kernels ran in software before it was made."""
     wrong = f"{document['wrong']} of them wrong" if document["wrong"] else "none wrong"
     count, cases = document["attention"], document["cases"]
-    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}"
+    parts = [part for row in document.get("kernels", ()) for part in row.get("parts", {}).values()]
+    share = f", errors at most {100 * max(parts):.0f} % of their limits" if parts else ""
+    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}{share}"

@@ -23,5 +23,7 @@ def test_it_is_found_by_the_same_objects_in_any_order(tmp_path: Path) -> None:
 
 def test_the_line_says_whether_it_was_done_and_what_came_of_it() -> None:
     assert proof_line(DOCUMENT) == "executed in software: 4 attention kernels for 12.1 in 30 cases, none wrong"
+    rows = [{"parts": {"out": 0.3, "lse": 0.871}}, {"parts": {}}, {}]
+    assert proof_line({**DOCUMENT, "kernels": rows}).endswith("none wrong, errors at most 87 % of their limits")
     assert proof_line({**DOCUMENT, "wrong": 2}).endswith("in 30 cases, 2 of them wrong")
     assert "make prove" in proof_line(None)

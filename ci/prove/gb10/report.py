@@ -52,6 +52,7 @@ def _row(kernel: str, counts: Sequence[int]) -> dict[str, Any]:
         "cases": 0,
         "launches": 0,
         "largest": {},
+        "parts": {},
         "wrong": 0,
         "notes": [],
         "instructions": len(counts),
@@ -69,6 +70,7 @@ def _rows(results: Sequence[Mapping[str, Any]], counts: Mapping[str, Sequence[in
             row["wrong"] += bool(wrong(result))
             for name, error in result["errors"].items():
                 row["largest"][name] = max(row["largest"].get(name, 0.0), error)
+                row["parts"][name] = max(row["parts"].get(name, 0.0), result["parts"][name])
             for finding in result["findings"]:
                 if finding["note"] and finding["kernel"] == kernel and finding["kind"] not in row["notes"]:
                     row["notes"].append(finding["kind"])
@@ -120,7 +122,7 @@ def document(
 
 def summary(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a wheel carries: no times, and no note's every place."""
-    kept = ("kind", "variant", "kernel", "cases", "largest", "wrong", "instructions", "executed")
+    kept = ("kind", "variant", "kernel", "cases", "largest", "parts", "wrong", "instructions", "executed")
     return {
         "schema": SCHEMA,
         "cases": made["cases"],
@@ -143,11 +145,12 @@ def to_json(made: Mapping[str, Any]) -> str:
     return json.dumps(made, indent=1, sort_keys=True) + "\n"
 
 
-HEAD = ("cases", "launches", "coverage", "out", "LSE", "gradients", "wrong", "kernel")
+HEAD = ("cases", "launches", "coverage", "out", "LSE", "gradients", "of their limits", "wrong", "kernel")
 
 
 def to_blocks(made: Mapping[str, Any]) -> list[Block]:
-    """For people. Coverage is of a kernel's PTX instructions; errors are the largest distance to the formula."""
+    """For people. Coverage is of a kernel's PTX instructions; errors are the largest distance to the formula,
+    and the largest as a part of what rounding may cause."""
     rows = []
     for row in made["kernels"]:
         largest = row["largest"]
@@ -157,7 +160,8 @@ def to_blocks(made: Mapping[str, Any]) -> list[Block]:
         )
         coverage = f"{100 * row['executed'] // max(1, row['instructions'])} %"
         name = f"{row['kind']} {row['variant'] or row['kernel'][:60]}"
-        rows.append((str(row["cases"]), str(row["launches"]), coverage, *errors, str(row["wrong"] or ""), name))
+        share = f"{100 * max(row['parts'].values(), default=0.0):.0f} %"
+        rows.append((str(row["cases"]), str(row["launches"]), coverage, *errors, share, str(row["wrong"] or ""), name))
     lines = []
     for kind in sorted({missing["kind"] for missing in made["unreached"]}):
         mine = [missing for missing in made["unreached"] if missing["kind"] == kind]
@@ -174,5 +178,5 @@ def to_blocks(made: Mapping[str, Any]) -> list[Block]:
         f"{executed} attention kernels and {len(made['kernels']) - executed} others executed in {made['cases']} cases, "
         f"{made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
     )
-    table = Table(head=HEAD, rows=rows, right=frozenset(range(7)))
+    table = Table(head=HEAD, rows=rows, right=frozenset(range(8)))
     return [table, "", *lines, *(mutants.to_blocks(made["mutants"]) if "mutants" in made else [])]

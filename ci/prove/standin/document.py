@@ -39,6 +39,10 @@ class Row:
         return f"{self.kind} {self.variant}"
 
     @property
+    def group(self) -> str:
+        return bounds.group(self.name)
+
+    @property
     def blocks(self) -> int:
         """Blocks an SM holds, by arithmetic: registers are given out by 8 a thread, shared memory with its reserve."""
         by_registers = REGISTERS // (self.warps * 32 * (-(-self.registers // 8) * 8))
@@ -50,11 +54,14 @@ class Row:
         """The GPU's units set these bounds on the kernel. There are none where its inner loop was not found."""
         return [Bounds.of(self.loop, self.registers)] if self.loop else []
 
-    @property
-    def error(self) -> float | None:
-        """The largest error of outputs or gradients in the cases that launched it; None if none did."""
-        found = self.executed["largest"] if self.executed else {}
-        return max((found[name] for name in ("out", "dq", "dk", "dv") if name in found), default=None)
+    def largest(self, figure: str) -> list[float]:
+        """The largest error of outputs or gradients in the cases that launched it, if any did.
+
+        Args:
+            figure: "largest", the error itself, or "parts", as a part of what is allowed.
+        """
+        found = (self.executed or {}).get(figure, {})
+        return [max(values)] if (values := [found[name] for name in ("out", "dq", "dk", "dv") if name in found]) else []
 
 
 def rows(
@@ -134,8 +141,9 @@ def _executed(found: Sequence[Row]) -> str:
         return "No whole run of `make prove` over these objects is on record: the columns on execution are empty."
     return f"""Executed in software (`make prove`, the same objects): {len(ran)} of {len(found)}. `executed` is the part
 of a kernel's PTX that some case reached. A case counts for each kernel that it launched. The largest error is that of
-outputs, for a backward that of gradients. A case is wrong by a finding (a race, an access out of bounds, ...) or by a
-number."""
+outputs, for a backward that of gradients; where values are large, so is their last bit. `of its limit`: the
+largest error as a part of what rounding may cause there, which grows with the right value (`LIMITS` in
+ci/prove/gb10/check.py). A case is wrong by a finding (a race, an access out of bounds, ...) or by a number."""
 
 
 def _head(found: Sequence[Row], about: About) -> str:
@@ -157,7 +165,7 @@ Kernels that spill: {_spilling(found)} of {len(found)}. Built, but launched by n
 
 
 _SHARED = ("shared memory", "tensor-core instr.")
-_EXECUTED = ("executed", "cases", "largest error", "wrong")
+_EXECUTED = ("executed", "cases", "largest error", "of its limit", "wrong")
 
 
 def _columns(*names: str) -> str:
@@ -171,13 +179,14 @@ def _line(*cells: object) -> str:
 def _ran(found: Sequence[Row]) -> tuple[str, ...]:
     """The columns `_EXECUTED` of one kernel, or of several."""
     ran = [row.executed for row in found if row.executed]
-    errors = [row.error for row in found if row.error is not None]
     if not ran:
-        return ("no", "", "", "")
+        return ("no", "", "", "", "")
+    errors, parts = ([error for row in found for error in row.largest(figure)] for figure in ("largest", "parts"))
     part = min(100 * row["executed"] // max(1, row["instructions"]) for row in ran)
     covered = f"{part} %" if len(found) == 1 else f"{len(ran)}, {part} % or more"
     cases, wrong = sum(row["cases"] for row in ran), sum(row["wrong"] for row in ran)
-    return (covered, str(cases), f"{max(errors):.1e}" if errors else "", str(wrong))
+    error, share = f"{max(errors):.1e}" if errors else "", f"{100 * max(parts):.0f} %" if parts else ""
+    return (covered, str(cases), error, share, str(wrong))
 
 
 def _work(groups: Sequence[tuple[str, Sequence[Row]]]) -> str:
@@ -215,22 +224,27 @@ def to_text(found: Sequence[Row], about: About) -> str:
     return _head(found, about) + _columns(*names) + body + _work([(row.name, [row]) for row in found])
 
 
+def _order(row: Row) -> tuple[str, int, int, str, str, str]:
+    variant = row.variant
+    return row.kind, variant.head_dim, variant.head_dim_v, row.group, variant.dtype, row.tile
+
+
 def to_summary(found: Sequence[Row], about: About) -> str:
-    """The page with a line for each direction, head dim and dtype: the profile's whole breadth at a glance."""
-    groups: dict[tuple[str, int, str], list[Row]] = {}
-    tiles: dict[tuple[str, int, str], list[Row]] = {}
-    for row in found:
-        groups.setdefault((row.kind, row.variant.head_dim, row.variant.dtype), []).append(row)
-        tiles.setdefault((row.kind, row.variant.head_dim, row.tile), []).append(row)
+    """The page with a line for each sort of kernels and dtype: the profile's whole breadth at a glance."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    tiles: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(found, key=_order):
+        groups.setdefault((row.group, row.variant.dtype), []).append(row)
+        tiles.setdefault((row.group, row.tile), []).append(row)
     names = ("kernels", "of them", "tiles", "registers", "that spill", "bytes at most", *_SHARED, "calls", *_EXECUTED)
     body = "".join(
         _line(
-            f"{kind} hd{dim} {dtype}", len(rows), ", ".join(sorted({row.tile for row in rows})),
+            f"{group} {dtype}", len(rows), ", ".join(sorted({row.tile for row in rows})),
             bounds.span(row.registers for row in rows), _spilling(rows), max(row.spills for row in rows),
             bounds.span(row.smem for row in rows), bounds.span(row.tensor_core for row in rows),
             sum(row.launched for row in rows), *_ran(rows),
         )
-        for (kind, dim, dtype), rows in sorted(groups.items())
+        for (group, dtype), rows in groups.items()
     )  # fmt: skip
-    work = [(f"{kind} hd{dim}, {len(rows)} of them", rows) for (kind, dim, _), rows in sorted(tiles.items())]
+    work = [(f"{group}, {len(rows)} of them", rows) for (group, _), rows in tiles.items()]
     return _head(found, about) + _columns(*names) + body + _work(work)
