@@ -117,9 +117,10 @@ class _Kinds:
 
 
 def _sweep(turns: _Turns, **of: Any) -> Case:
-    """Two sequences on one SM, so that a block has several tiles."""
+    """Two sequences on one SM, so that a block has several tiles. Splits need more: on one SM a length is not split."""
     pose = turns.next()
-    return Case(**of, heads=(1, 1), page=16, sweep=True, sms=1, seed=pose["seed"], lazy=pose["lazy"])
+    sms = 4 if of.get("splits", 1) > 1 else 1
+    return Case(**of, heads=(1, 1), page=16, sweep=True, sms=sms, seed=pose["seed"], lazy=pose["lazy"])
 
 
 def _forwards(chosen: Selection, kinds: _Kinds, turns: _Turns, times: int) -> Iterator[Case]:
@@ -195,8 +196,8 @@ def _added(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
 
 
 def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
-    """Keys of many tiles, most of which no mask cuts: windows wider than tiles, splits of several tiles."""
-    rows, heads = (1, 5, 130, 9), ((4, 1), (2, 2), (2, 1))
+    """Keys of many tiles, most of which no mask cuts: windows wider than tiles, splits of several tiles, many splits."""
+    rows, heads = (1, 66, 9, 66), ((4, 1), (2, 2), (2, 1))
     index = 0
 
     def lengths(mode: str) -> dict[str, Any]:
@@ -208,9 +209,11 @@ def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
 
     for dim, dtype, mask, mode, splits in kinds.forward(chosen.head_dims):
         wide = "wide" if mask == "local" else mask
-        # Two calls of a wide window: one has few rows, one may have a whole tile of them.
+        # Two calls of a wide window where there are splits: one has few rows, one has some in each place of a thread.
         for _ in range((wide == "wide") + (splits > 1)):
-            yield Case(op="fwd", dtype=dtype, dim=dim, mask=wide, splits=2 if splits > 1 else 1, **lengths(mode))
+            more = lengths(mode)
+            count = {1: 2, 4: 2, 48: 6}[more["sms"]] if splits > 1 else 1
+            yield Case(op="fwd", dtype=dtype, dim=dim, mask=wide, splits=count, **more)
     if chosen.has("backward") and chosen.has("local"):
         every = product(chosen.backward_head_dims, kinds.types, kinds.backward_modes, ((2, 2), (2, 1)))
         for dim, dtype, mode, group in every:

@@ -198,9 +198,15 @@ def parts(case: Case) -> list[Case]:
         return [case]
     # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound.
     eights = range(0, 130, 8)
-    lengths = [(eight + 1, 128) for eight in eights] + [(eight + 2, 1 + eight * 7 % 129) for eight in eights]
-    lengths.append((1, 300))  # whole tiles of rows that see no key, where a mask has them
-    return [replace(case, sweep=False, keys=keys, rows=rows) for keys, rows in lengths]
+    whole = replace(case, sweep=False, rows=128)
+    calls = [replace(whole, keys=eight + 1) for eight in eights]
+    if case.mask == "local":
+        # A window's left edge in tiles that its right edge does not cut: it meets each bound of each row of a thread.
+        calls += [replace(whole, mask="middle", keys=eight + 218) for eight in eights[::3]]
+    else:
+        fewer = eights[:: 2 if case.splits > 1 else 1]  # each split is work
+        calls += [replace(whole, keys=eight + 2, rows=1 + eight * 7 % 129) for eight in fewer]
+    return [*calls, replace(whole, keys=1, rows=300)]  # whole tiles of rows that see no key, where a mask has them
 
 
 def one(gpu: Gpu, case: Case) -> dict[str, Any]:

@@ -106,7 +106,8 @@ class Cache:
 
 
 def _rotary(case: Case, maker: Maker, most: int) -> tuple[Tensor, Tensor]:
-    half = max(8, case.dim // 16 * 16 // 2)
+    """Cosines and sines: for the whole head, or for the first half of it."""
+    half = max(8, case.dim // (16 if case.keys % 2 else 32) * 16 // 2)
     angles = torch.rand(most, half, generator=maker.random) * 6
     return angles.cos().to(TYPES[case.dtype]), angles.sin().to(TYPES[case.dtype])
 

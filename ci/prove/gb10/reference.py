@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Windows by a case's mask: keys to the left and to the right of a row's own place. The wide one has whole tiles inside.
-WINDOWS = {"local": (37, 5), "wide": (400, 40)}
+# Windows by a case's mask: keys to the left and to the right of a row's own place. The wide one has whole tiles inside,
+# the middle one (of sweeps) is wider than a tile, so that its left edge alone cuts some.
+WINDOWS = {"local": (37, 5), "middle": (90, 9), "wide": (400, 40)}
 CHUNK = 45  # of a mask with chunks: a row sees the keys of its own place's chunk
 
 
