@@ -59,6 +59,11 @@ class Case:
         return " ".join(words)
 
     @property
+    def group(self) -> str:
+        """How the files of its attention kernels begin."""
+        return {"bwd": "bwd", "ordered": "bwd_ordered"}.get(self.op, "fwd_kv8" if self.kv8 else "fwd")
+
+    @property
     def values(self) -> int:
         """The head dim of V, out and their gradients."""
         return self.dim_v or self.dim
@@ -196,7 +201,7 @@ def _added(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
 
 
 def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
-    """Keys of many tiles, most of which no mask cuts: windows wider than tiles, splits of several tiles, many splits."""
+    """Keys of many tiles, most of which no mask cuts: windows wider than tiles, splits of several, many splits."""
     rows, heads = (1, 66, 9, 66), ((4, 1), (2, 2), (2, 1))
     index = 0
 

@@ -21,13 +21,14 @@ from ci.cache.folders import file_sha256
 from ci.plan.plan import FamilyPlan
 from ci.process import execute
 from ci.prove.gb10.build import FOLDER, Executor, executor
+from ci.prove.gb10.cases import Case
 from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
 from flash_attn3_sm121.errors import CompileError
 
 TARGET = ".target sm_121"
-# How the PTX files of attention kernels are named: a unit is of one direction and head dim.
-_ATTENTION = re.compile(r"(fwd|bwd|bwd_ordered)_hd(\d+(?:_\d+)?)_")
+# How the PTX files of attention kernels are named: a unit is of one sort of kernels and one head dim.
+_ATTENTION = re.compile(r"((?:fwd|bwd)(?:_[a-z]+\d?)?)_hd(\d+(?:_\d+)?)_")
 # What a case's result depends on beside the C++; which cases there are, and what is said of results, is no part of it.
 _CHECKS = ("child.py", "check.py", "check_fwd.py", "check_bwd.py", "reference.py")
 
@@ -57,14 +58,14 @@ class Executable:
     host: str = ""  # the host code's object, by its hash
     kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
 
-    def needed(self, op: str, dim: int, dim_v: int = 0) -> tuple[Path, ...]:
-        """The PTX files that a call of that op and head dims may need: helpers', and those of its own head dims."""
-        return _needed(self.ptx, op, dim, dim_v)
+    def needed(self, case: Case) -> tuple[Path, ...]:
+        """The PTX files that a call may need: helpers', and those of its own sort of kernels and head dims."""
+        return _needed(self.ptx, case.group, case.dim, case.dim_v)
 
-    def identity(self, op: str, dim: int, dim_v: int = 0) -> str:
+    def identity(self, case: Case) -> str:
         """A hash of what such a call's result depends on: executor, checks, host code, the PTX it can need."""
         own = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
-        files = (library.SOURCE, *own, *(FOLDER / name for name in _CHECKS), *self.needed(op, dim, dim_v))
+        files = (library.SOURCE, *own, *(FOLDER / name for name in _CHECKS), *self.needed(case))
         return hashlib.sha256("\n".join((self.host, *map(_named_hash, files))).encode()).hexdigest()
 
     def run(
@@ -112,14 +113,13 @@ class Executable:
 
 
 @functools.cache
-def _needed(files: tuple[Path, ...], op: str, dim: int, dim_v: int) -> tuple[Path, ...]:
-    direction = {"bwd": "bwd", "ordered": "bwd_ordered"}.get(op, "fwd")
+def _needed(files: tuple[Path, ...], group: str, dim: int, dim_v: int) -> tuple[Path, ...]:
     named = {path: _ATTENTION.match(path.name) for path in files}
     # The backward pads to the larger head dim.
-    asked = (dim, dim_v) if dim_v and direction == "fwd" else (max(dim, dim_v),)
-    dims = {tuple(map(int, name[2].split("_"))) for name in named.values() if name and name[1] == direction}
+    asked = (dim, dim_v) if dim_v and group.startswith("fwd") else (max(dim, dim_v),)
+    dims = {tuple(map(int, name[2].split("_"))) for name in named.values() if name and name[1] == group}
     fitting = [known for known in dims if len(known) == len(asked) and all(map(operator.ge, known, asked))]
-    mine = (direction, "_".join(map(str, min(fitting, default=()))))
+    mine = (group, "_".join(map(str, min(fitting, default=()))))
     return tuple(path for path, name in named.items() if name is None or name.groups() == mine)
 
 

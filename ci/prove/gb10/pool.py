@@ -23,10 +23,10 @@ Counts = dict[str, list[int]]  # kernel -> how often each of its instructions ra
 
 
 def chunks(cases: Sequence[Case], executable: Executable) -> list[list[Case]]:
-    """Cases that can share a process: it poses as one number of SMs, and reads the PTX of one op and head dim."""
+    """Cases that can share a process: it poses as one number of SMs, and reads the PTX of one sort and head dim."""
     groups: dict[tuple[int, tuple[Path, ...]], list[Case]] = {}
     for case in cases:
-        groups.setdefault((case.sms, executable.needed(case.op, case.dim, case.dim_v)), []).append(case)
+        groups.setdefault((case.sms, executable.needed(case)), []).append(case)
     return [mine[at : at + CHUNK] for mine in groups.values() for at in range(0, len(mine), CHUNK)]
 
 
@@ -77,7 +77,7 @@ class Pool:
 
     def _file(self, chunk: Sequence[Case]) -> Path:
         text = json.dumps([case.document for case in chunk], sort_keys=True)
-        text += self.executable.identity(chunk[0].op, chunk[0].dim, chunk[0].dim_v)
+        text += self.executable.identity(chunk[0])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _chunk(self, path: Path, chunk: Sequence[Case]) -> None:
@@ -89,7 +89,7 @@ class Pool:
         while left:
             arguments = {"cases": [case.document for case in left], "log": str(log)}
             try:
-                needed = self.executable.needed(chunk[0].op, chunk[0].dim, chunk[0].dim_v)
+                needed = self.executable.needed(chunk[0])
                 counts = self.executable.run(FUNCTION, arguments, sms=chunk[0].sms, ptx=needed).result
                 break
             except CompileError as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ci.prove.gb10.cases import Case
 from ci.prove.gb10.executable import Executable
 from flash_attn3_sm121.errors import CompileError, MissingPackageError
 
@@ -119,7 +120,8 @@ def document(kernel: Kernel, launch: Mapping[str, Any]) -> dict[str, Any]:
 
 def opinion(executable: Executable, call: str, dim: int, *, tool: str, folder: Path, timeout: int) -> dict[str, Any]:
     """Ask sentryward about a call's launch. `result` is "race_free" only where it proved both of its checks."""
-    texts = {path: path.read_text(encoding="utf-8") for path in executable.needed("fwd", dim)}
+    files = executable.needed(Case(op="fwd", dtype="bf16", dim=dim))
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
     sizes = {found["kernel"]: int(found["size"]) for text in texts.values() for found in _ENTRY.finditer(text)}
     given = {"library": str(executable.library), "sizes": sizes, "call": call, "dim": dim}
     launch = executable.run("ci.prove.gb10.sentry:captured", given, sms=1, ptx=()).result

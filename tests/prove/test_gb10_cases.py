@@ -1,0 +1,79 @@
+"""Every attention kernel that is planned has cases, and a case's process reads the PTX that holds its kernels."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ci.plan.profiles import find, select
+from ci.plan.units import KV8, backwards, forwards, units
+from ci.prove.gb10.build import Executor
+from ci.prove.gb10.cases import Case, cases
+from ci.prove.gb10.executable import Executable
+from flash_attn3_sm121.arch import Family
+
+CHOSEN = select(find("full"), Family.SM8X)
+FILES = Executable(
+    library=None, namespace="", executor=Executor(folder=Path()),
+    ptx=tuple(Path(f"{unit.name}.ptx") for unit in units(CHOSEN) if unit.is_cuda),
+)  # fmt: skip
+
+
+def kernel(case: Case) -> tuple[object, ...]:
+    """The kernel that a call launches, by what its template is given."""
+    (group,) = {re.findall(r"^\w+_hd\d+(?:_\d+)?(?=_)", path.name)[0] for path in attention(case)}
+    masks = {"full": "full", "causal": "causal"}
+    known = (group, case.dtype, bool(case.softcap), masks.get(case.mask, "local"))
+    if case.op != "fwd":
+        return *known, case.mode != "dense", case.heads[0] > case.heads[1]
+    # A call with splits=0 may have one or several.
+    append = "append" in case.mode
+    return *known, case.mode not in ("dense", "paged whole"), append, "paged" in case.mode, case.splits > 1
+
+
+def attention(case: Case) -> list[Path]:
+    return [path for path in FILES.needed(case) if "_hd" in path.name]
+
+
+def planned() -> set[tuple[object, ...]]:
+    """Every attention kernel of the plan, by the same words."""
+    found: list[tuple[object, ...]] = []
+    masks = ("full", "causal", "local")
+    for f in forwards(CHOSEN):
+        dims = f"{f.head_dim}" + f"_{f.head_dim_v}" * (f.head_dim != f.head_dim_v)
+        kv8 = f.dtype.endswith(KV8)
+        lengths = ((False, False), (True, False), (True, True))[: 2 if kv8 else 3]
+        assert f.kernels == len(masks) * len(lengths)
+        known = (f.group, f.dtype.removesuffix(KV8), f.softcap)
+        assert f.group.endswith(f"hd{dims}")
+        found += ((*known, mask, *of, f.paged, f.split) for mask, of in product(masks, lengths))
+    for b in backwards(CHOSEN):
+        found += ((b.group, b.dtype, b.softcap, *more) for more in product(masks, (False, True), (False, True)))
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def test_each_kernel_of_the_full_profile_has_a_case() -> None:
+    reached = {kernel(case) for case in cases(CHOSEN) if case.op in ("fwd", "bwd", "ordered")}
+    assert sorted(map(str, planned() - reached)) == []
+    assert reached <= planned()
+
+
+@pytest.mark.parametrize(
+    ("more", "group", "count"),
+    [
+        ({"dim": 48}, "fwd_hd64_", 8),
+        ({"dim": 176, "dim_v": 104}, "fwd_hd192_128_", 4),
+        ({"dim": 80, "kv8": True}, "fwd_kv8_hd96_", 8),
+        ({"dim": 176, "dim_v": 104, "op": "bwd"}, "bwd_hd192_", 4),
+        ({"dim": 256, "op": "ordered"}, "bwd_ordered_hd256_", 4),
+    ],
+)
+def test_a_case_reads_the_files_of_its_own_kernels(more: dict[str, object], group: str, count: int) -> None:
+    case = Case(**{"op": "fwd", "dtype": "bf16", **more})  # type: ignore[arg-type]
+    mine = attention(case)
+    assert len(mine) == count and all(path.name.startswith(group) for path in mine)
+    assert {path.name for path in FILES.needed(case)} - {path.name for path in mine} == {"combine.ptx", "prepare.ptx"}
