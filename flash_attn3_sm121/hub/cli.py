@@ -28,7 +28,7 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
     "sign": (f"{_COMMANDS}.publishing", "sign", "sign what is in the hub"),
 }
 # What the extra `[hub]` brings; without it a command that needs one says so.
-EXTRA = frozenset({"cryptography", "granian", "huggingface_hub", "jinja2", "markdown_it", "packaging"})
+EXTRA = frozenset({"aiohttp", "cryptography", "huggingface_hub", "jinja2", "markdown_it", "packaging", "uvloop"})
 
 
 def configure_hub(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit
 
@@ -69,13 +70,14 @@ class Remote:
         return data
 
 
-def pull(hub: Hub, remote: Remote, keys: TrustedKeys | None) -> Pulled:
-    """Make `hub` a copy of the remote one's current generation: same number, same bytes, same signature.
+def pull(root: Path, remote: Remote, keys: TrustedKeys | None, *, durable: bool = True) -> Pulled:
+    """Make the hub at `root` a copy of the remote one's current generation: same number, same bytes, same signature.
 
     Args:
-        hub: An empty hub, or an earlier copy of the same one.
+        root: A new or empty folder, or an earlier copy of the same hub. It is made once the signature was found right.
         remote: Where to copy from.
         keys: One of them must have signed the generation.
+        durable: Wait for the disk.
 
     Raises:
         UsageError: There are no keys, or the address is none.
@@ -93,6 +95,7 @@ def pull(hub: Hub, remote: Remote, keys: TrustedKeys | None) -> Pulled:
     key = keys.verify(data, signature, origin=remote.url)
     index = Index.from_bytes(data, origin=remote.url)
     remember(remote.url, index)
+    hub = Hub.create(root, durable=durable)
     with hub.transaction(unsigned=True) as txn:
         base = txn.base
         if base.generation and base.hub != index.hub:

@@ -148,7 +148,7 @@ MISSING = """
 import sys
 class Gone:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in "packaging markdown_it jinja2 cryptography huggingface_hub granian".split():
+        if name.partition(".")[0] in "packaging markdown_it jinja2 cryptography huggingface_hub aiohttp uvloop".split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Gone())
 from flash_attn3_sm121.cli import main

@@ -71,7 +71,7 @@ class Answer:
         return self.body.decode()
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """A running `hub serve`. `log` is its stderr so far."""
 
@@ -149,7 +149,7 @@ def running(
 ) -> Iterator[Server]:
     """`hub serve` on a free port; stopped, and its log complete, at the end."""
     process = subprocess.Popen(
-        [*through, sys.executable, "-c", COMMAND, "--hub", str(hub), "--port", "0", "--workers", "1", *arguments],
+        [*through, sys.executable, "-c", COMMAND, "--hub", str(hub), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -169,14 +169,8 @@ def running(
         server.stop()
         thread.join(10)
         process.stdout.close()
-        assert not thread.is_alive(), "a worker has outlived the server"
+        assert not thread.is_alive(), "somebody has outlived the server"
         process.stderr.close()
-
-
-def worker_pids(pid: int) -> list[int]:
-    """The children that serve: multiprocessing has a helper of its own beside them."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return [int(c) for c in children if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

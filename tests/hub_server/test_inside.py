@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.errors import IntegrityError
 from flash_attn3_sm121.hub.index import FileEntry
-from flash_attn3_sm121.hub.server import app as app_module
-from flash_attn3_sm121.hub.server import files
+from flash_attn3_sm121.hub.server import files, http
 from flash_attn3_sm121.hub.server.app import App
 from flash_attn3_sm121.hub.server.config import ServeConfig
 from flash_attn3_sm121.hub.server.files import Files
+from flash_attn3_sm121.hub.server.http import Front, Ready
 from flash_attn3_sm121.hub.site import pages
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import REPO, add_repo
@@ -72,21 +74,19 @@ def test_a_file_that_changes_while_it_is_hashed(stored: tuple[Hub, FileEntry], m
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "MOST_KEPT", 60_000)
+    monkeypatch.setattr(http, "MOST_KEPT", 60_000)
     monkeypatch.setattr(files, "MOST_REMEMBERED", 5)
     hub = Hub.create(tmp_path / "hub", durable=False)
     bodies = {f"build/torch-cuda/{n}.py": b"%d" % n * 1000 for n in range(40)}
     add_repo(hub, REPO, bodies)
-    app = App.of(ServeConfig(root=str(hub.layout.root)))
+    front = Front(app=App.of(ServeConfig(root=str(hub.layout.root))))
 
     async def main() -> None:
-        await app.directory()
+        await front.app.directory()
         for path, body in list(bodies.items()) * 3:
-            asked = Asked(f"/{REPO}/resolve/main/{path}", accept="x" * 5000)
-            await app.__rsgi__(asked, asked)
-            assert asked.sent == [(200, body)]
-            held = sum(len(body) + 5000 for _, body in app._ready.values())
-            assert 0 < held <= app._kept <= 60_000 + 15_000 and len(app.files._good) <= 5
+            assert await ask(front, f"/{REPO}/resolve/main/{path}", Accept="x" * 5000) == (200, body)
+            held = sum(len(ready.data) + 5000 for ready in front.ready.values())
+            assert 0 < held <= front.kept <= 60_000 + 15_000 and len(front.app.files._good) <= 5
 
     asyncio.run(main())
 
@@ -140,7 +140,7 @@ def test_the_first_page_does_not_grow_with_history(hub: Hub) -> None:
 
 
 def test_an_index_barely_grows_with_history(tmp_path: Path) -> None:
-    """What a worker holds in memory of a revision is its name and a few hashes, not the list of its files."""
+    """What a server holds in memory of a revision is its name and a few hashes, not the list of its files."""
     hub = Hub.create(tmp_path / "hub", durable=False)
     sizes = []
     for number in range(3):
@@ -172,50 +172,44 @@ def test_a_gb10_is_not_served_by_a_wheel_for_another_cpu(hub: Hub) -> None:
     assert row.native == ("Linux aarch64, sm_121",) and row.other_host == ()
 
 
-class Asked:
-    """A request for the application, and what it sends."""
-
-    def __init__(self, path: str, **headers: str) -> None:
-        self.method, self.path, self.headers = "GET", path, headers
-        self.sent: list[tuple[int, bytes]] = []
-
-    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        self.sent.append((status, body))
+async def ask(front: Front, path: str, **headers: str) -> tuple[int, bytes]:
+    """Status and body of the answer to a GET."""
+    answer = await front(make_mocked_request("GET", path, headers=headers))
+    if isinstance(answer, Ready):
+        return answer.status, answer.data.removeprefix(b"\r\n\r\n")
+    assert isinstance(answer, web.Response) and isinstance(answer.body, bytes)
+    return answer.status, answer.body
 
 
 def test_an_answer_that_is_kept_never_outlives_its_generation(tmp_path: Path) -> None:
     hub = Hub.create(tmp_path / "hub", durable=False)
     add_repo(hub, REPO, {"README.md": b"one\n"})
-    app = App.of(ServeConfig(root=str(hub.layout.root)))
+    front = Front(app=App.of(ServeConfig(root=str(hub.layout.root))))
+    app = front.app
     path = f"/{REPO}/resolve/main/README.md"
-
-    async def ask() -> tuple[int, bytes]:
-        asked = Asked(path)
-        await app.__rsgi__(asked, asked)
-        return asked.sent[0]
 
     async def main() -> None:
         for _ in range(3):
-            assert await ask() == (200, b"one\n")
-        assert len(app._ready) == 1
-        app._ready.clear()
+            assert await ask(front, path) == (200, b"one\n")
+        assert len(front.ready) == 1
+        front.ready.clear()
         slow = app.files.path
 
         async def publishing_meanwhile(entry: FileEntry) -> Path:
             app.files.path = slow  # type: ignore[method-assign]
             add_repo(hub, REPO, {"README.md": b"two\n"})
-            assert await ask() == (200, b"two\n")
-            app._ready.clear()
+            assert await ask(front, path) == (200, b"two\n")
+            front.ready.clear()
             return await slow(entry)
 
         app.files.path = publishing_meanwhile  # type: ignore[method-assign]
-        assert await ask() == (200, b"one\n"), "asked before it was published"
-        assert app._ready == {} and await ask() == (200, b"two\n")
+        assert await ask(front, path) == (200, b"one\n"), "asked before it was published"
+        assert front.ready == {} and await ask(front, path) == (200, b"two\n")
         held = hub.layout.object(hashlib.sha256(b"two\n").hexdigest())
         held.chmod(0o644)
         held.write_bytes(b"evl\n")
-        assert await ask() == (200, b"two\n"), "the bytes that were hashed are still at hand"
-        app._ready.clear()
-        assert (await ask())[0] == 409
+        assert await ask(front, path) == (200, b"two\n"), "the bytes that were hashed are still at hand"
+        front.ready.clear()
+        assert (await ask(front, path))[0] == 409
 
     asyncio.run(main())

@@ -1,24 +1,22 @@
-"""Starting, stopping, sharing the work, and the token over the wire."""
+"""Starting, stopping, and the token over the wire."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from flash_attn3_sm121.errors import ServeError, UsageError
 from flash_attn3_sm121.hub.store import Hub
-from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, free_port, running, worker_pids
+from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, running
 
 TOKEN = "correct-horse-battery"
 
@@ -81,10 +79,9 @@ def start_download(server: Server) -> socket.socket:
     return sock
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_downloads_finish(small: Path, workers: int, number: signal.Signals) -> None:
-    with running(small, "--workers", str(workers)) as server, start_download(server) as sock:
+def test_a_signal_lets_downloads_finish(small: Path, number: signal.Signals) -> None:
+    with running(small) as server, start_download(server) as sock:
         server.process.send_signal(number)
         deadline = time.monotonic() + 30
         while "Shutting down" not in server.log and time.monotonic() < deadline:
@@ -102,42 +99,6 @@ def test_a_stalled_download_does_not_hold_the_server(small: Path) -> None:
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 12
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-
-
-def wait_until(what: str, check: object) -> None:
-    assert callable(check)
-    deadline = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def test_workers_share_the_port_and_the_counters(small: Path) -> None:
-    with running(small, "--workers", "3") as server:
-        wait_until("three workers", lambda: len(worker_pids(server.process.pid)) == 3)
-        workers = worker_pids(server.process.pid)
-        for _ in range(30):
-            assert server.ask("/healthz").status == 200
-        os.kill(workers[0], signal.SIGKILL)
-        wait_until("another worker", lambda: len(set(worker_pids(server.process.pid)) - {workers[0]}) == 3)
-        assert server.ask("/healthz").status == 200
-        assert server.stop() == 0
-        assert not any(alive(pid) for pid in workers)
-
-
-def test_workers_do_not_outlive_their_parent(small: Path) -> None:
-    with running(small, "--workers", "2") as server:
-        wait_until("two workers", lambda: len(worker_pids(server.process.pid)) == 2)
-        workers = worker_pids(server.process.pid)
-        server.process.kill()
-        wait_until("the workers' end", lambda: not any(alive(pid) for pid in workers))
 
 
 def test_the_token_over_the_wire(small: Path, tmp_path: Path) -> None:
@@ -161,15 +122,6 @@ def test_the_token_over_the_wire(small: Path, tmp_path: Path) -> None:
         server.ask(f"/?token={TOKEN}")
         server.stop()
     assert TOKEN not in server.log
-
-
-def test_metrics_have_a_port_of_their_own(small: Path) -> None:
-    port = free_port()
-    with running(small, "--metrics", str(port)) as server:
-        for _ in range(3):
-            server.ask("/healthz")
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            assert b"granian_" in answer.read()
 
 
 def test_the_access_log_is_asked_for_and_holds_no_token(small: Path) -> None:

@@ -36,26 +36,28 @@ def origin(tmp_path: Path, key: SigningKey) -> Hub:
 
 
 def test_a_copy_is_the_same_to_the_byte(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
-    keys, copy = TrustedKeys.parse(key.public), Hub.create(tmp_path / "copy", durable=False)
+    keys, root = TrustedKeys.parse(key.public), tmp_path / "copy"
     with running(origin.layout.root, env={"FLASH_ATTN3_HUB_TOKEN": "correct-horse"}) as server:
         with pytest.raises(HubError, match="401"):
-            pull(copy, Remote(url=server.url), keys)
+            pull(root, Remote(url=server.url), keys)
+        assert not root.exists(), "nothing was pulled, so nothing was made"
         remote = Remote(url=server.url, token="correct-horse")
-        done = pull(copy, remote, keys)
+        done = pull(root, remote, keys, durable=False)
         assert done.changed and done.generation == origin.generation() and done.files > 5
-        assert pull(copy, remote, keys).changed is False
+        assert pull(root, remote, keys, durable=False).changed is False
         add_repo(origin, REPO, {INIT: b"print('newer')\n"}, key=key)
-        assert pull(copy, remote, keys).files < done.files
+        assert pull(root, remote, keys, durable=False).files < done.files
+    copy = Hub.open(root)
     assert copy.index() == origin.index() and check(copy, keys).ok
     assert (copy.layout.root / "www" / REPO / "resolve/main" / INIT).read_bytes() == b"print('newer')\n"
 
 
 @needs_nginx
 def test_nginx_is_as_good_a_source(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
-    copy = Hub.create(tmp_path / "copy", durable=False)
+    root = tmp_path / "copy"
     with behind_nginx(origin.layout.root, tmp_path) as server:
-        assert pull(copy, Remote(url=server.url), TrustedKeys.parse(key.public)).changed
-    assert copy.index() == origin.index()
+        assert pull(root, Remote(url=server.url), TrustedKeys.parse(key.public), durable=False).changed
+    assert Hub.open(root).index() == origin.index()
 
 
 def evil_file(hub: Hub) -> None:
@@ -87,23 +89,25 @@ def test_a_hostile_hub_is_refused(
 ) -> None:
     """nginx sends whatever lies there; what a plain client would run is found out before it shows here."""
     attack(origin)
-    copy = Hub.create(tmp_path / "copy", durable=False)
+    root = tmp_path / "copy"
     with behind_nginx(origin.layout.root, tmp_path) as server, pytest.raises(IntegrityError, match=message):
-        pull(copy, Remote(url=server.url), TrustedKeys.parse(key.public))
-    assert copy.generation() == 0 and not (copy.layout.root / "www").exists()
+        pull(root, Remote(url=server.url), TrustedKeys.parse(key.public), durable=False)
+    assert not (root / "www").exists()
+    assert root.exists() == (attack is evil_file), "a folder is made for files, once the signature was right"
 
 
 def test_an_older_generation_is_refused(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
-    keys, copy = TrustedKeys.parse(key.public), Hub.create(tmp_path / "copy", durable=False)
+    keys, root = TrustedKeys.parse(key.public), tmp_path / "copy"
     with running(origin.layout.root) as server:
         add_repo(origin, REPO, {INIT: b"print('fixed')\n"}, key=key)
-        pull(copy, Remote(url=server.url), keys)
+        pull(root, Remote(url=server.url), keys, durable=False)
         origin.layout.current.write_text("2\n")
         with pytest.raises(IntegrityError, match="is older than 3"):
-            pull(copy, Remote(url=server.url), keys)
-    assert copy.generation() == 3
+            pull(root, Remote(url=server.url), keys, durable=False)
+    assert Hub.open(root).generation() == 3
 
 
 def test_without_a_key_nothing_is_pulled(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a key to trust"):
-        pull(Hub.create(tmp_path / "copy"), Remote(url="http://127.0.0.1:9"), None)
+        pull(tmp_path / "copy", Remote(url="http://127.0.0.1:9"), None)
+    assert not (tmp_path / "copy").exists()

@@ -13,7 +13,6 @@ from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import checkout, resolve
 from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report, trusted_keys
-from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.trust import trusted
 
 ENV_COVERS = (
@@ -100,8 +99,8 @@ def pull(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.pull import Remote
     from flash_attn3_sm121.hub.pull import pull as pull_hub
 
-    hub = Hub.create(hub_root(args))
-    done = pull_hub(hub, Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN")), trusted_keys(args))
+    remote = Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN"))
+    done = pull_hub(hub_root(args), remote, trusted_keys(args))
     what = f"pulled {done.files} files ({format_bytes(done.size)})" if done.changed else "nothing new"
     text = f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve"
     return report(args, dataclasses.asdict(done), text)

@@ -1,1 +1,1 @@
-"""`flash-attn3 hub serve`: sends the tree that publishing wrote. granian does the HTTP, this package what goes out."""
+"""`flash-attn3 hub serve`: sends the tree that publishing wrote. aiohttp does the HTTP, this package what goes out."""

@@ -1,4 +1,4 @@
-"""The server's application: looks an address up in the signed index and says what goes out. granian does the HTTP.
+"""The server's application: looks an address up in the signed index and says what goes out (server/http.py sends it).
 
 Nothing is rendered here: every answer is a file of the tree that publishing wrote, or a refusal.
 """
@@ -6,20 +6,16 @@ Nothing is rendered here: every answer is a file of the tree that publishing wro
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gzip
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 from flash_attn3_sm121.errors import HubError, IntegrityError
@@ -35,19 +31,18 @@ from flash_attn3_sm121.hub.server.files import (
     select,
 )
 from flash_attn3_sm121.hub.site.address import INDEX_HTML, INDEX_JSON, Directory, Found, content_type
-from flash_attn3_sm121.hub.site.nginx import HEADERS, IMMUTABLE
+from flash_attn3_sm121.hub.site.nginx import IMMUTABLE
 from flash_attn3_sm121.hub.site.simple import JSON_TYPE
 from flash_attn3_sm121.hub.site.tree import etag_of, time_of
 from flash_attn3_sm121.hub.store import Generation, Hub
 
 RETRY_SECONDS = 2.0
-PR_SET_PDEATHSIG = 1
 SMALL = 256 << 10  # answers of up to this size are kept in memory
-MOST_KEPT, KEPT_OVERHEAD = 32 << 20, 4 << 10
+MOST_SAID = 1000
 ZIP_FROM, ZIP_TO = 512, 8 << 20
-ASKS_MORE = frozenset({"range", "if-none-match", "if-match", "if-range"})
 ZIPPED = ("application/json", JSON_TYPE, "text/")
 MESSAGES = {
+    400: "this is no HTTP request",
     401: "this hub needs its token",
     404: "there is nothing under this address",
     405: "this hub is read-only",
@@ -55,22 +50,16 @@ MESSAGES = {
     410: "this file is missing from the hub folder; ask whoever runs it for `hub check`",
     412: "the precondition does not hold",
     416: "the range lies outside the file",
+    500: "the server failed; its log says why",
+    503: "the file cannot be read now",
 }
 log = logging.getLogger("flash_attn3_sm121.hub.server")
-Key = tuple[str, str | None, str | None]  # path, Accept, Accept-Encoding
 
 
 class Headers(Protocol):
-    def get(self, name: str, default: str | None = None) -> str | None: ...
-    def keys(self) -> Iterable[str]: ...
+    """A request's headers, whatever the case of their names."""
 
-
-class Scope(Protocol):
-    """The part of granian's request that is used here."""
-
-    method: str
-    path: str
-    headers: Headers
+    def get(self, name: str, /) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +81,7 @@ def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = N
 
 @dataclass(kw_only=True)
 class App:
-    """The application of one worker. What is published shows with the next request."""
+    """What is published shows with the next request."""
 
     config: ServeConfig
     hub: Hub
@@ -105,9 +94,7 @@ class App:
     _retry_at: float = 0.0
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said: set[str] = field(default_factory=set)
-    # Whole answers that were given before: small, and asked for without conditions or ranges. Their bytes were hashed.
-    _ready: dict[Key, tuple[list[tuple[str, str]], bytes]] = field(default_factory=dict)
-    _kept: int = 0  # bytes in _ready
+    loads: int = 0  # how often a generation was read: answers from before the last time count no more
 
     @classmethod
     def of(cls, config: ServeConfig) -> App:
@@ -121,6 +108,10 @@ class App:
             return identity(os.stat(self._pointer))  # noqa: PTH116 (on every request: a plain system call)
         except OSError:
             return ()
+
+    def up_to_date(self) -> bool:
+        """Whether nobody has published since a generation was read."""
+        return self._stamp == self._look()
 
     async def directory(self) -> Directory:
         stamp = self._look()
@@ -145,7 +136,7 @@ class App:
                 log.error("the new generation cannot be read, the old one is still served: %s", error)
             self.trouble, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
         self._stamp = stamp
-        self._forget()
+        self.loads += 1
 
     # Answers
 
@@ -233,56 +224,20 @@ class App:
         body = await asyncio.get_running_loop().run_in_executor(None, read) if zipped else read()
         return Answer(status=status, headers=out, body=body[start:stop] if span else body)
 
-    def _refused(self, error: IntegrityError) -> Answer:
-        text = str(error.args[0])
-        if text not in self._said:  # once an object: a log must not grow by asking
+    def complain(self, text: str, error: BaseException | None = None) -> None:
+        """A line in the log, once for each text: a log must not grow by asking."""
+        if text not in self._said and len(self._said) < MOST_SAID:
             self._said.add(text)
-            log.error("refused: %s", text)
+            log.error("%s", text, exc_info=error)
+
+    def _refused(self, error: IntegrityError) -> Answer:
+        self.complain(f"refused: {error.args[0]}")
         return refuse(410 if isinstance(error, GoneError) else 409)
 
     def _cache(self, found: Found) -> str:
         if not found.fixed:
             return "no-cache"
         return IMMUTABLE.replace("public", "private") if self.config.token else IMMUTABLE
-
-    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
-        """granian's entry: one request."""
-        asked = scope.headers
-        key = (scope.path, asked.get("accept"), asked.get("accept-encoding"))
-        plain = scope.method == "GET" and ASKS_MORE.isdisjoint(asked.keys())
-        plain = plain and allowed(self.config.token, asked.get("authorization"))
-        ready = self._ready.get(key) if plain else None
-        if ready is not None and self._stamp == self._look():
-            protocol.response_bytes(200, *ready)
-            return
-        directory = self._directory
-        answer = await self.answer(scope.method, scope.path, asked)
-        body = answer.body
-        length = len(body) if isinstance(body, bytes) else body[2] - body[1]
-        headers = [*HEADERS.items(), *answer.headers.items()]
-        if answer.status != 304:
-            headers.append(("Content-Length", str(length)))
-        if scope.method == "HEAD" or not length:
-            protocol.response_empty(answer.status, headers)
-        elif isinstance(body, bytes):
-            same = self._directory is directory  # nobody published in the meantime
-            if plain and length <= SMALL and same and answer.status == 200:
-                self._keep(key, headers, body)
-            protocol.response_bytes(answer.status, headers, body)
-        elif answer.status == 206:
-            protocol.response_file_range(answer.status, headers, str(body[0]), body[1], body[2])
-        else:
-            protocol.response_file(answer.status, headers, str(body[0]))
-
-    def _keep(self, key: Key, headers: list[tuple[str, str]], body: bytes) -> None:
-        if self._kept > MOST_KEPT:
-            self._forget()
-        self._kept += len(body) + sum(len(part or "") for part in key) + KEPT_OVERHEAD
-        self._ready[key] = (headers, body)
-
-    def _forget(self) -> None:
-        self._ready.clear()
-        self._kept = 0
 
 
 def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, tuple[int, str] | None]:
@@ -300,16 +255,3 @@ def locate(directory: Directory, path: str, accept: str) -> tuple[Found | None, 
     if found is None and f"{path}/{INDEX_HTML}" in directory.index.site:
         return None, (301, f"{quote(parts[-1])}/")
     return found, None
-
-
-def load() -> App:
-    """A worker's application, from the configuration in its environment."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:], log.propagate = [handler], False
-    # Have Linux end this process when the one that started it is gone, however it went.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():
-        raise SystemExit("the server that started this worker is gone")  # before it could be asked for
-    return App.of(ServeConfig.from_environ())

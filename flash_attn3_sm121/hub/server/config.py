@@ -6,23 +6,18 @@ import base64
 import binascii
 import hmac
 import ipaddress
-import json
-import os
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from flash_attn3_sm121.errors import UsageError
 
 TOKEN_ENV = "FLASH_ATTN3_HUB_TOKEN"
-CONFIG_ENV = "FLASH_ATTN3_HUB_SERVE"  # how the workers get the configuration
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
-DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
-MAX_WORKERS = 64
 MOST_CONNECTIONS = 4096
-SPARE_DESCRIPTORS = 128  # of a worker, for everything that is no connection
+SPARE_DESCRIPTORS = 128  # for everything that is no connection
 CHALLENGE = 'Basic realm="flash-attn3 hub", charset="UTF-8"'
 
 
@@ -37,10 +32,11 @@ def is_loopback(host: str) -> bool:
 
 
 def raise_descriptors() -> int:
-    """Raise the limit of open files to the hard limit. Returns how many connections a worker may hold."""
+    """Raise the limit of open files to the hard limit. Returns how many connections may be open at once."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit = MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else hard - SPARE_DESCRIPTORS
+    # A third is left for downloads, which need two more each.
+    limit = MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else (hard - SPARE_DESCRIPTORS) * 2 // 3
     return max(64, min(MOST_CONNECTIONS, limit))
 
 
@@ -53,18 +49,14 @@ class ServeConfig:
     port: int = DEFAULT_PORT
     token: str | None = None
     insecure: bool = False
-    workers: int = DEFAULT_WORKERS
-    connections: int | None = None  # that a worker holds at once; None: as many as descriptors allow
+    connections: int | None = None  # that are open at once; None: as many as descriptors allow
     tls_cert: str | None = None
     tls_key: str | None = None
     access_log: bool = False
-    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port: expected 0 to 65535 (0: any free port), found {self.port}")
-        if not 1 <= self.workers <= MAX_WORKERS:
-            raise UsageError(f"--workers: expected 1 to {MAX_WORKERS}, found {self.workers}")
         if self.connections is not None and self.connections < 1:
             raise UsageError(f"--connections: expected 1 or more, found {self.connections}")
         if self.token is not None and (
@@ -90,13 +82,6 @@ class ServeConfig:
         """The address for clients on this machine, or under another name of it."""
         name = host or {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"{self.scheme}://{f'[{name}]' if ':' in name else name}:{port}"
-
-    def to_environ(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_environ(cls) -> ServeConfig:
-        return cls(**json.loads(os.environ[CONFIG_ENV]))
 
 
 def read_token(file: Path) -> str:
