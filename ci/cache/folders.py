@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -77,11 +77,14 @@ def make_read_only(root: Path) -> None:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a folder, even one in which folders were made read-only."""
-    root.chmod(0o755)
-    for folder, names, _ in os.walk(root):
-        for name in names:
-            path = Path(folder) / name
-            if not path.is_symlink():
-                path.chmod(0o755)
-    shutil.rmtree(root)
+    """Remove a folder, even one in which folders were made read-only, or of which somebody else removes files, as a
+    compiler that was stopped does."""
+    while root.exists():
+        with suppress(FileNotFoundError):
+            root.chmod(0o755)
+            for folder, names, _ in os.walk(root):
+                for name in names:
+                    path = Path(folder) / name
+                    if not path.is_symlink():
+                        path.chmod(0o755)
+            shutil.rmtree(root)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ci.cache.folders import remove_tree
 from ci.cache.includes import Closures, names
 from ci.cache.objects import ObjectReport, ObjectStore, Sources, Tools, object_key
 from ci.plan.costs import Cost
@@ -154,3 +156,21 @@ def test_the_store_keeps_ptx_beside_its_object(tmp_path: Path) -> None:
         store.ptx(known)
     kept.unlink()
     assert store.find(name) is None, "an entry without its PTX is compiled again"
+
+
+def test_a_folder_goes_although_a_stopped_compiler_removes_its_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, real = tmp_path / "keep", shutil.rmtree
+    (keep / "inner").mkdir(parents=True)
+    (keep / "inner" / "unit.ptx").touch()
+    (keep / "inner").chmod(0o555)
+
+    def first(root: Path) -> None:
+        monkeypatch.setattr(shutil, "rmtree", real)
+        (keep / "inner" / "unit.ptx").unlink()
+        raise FileNotFoundError(root)
+
+    monkeypatch.setattr(shutil, "rmtree", first)
+    remove_tree(keep)
+    assert not keep.exists()
