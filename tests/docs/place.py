@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from ci.cache.folders import cache_root
+from tests.docs.kinds import Run
 from tests.fakes.clone import copy_clone
 from tests.hub.wheelmaker import write_wheel
 
@@ -85,3 +88,22 @@ class Place:
         with self.popen(command, **(environ or {})) as child:
             said, _ = child.communicate()
         return child.returncode, said
+
+    def follow(self, command: str, how: Run) -> None:
+        """Type a command of a page as its row of the table says, and look at what came of it."""
+        for name, text in how.files.items():
+            (self.clone / name).parent.mkdir(exist_ok=True)
+            (self.clone / name).write_text(text, encoding="utf-8")
+        environ = dict(how.environ)
+        if not how.own_cache:
+            environ["FA3_CACHE"] = str(cache_root())
+        if any(" fa " in line for line in (command, *how.before)):
+            self.check_out_sources(cache_root())
+        typed = command
+        for word, instead in how.puts.items():
+            assert word in typed, f"{command}: no {word} to replace"
+            typed = typed.replace(word, instead)
+        lines = ["set -e", *how.before, f"{typed} {how.adds}".strip(), *how.then]
+        code, said = self.type("\n".join(lines), environ)
+        assert code == 0, said
+        assert re.search(how.says, said), said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.docs.kinds import Run, Serve
 
 NETWORK, NVCC = frozenset({"network"}), frozenset({"nvcc"})
@@ -229,3 +231,12 @@ NOT_RUN: dict[str, str] = {
         "tests/nanochat_web"
     ),
 }
+
+
+def choose(kind: type, *, compiles: bool) -> list[object]:
+    """The table's commands of a kind, with the markers that they ask for: those that compile, or the others."""
+    return [
+        pytest.param(command, how, id=command[:60], marks=[getattr(pytest.mark, mark) for mark in sorted(how.marks)])
+        for command, how in TABLE.items()
+        if isinstance(how, kind) and ("nvcc" in how.marks) == compiles
+    ]

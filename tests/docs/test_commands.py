@@ -1,4 +1,6 @@
-"""The commands of the documents do what the pages say: they are typed here, in a copy of the clone."""
+"""The commands of the documents do what the pages say: they are typed here, in a copy of the clone; those that compile
+in test_builds.py.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ci.cache.folders import cache_root
 from tests.docs.kinds import Run, Serve
 from tests.docs.pages import PAGES, ROOT, commands, inline_commands
 from tests.docs.place import Place
-from tests.docs.table import NOT_RUN, TABLE
+from tests.docs.table import NOT_RUN, TABLE, choose
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
-
-
-def of_kind(kind: type) -> list[object]:
-    """The table's commands of a kind, with the markers that they ask for."""
-    return [
-        pytest.param(command, how, id=command[:60], marks=[getattr(pytest.mark, mark) for mark in sorted(how.marks)])
-        for command, how in TABLE.items()
-        if isinstance(how, kind)
-    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -54,39 +46,14 @@ def test_the_collector(text: str, found: list[str]) -> None:
     assert commands(text) == found
 
 
-@pytest.fixture(scope="module")
-def build_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build") / "venv"
-
-
-@pytest.fixture
-def place(tmp_path: Path, build_venv: Path) -> Place:
-    return Place(tmp_path, build_venv=build_venv)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "how"), of_kind(Run))
+@pytest.mark.parametrize(("command", "how"), choose(Run, compiles=False))
 def test_it_does_what_the_page_says(command: str, how: Run, place: Place) -> None:
-    for name, text in how.files.items():
-        (place.clone / name).parent.mkdir(exist_ok=True)
-        (place.clone / name).write_text(text, encoding="utf-8")
-    environ = dict(how.environ)
-    if not how.own_cache:
-        environ["FA3_CACHE"] = str(cache_root())
-    if any(" fa " in line for line in (command, *how.before)):
-        place.check_out_sources(cache_root())
-    typed = command
-    for word, instead in how.puts.items():
-        assert word in typed, f"{command}: no {word} to replace"
-        typed = typed.replace(word, instead)
-    lines = ["set -e", *how.before, f"{typed} {how.adds}".strip(), *how.then]
-    code, said = place.type("\n".join(lines), environ)
-    assert code == 0, said
-    assert re.search(how.says, said), said
+    place.follow(command, how)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "how"), of_kind(Serve))
+@pytest.mark.parametrize(("command", "how"), choose(Serve, compiles=False))
 def test_it_serves(command: str, how: Serve, place: Place) -> None:
     for line in how.before:
         code, said = place.type(line)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.clients.envs import CLIENTS
@@ -13,11 +11,6 @@ from tests.docs.place import Place
 ROW = (
     '        _row("12.2", Family.{family}, target="sm_122", min_cuda=(12, 9), smem_limit=101376, devices="made up"),\n'
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def add_row(place: Place, family: str) -> None:
