@@ -122,10 +122,14 @@ class _Kinds:
 
 
 def _sweep(turns: _Turns, **of: Any) -> Case:
-    """Two sequences on one SM, so that a block has several tiles. Splits need more: on one SM a length is not split."""
+    """Two sequences on one SM. Splits need more: on one SM a length is not split.
+
+    The causal kernels of one length stay for another tile; of the smallest, two blocks fit an SM: a third sequence.
+    """
     pose = turns.next()
     sms = 4 if of.get("splits", 1) > 1 else 1
-    return Case(**of, heads=(1, 1), page=16, sweep=True, sms=sms, seed=pose["seed"], lazy=pose["lazy"])
+    batch = 3 if of["mask"] == "causal" and of["mode"] in ("dense", "paged whole") and sms == 1 else 2
+    return Case(**of, batch=batch, heads=(1, 1), page=16, sweep=True, sms=sms, seed=pose["seed"], lazy=pose["lazy"])
 
 
 def _forwards(chosen: Selection, kinds: _Kinds, turns: _Turns, times: int) -> Iterator[Case]:
