@@ -17,6 +17,8 @@ from flash_attn3_sm121.console import Block, Narrator, Table
 
 FUNCTION = "ci.prove.gb10.check_mutants:run"
 CASES = 20  # a mutant is tried in so many cases of each number of SMs
+_TOUCH = ("cp.async", "bar.", "ldmatrix", "ld.shared", "st.", "@")  # begins what may depend on a copy
+_JUMP = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
 _NUMBER = re.compile(r"(?<=, )(-?\d+);$")
 
 
@@ -67,8 +69,9 @@ def _swap(text: str) -> str | None:
     return f"{found[1]}, {found[3]}, {found[2]};" if found and found[2] != found[3] else None
 
 
-def _least(text: str) -> str | None:
-    return text.replace("max.", "min.", 1)
+def _other(text: str) -> str | None:
+    """The smaller of two numbers instead of the larger one, and the other way round."""
+    return text.replace("max.", "min.", 1) if text.startswith("max.") else text.replace("min.", "max.", 1)
 
 
 # What an instruction begins with -> the changes that are tried there.
@@ -83,7 +86,8 @@ CHANGES: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("store shifted", "st.", _shift),
     ("load shifted", "ld.shared", _shift),
     ("operands swapped", "sub.", _swap),
-    ("max for min", "max.ftz", _least),
+    ("max for min", "max.", _other),
+    ("max for min", "min.", _other),
     ("product dropped", "mma.sync", _drop),
 )
 
@@ -93,7 +97,7 @@ def choose(
 ) -> list[Mutant]:
     """Mutants of executed instructions of attention kernels and combine, as many of each kind as there are.
 
-    A wait is left alone if the next instruction waits for all copies: without the first nothing changes.
+    A wait is left alone if a wait for all copies is the next that touches memory: without the first nothing changes.
 
     Args:
         texts: a kernel's PTX, with empty lines before it so that line numbers are those of its file.
@@ -104,11 +108,13 @@ def choose(
         if kernels.kind(kernel) not in ("forward", "backward", "combine") or kernel not in texts:
             continue
         lines = executed_lines(texts[kernel], counts[kernel])
-        for (line, text), (_, following) in zip(lines, (*lines[1:], (0, "")), strict=True):
+        for at, (line, text) in enumerate(lines):
             for kind, start, change in CHANGES:
                 after = change(text) if text.startswith(start) else None
-                if kind == "wait later" and following.startswith("cp.async.wait_group 0"):
-                    continue  # that one waits for all, whatever is changed here
+                if kind == "wait later" and after is not None:
+                    behind = (following for _, following in lines[at + 1 :] if following.startswith(_TOUCH))
+                    if next(behind, "").startswith("cp.async.wait_group 0"):
+                        continue
                 if after is not None and after != text:
                     picked.setdefault(kind, []).append(
                         Mutant(kind=kind, kernel=kernel, line=line, before=text, after=after)
@@ -132,6 +138,23 @@ def _waited(before: Sequence[str], wait: str) -> bool:
     return False
 
 
+def _right_edge(line: int, lines: Sequence[str]) -> bool:
+    """Is this a window's right bound for a column, in the last loop that multiplies?
+
+    It is the first of the comparisons of a column; those with the left edge and with sink tokens come behind its jump.
+    """
+    words = [text.split()[0].split(".")[0] if text.strip() else "" for text in lines[line - 1 : line + 4]]
+    if words[:1] + words[2:] != ["setp", "setp", "setp", "or"] or not words[1].startswith("@"):
+        return False
+    labels = {text[:-1]: at for at, text in enumerate(lines) if text.startswith("$L")}
+    jumps = [(at, labels[found[1]]) for at, text in enumerate(lines) if (found := _JUMP.search(text))]
+    loops = [(start, end) for end, start in jumps if start < end and any("mma.sync" in x for x in lines[start:end])]
+    around = [(start, end) for start, end in loops if start < line <= end]
+    start, end = min(around, key=lambda span: span[1] - span[0], default=(0, 0))
+    inside = any(start < begun and ended < end for begun, ended in loops)
+    return end > 0 and not inside and not any("mma.sync" in text for text in lines[end:])
+
+
 def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
     """Why a change cannot matter to any call; "" where that is not known."""
     lines = texts[mutant.kernel].split("\n")
@@ -140,10 +163,17 @@ def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
         return "it guards the output of the block's tile before, and a block of this kernel has one tile"
     if mutant.kind == "wait later" and _waited(before.split("\n"), mutant.before):
         return "the same wait stands before it, and no copies were committed between the two"
+    variant = kernels.variant(mutant.kernel)
+    flags = variant.flags if variant else frozenset[str]()
+    if "local" in flags and _right_edge(mutant.line, lines):
+        return "these are tiles that a window's left edge cuts: its right edge cuts none of them"
     compared = re.fullmatch(r"setp\.(\w+)\.[us]32\s+%p\d+, (%r\d+), (\d+);", mutant.before)
     if compared is None:
         return ""
     how, register, number = compared.groups()
+    negative = rf"(?:neg\.s32\s+{register}, %r\d+|mul\.lo\.s32\s+{register}, %r\d+, -\d+);"
+    if how == "gt" and int(number) > 0 and re.search(negative, before):
+        return "only keys before sink tokens' end would pass it, and there are none: that end lies at 0 minus a place"
     thread = re.search(r"mov\.u32\s+(%r\d+), %tid\.x;", before)
     if how == "lt" and thread and thread[1] == register and f".maxntid {number}\n" in before:
         return f"a block has {number} threads: none has that number"
@@ -208,12 +238,19 @@ class Trial:
     ) -> list[dict[str, Any]]:
         """Each mutant, with what caught it: a finding, a wrong number, or nothing ("")."""
         launched = {case: set(result["launched"]) for case, result in zip(cases, results, strict=True)}
+        groups: dict[tuple[Path, ...], list[Mutant]] = {}
+        for mutant in mutants:
+            first = next(case for case, names in launched.items() if mutant.kernel in names)
+            groups.setdefault(self.executable.needed(first), []).append(mutant)
         caught: dict[Mutant, str] = {}
         for sms in SMS:
-            left = [mutant for mutant in mutants if not caught.get(mutant)]
-            parts = [left[at :: self.jobs] for at in range(self.jobs)]
             with ThreadPoolExecutor(max_workers=self.jobs) as pool:
-                work = [pool.submit(self._part, part, texts, launched, sms) for part in parts if part]
+                left = [
+                    (ptx, [m for m in mine if not caught.get(m)][at :: self.jobs])
+                    for ptx, mine in groups.items()
+                    for at in range(self.jobs)
+                ]
+                work = [pool.submit(self._part, part, ptx, texts, launched, sms) for ptx, part in left if part]
                 for done in work:
                     caught |= done.result()
             self.narrate.note(f"{sum(map(bool, caught.values()))} of {len(mutants)} mutants caught (up to {sms} SMs)")
@@ -223,14 +260,21 @@ class Trial:
         ]
 
     def _part(
-        self, part: Sequence[Mutant], texts: Mapping[str, str], launched: Mapping[Case, set[str]], sms: int
+        self,
+        part: Sequence[Mutant],
+        ptx: tuple[Path, ...],
+        texts: Mapping[str, str],
+        launched: Mapping[Case, set[str]],
+        sms: int,
     ) -> dict[Mutant, str]:
+        """Try mutants in cases that need these PTX files."""
+        ours = [case for case in launched if case.sms == sms and self.executable.needed(case) == ptx]
         wanted = []
         for mutant in part:
-            mine = [case for case, names in launched.items() if mutant.kernel in names and case.sms == sms]
+            mine = [case for case in ours if mutant.kernel in launched[case]]
             wanted.append({"mutant": asdict(mutant), "cases": [case.document for case in mine[:CASES]]})
         kept = {mutant.kernel: texts[mutant.kernel] for mutant in part}
-        said = self.executable.run(FUNCTION, {"wanted": wanted, "texts": kept}, sms=sms).result
+        said = self.executable.run(FUNCTION, {"wanted": wanted, "texts": kept}, sms=sms, ptx=ptx).result
         return dict(zip(part, said, strict=True))
 
 
