@@ -38,20 +38,23 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--times", type=int, default=3, help="calls for each combination of parameters (default 3)")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="WORD", help="cases with these words in their name"
+        "--only", action="append", default=[], metavar="WORD[,WORD]", help="cases with one of these words; each time"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
     parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
     parser.add_argument(
-        "--sentryward", metavar="PROGRAM", help="ask sentryward about a few forward kernels instead: free of races?"
+        "--sentryward",
+        metavar="PROGRAM",
+        help="ask sentryward about a few forward kernels instead (--only dense, window): free of races?",
     )
     parser.add_argument("--json", action="store_true", help="the whole document on stdout, not the table")
     parser.add_argument("--write", type=Path, help="write the document there as well")
 
 
 def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
-    """The cases whose names contain every word of `only`."""
-    kept = tuple(case for case in found if all(word in case.name.split() for word in only))
+    """The cases whose names contain, for each of `only`, one of the words in it."""
+    asked = [set(words.split(",")) for words in only]
+    kept = tuple(case for case in found if all(words & set(case.name.split()) for words in asked))
     if not kept:
         raise UsageError(f"no case with the words {' '.join(only)}", hint=f"a case is called: {found[0].name}")
     return kept
@@ -62,7 +65,8 @@ def second_opinion(
 ) -> int:
     """Print sentryward's opinions, one after the other: each takes minutes and gigabytes."""
     chosen, found = family.selection, []
-    for call in (call for call, needs in sentry.NEEDS.items() if needs <= chosen.features):
+    asked = args.only or sentry.NEEDS
+    for call in (call for call, needs in sentry.NEEDS.items() if needs <= chosen.features and call in asked):
         dim = chosen.head_dims[0]
         narrate.note(f"sentryward: {call}, head dim {dim}; a minute or more")
         found.append(sentry.opinion(executable, call, dim, tool=args.sentryward, folder=folder, timeout=1800))

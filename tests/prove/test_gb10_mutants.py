@@ -75,10 +75,62 @@ def test_a_survivor_has_a_reason_only_where_there_is_one(kind: str, line: int, w
     assert words in found and bool(found) == bool(words)
 
 
+def _column(register: str, at: int) -> str:
+    """How a kernel with a window hides a column: behind its right edge, or left of its left edge and no sink token."""
+    return f"""\
+\tsetp.lt.s32 \t%p1, {register}, 41;
+\t@%p1 bra \t$L{at};
+\tsetp.lt.s32 \t%p2, %r20, 41;
+\tsetp.gt.s32 \t%p3, %r21, 40;
+\tor.pred  \t%p4, %p2, %p3;
+\t@%p4 bra \t$L{at + 1};
+$L{at}:
+\tmov.f32 \t%f1, 0fFF800000;
+$L{at + 1}:
+"""
+
+
+LOOPS = f"""\
+.entry kernel()
+{{
+\tneg.s32 \t%r21, %r22;
+$L1:
+\tmma.sync a;
+{_column("%r30", 10)}\tmma.sync a;
+$L2:
+{_column("%r31", 20)}\tmma.sync b;
+\t@%p5 bra \t$L2;
+$L3:
+\tmma.sync c;
+{_column("%r32", 30)}\t@%p5 bra \t$L3;
+\tbra.uni \t$L1;
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("register", "words"),
+    [("%r30", ""), ("%r31", ""), ("%r32", "left edge"), ("%r20", ""), ("%r21", "sink tokens")],
+    ids=["before the loops", "first loop", "last loop", "left edge", "sinks"],
+)
+def test_a_windows_bounds(register: str, words: str) -> None:
+    """Only the last loop's tiles are known to lie left of every right edge."""
+    made = json.loads((ROOT / "docs/results/executed-common.json").read_text(encoding="utf-8"))
+    kernel = next(row["kernel"] for row in made["kernels"] if "local" in row["variant"] and row["kind"] == "forward")
+    lines = LOOPS.split("\n")
+    line = max(number for number, text in enumerate(lines, 1) if text.startswith("\tsetp") and f" {register}," in text)
+    mutant = Mutant(kind="bound strict", kernel=kernel, line=line, before=lines[line - 1].strip(), after="")
+    found = reason(mutant, {kernel: LOOPS})
+    assert words in found and bool(found) == bool(words)
+
+
 def test_a_wait_before_one_for_all_is_left_alone() -> None:
     combine = "_ZN5flash19FlashAttnFwdCombineILi64EEclEv"
     chosen = choose({combine: BODY}, {combine: [1] * 12}, 100)
     assert [mutant.line for mutant in chosen if mutant.kind == "wait later"] == [7]
+    between = BODY.replace("\tcp.async.wait_group 0;", "\tld.param.u32 \t%r9, [%rd1];\n\tcp.async.wait_group 0;")
+    chosen = choose({combine: between}, {combine: [1] * 13}, 100)
+    assert [mutant.line for mutant in chosen if mutant.kind == "wait later"] == [8]
 
 
 def test_the_document_in_the_repository_has_no_survivor_without_a_reason() -> None:
