@@ -187,8 +187,9 @@ test-gpu:  ## try WHEEL= on this machine's GPU, building nothing: numbers, crash
 	$(GPU_PYTHON) -m ci gpu-test --wheel "$(WHEEL)" --out "$(OUT_GPU)" --minutes $(MINUTES) $(if $(PROXY),--proxy)
 
 # `fresh` runs this very target on a bare Debian: it has one of its own.
+# A process for each core, four at most, which take whole files (tests/workers.py). They compute with one thread each.
 test: venv  ## everything that this machine can run
-	$(PY) -m pytest -m "not fresh"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not fresh" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # FRESH="--only wheel" and the like; as root.
 fresh: $(BUILD_VENV)/.stamp  ## the two commands of README.md on a bare Debian, as a new user (debootstrap, root)
