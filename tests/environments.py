@@ -36,8 +36,8 @@ def python_with(name: str, wanted: Sequence[str], *, ours: Path | None = None) -
             with making(cache, key) as folder:
                 _call(sys.executable, "-m", "venv", "--without-pip", str(folder))
                 target = str(folder / "bin" / "python")
-                compiled = ["--no-compile"] if ours else []  # clients are large, and little of them is imported
-                _call(sys.executable, "-m", "pip", "--python", target, "install", "--quiet", *compiled, *wanted)
+                # Clients are large, and little of them is imported: what is, Python compiles once.
+                _call(sys.executable, "-m", "pip", "--python", target, "install", "--quiet", "--no-compile", *wanted)
                 (site,) = folder.glob("lib/python*/site-packages")
                 (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
                 if ours:

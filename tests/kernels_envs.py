@@ -43,7 +43,6 @@ def clean_environ(tmp: Path, more: Mapping[str, str] | None = None) -> dict[str,
         "HF_HOME": str(tmp / "hf"),
         "FA3_CACHE": str(tmp / "fa3"),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         **(more or {}),
     }
 

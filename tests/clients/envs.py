@@ -96,7 +96,6 @@ def run(client: str, script: Path, *arguments: str, home: Path, as_flash_attn: b
         "HOME": str(home),
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [str(python_of(client)), str(script), *arguments]
     if as_flash_attn:
