@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flash_attn3_sm121.bench.workloads import Workload
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "e4m3": torch.float8_e4m3fn}
 POISON = 30.0  # the value beyond the used length of a cache: reading it changes the result visibly
 
 
@@ -47,8 +47,9 @@ def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:
     """The tensors of a workload: the same numbers in every run and on every machine."""
     generator = torch.Generator().manual_seed(seed)
     dtype = DTYPES[workload.dtype]
+    dtype_kv = DTYPES[workload.dtype_kv or workload.dtype]
 
-    def normal(*shape: int) -> Tensor:
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         if device.type == "meta":  # shapes alone: what `--count` asks for
             return torch.empty(shape, dtype=dtype, device=device)
         return torch.randn(shape, generator=generator).to(dtype).to(device)
@@ -62,7 +63,7 @@ def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:
             workload=workload, q=q, k=k, v=v, cu_seqlens=bounds, dout=normal(*q.shape) if workload.backward else None
         )
     q = normal(workload.batch, workload.q_len, heads, dim)
-    k, v = (normal(workload.batch, workload.k_len, heads_kv, dim) for _ in range(2))
+    k, v = (normal(workload.batch, workload.k_len, heads_kv, dim, dtype=dtype_kv) for _ in range(2))
     if workload.kind == "dense":
         return Case(workload=workload, q=q, k=k, v=v, dout=normal(*q.shape) if workload.backward else None)
     used = torch.tensor(workload.lengths, dtype=torch.int32)

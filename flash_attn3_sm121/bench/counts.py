@@ -20,7 +20,7 @@ from flash_attn3_sm121.bench.case import Case, build
 from flash_attn3_sm121.bench.contenders.base import Refused
 from flash_attn3_sm121.bench.contenders.sdpa import DenseMask
 from flash_attn3_sm121.bench.machine import stamped
-from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
+from flash_attn3_sm121.bench.workloads import CUDA, Workload
 from flash_attn3_sm121.call.arguments import ForwardArgs, normal_form
 from flash_attn3_sm121.console import Block, Table, format_bytes
 from flash_attn3_sm121.fallback import flash, static
@@ -65,8 +65,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.launches, self.read, self.written, self.waits = 0, 0, 0, 0
         self.first_length = work.lengths[0] if work.lengths else 0
-        seen = sum(work.keys_seen)
-        self.keys = 2 * seen * work.heads_kv * work.head_dim * ITEM[work.dtype]
+        self.keys = sum(work.keys_seen) * work.key_bytes
 
     def attention(self, tensors: Sequence[Tensor], results: Sequence[Tensor], *, skips: bool) -> None:
         """One launch of attention over (q, k, v, ...); `skips`: it knows the lengths, and reads no key in vain."""

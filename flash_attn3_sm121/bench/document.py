@@ -85,9 +85,10 @@ def count_section(folder: Path) -> str:
     lines: list[tuple[str, ...]] = [
         ("workload", *(f"{what}: before, now, dense mask" for what in ("launches", "bytes, of the least", "waits")))
     ]
-    for name, old in earlier.items():
-        dense = found.get((name, "dense-mask"), ["-"] * len(old))
-        columns = (f"{old[i]}, {found[name, 'fallback'][i]}, {dense[i]}" for i in (0, 3, 4))
+    for name in dict.fromkeys(name for name, _ in found):
+        now = found[name, "fallback"]
+        old, dense = earlier.get(name, ["-"] * len(now)), found.get((name, "dense-mask"), ["-"] * len(now))
+        columns = (f"{old[i]}, {now[i]}, {dense[i]}" for i in (0, 3, 4))
         lines.append((name, *columns))
     return f"`flash-attn3 bench --count`; before: commit {before['commit']}:\n\n{markdown_table(lines)}"
 

@@ -9,8 +9,10 @@ from flash_attn3_sm121.bench import bounds
 from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
 from flash_attn3_sm121.bench.measure import Ceiling
 from flash_attn3_sm121.bench.session import time_text
-from flash_attn3_sm121.bench.workloads import CUDA, ITEM, Workload
+from flash_attn3_sm121.bench.workloads import CUDA, Workload
 from flash_attn3_sm121.console import Block, Table
+
+FP8_RATE = 2  # of tensor cores with products in e4m3 against bf16's, on each device of the sheets that has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Line:
 
 def predict(work: Workload, device: DeviceSheet, *, tile_rows: int = 128) -> Line:
     """The least time: all operands moved once, all kept pairs computed, whichever takes longer."""
-    top = Ceiling(dtype=work.dtype, tflops=device.tflops, gbps=device.gbps)
+    rate = FP8_RATE if work.dtype == "e4m3" else 1
+    top = Ceiling(dtype=work.dtype, tflops=rate * device.tflops, gbps=device.gbps)
     ms = top.ideal_ms(work.flops, work.bytes)
     keys = sum(keys for _, keys in work.sequences)
     rows_a_group = work.heads // work.heads_kv if work.kind in ("cache", "paged") else 1
@@ -41,9 +44,15 @@ def predict(work: Workload, device: DeviceSheet, *, tile_rows: int = 128) -> Lin
         ms=ms,
         tflops=work.flops / ms / 1e9,
         gbps=work.bytes / ms / 1e6,
-        kv_mib=2 * keys * work.heads_kv * work.head_dim * ITEM[work.dtype] / 2**20,
+        kv_mib=keys * work.key_bytes / 2**20,
         tiles=blocks,
     )
+
+
+def beside_bf16(device: DeviceSheet) -> str:
+    """How the workloads with e4m3 compare with the same calls in bf16, in a sentence."""
+    pairs = ((work, predict(work.in_bf16, device).ms / predict(work, device).ms) for work in CUDA if work.fp8)
+    return ", ".join(f"{work.name} {ratio:.2f}" for work, ratio in pairs)
 
 
 HEAD = ("workload", "GFLOP", "MiB moved", "FLOP/byte", "bound", "least time", "rate then", "K+V", "tiles", "waves")
@@ -85,6 +94,9 @@ def roofline(name: str, libraries: Path | None = None) -> list[Block]:
         "measurement.",
         "",
         Table(head=HEAD, rows=rows, spare=(1, 2, 7, 3, 8)),
+        "",
+        f"Times as fast as the same call in bf16: {beside_bf16(device)}. The first by bytes. A q in e4m3 as if",
+        f"products of e4m3 took their own instructions, at {FP8_RATE} times bf16's rate.",
         "",
         "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call",
         "fills the device only by splitting the keys (num_splits).",

@@ -6,11 +6,11 @@ what an implementation happens to do, so that wasted work shows as a lower rate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["dense", "packed", "cache", "paged"]
-ITEM = {"bf16": 2, "fp16": 2, "fp32": 4}
+ITEM = {"e4m3": 1, "bf16": 2, "fp16": 2, "fp32": 4}
 BACKWARD_FLOPS = 2.5  # five products against the forward's two
 
 
@@ -28,6 +28,7 @@ class Workload:
     heads_kv: int
     head_dim: int
     dtype: str = "bf16"
+    dtype_kv: str | None = None  # of keys and values, where it is another
     causal: bool = True
     window: int = -1  # keys to the left, beside the query's own
     backward: bool = False
@@ -60,12 +61,29 @@ class Workload:
 
     @property
     def bytes(self) -> int:
-        """Each operand moved once: q, the keys and values that are seen, out; with backward also dout and gradients."""
-        item = ITEM[self.dtype]
-        q = sum(rows for rows, _ in self.sequences) * self.heads * self.head_dim * item
-        kv = 2 * sum(self.keys_seen) * self.heads_kv * self.head_dim * item
-        forward = 2 * q + kv
+        """Each operand moved once: q, the keys and values that are seen, out; with backward also dout and gradients.
+
+        The result of a q in e4m3 is bf16.
+        """
+        numbers = sum(rows for rows, _ in self.sequences) * self.heads * self.head_dim
+        q, out = numbers * ITEM[self.dtype], numbers * max(ITEM[self.dtype], ITEM["bf16"])
+        kv = sum(self.keys_seen) * self.key_bytes
+        forward = q + out + kv
         return forward + (4 * q + 2 * kv) if self.backward else forward
+
+    @property
+    def key_bytes(self) -> int:
+        """What a key and its value take, all heads."""
+        return 2 * self.heads_kv * self.head_dim * ITEM[self.dtype_kv or self.dtype]
+
+    @property
+    def fp8(self) -> bool:
+        return "e4m3" in (self.dtype, self.dtype_kv)
+
+    @property
+    def in_bf16(self) -> Workload:
+        """The same call without e4m3."""
+        return replace(self, dtype="bf16", dtype_kv=None)
 
     @property
     def keys_seen(self) -> tuple[int, ...]:
@@ -142,6 +160,9 @@ QUICK = (
     ),
     _cache("decode-uniform", "decode, 8 rows of one length, GQA 12/3", (8192,) * 8, 8192),
     _cache("decode-ragged", "decode, 8 rows of unlike lengths, GQA 12/3", QUICK_RAGGED, 8192),
+    _cache(
+        "decode-fp8-cache", "decode, bf16 over a cache in e4m3, 8 rows, GQA 12/3", (8192,) * 8, 8192, dtype_kv="e4m3"
+    ),
     Workload(
         name="varlen-packing", about="16 documents packed into 4096 tokens", kind="packed", q_len=0, k_len=0,
         heads=6, heads_kv=6, head_dim=128, lengths=QUICK_PACKED, compile_in_quick=True,
@@ -168,6 +189,17 @@ CPU = (
         heads=6, heads_kv=6, head_dim=128, lengths=PACKED,
     ),
     _cache("paged-decode", "decode from pages of 64, unlike lengths", RAGGED, 32768, kind="paged", page_size=64),
+    _cache(
+        "decode-fp8-cache", "decode, bf16 over a cache in e4m3, 8 rows, GQA 12/3", (32768,) * 8, 32768, dtype_kv="e4m3"
+    ),
+    _cache(
+        "paged-decode-fp8-cache", "decode, bf16 over pages in e4m3", RAGGED, 32768, kind="paged", page_size=64,
+        dtype_kv="e4m3",
+    ),
+    Workload(
+        name="prefill-fp8", about="prefill of a prompt in e4m3, GQA 12/3", q_len=2048, k_len=2048, heads=12,
+        heads_kv=3, head_dim=128, dtype="e4m3",
+    ),
 )  # fmt: skip
 
 # What a GPU is asked: the shapes of nanochat-like training and of serving.
@@ -203,6 +235,18 @@ CUDA = (
     _cache(
         "paged-decode", "decode from pages of 64, unlike lengths", RAGGED, 32768, kind="paged", page_size=64,
         heads=32, heads_kv=8,
+    ),
+    _cache(
+        "decode-fp8-cache", "decode, bf16 over a cache in e4m3, 16 rows, GQA 32/8", (16384,) * 16, 16384, heads=32,
+        heads_kv=8, dtype_kv="e4m3",
+    ),
+    _cache(
+        "paged-decode-fp8-cache", "decode, bf16 over pages in e4m3", RAGGED, 32768, kind="paged", page_size=64,
+        heads=32, heads_kv=8, dtype_kv="e4m3",
+    ),
+    Workload(
+        name="prefill-fp8", about="prefill of a prompt in e4m3, GQA 32/8", q_len=8192, k_len=8192, heads=32,
+        heads_kv=8, head_dim=128, dtype="e4m3",
     ),
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import sinks
 from flash_attn3_sm121.fallback.attend import clear_zeros, padded, row_delta
+from flash_attn3_sm121.fallback.gather import dequantised
 from flash_attn3_sm121.fallback.geometry import Geometry
 from flash_attn3_sm121.fallback.keys import Lengths, cache_rows, first_key, gathered, span_of, spread
 from flash_attn3_sm121.fallback.problem import FP8, Facts
@@ -294,10 +295,7 @@ class Call:
         for begin in range(0, info.batch, step):
             batch = slice(begin, min(begin + step, info.batch))
             count = batch.stop - begin
-            numbers = torch.arange(span, device=self.q.device).expand(count, -1)
-            if first is not None:
-                numbers = numbers + first[batch, None]
-            k, v = (padded(x, info.dim).flatten(0, 1) for x in gathered(args, info, lengths, numbers, batch))
+            k, v = (_ready(padded(x, info.dim).flatten(0, 1)) for x in self._copies(info, batch, first, span))
             q, rows = self._rows(batch)
             offsets = rows, _steps(count, span, q.device)
             out, lse = self._shaped(
@@ -309,6 +307,20 @@ class Call:
         if self.q.dim() == 4 or len(outs) == 1:
             return torch.cat(outs), torch.cat(lses, 0 if self.q.dim() == 4 else 1)
         return self._together(outs, lses, step)
+
+    def _copies(self, info: Facts, batch: slice, first: Tensor | None, span: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (n, span, Hk, d | dv) of some sequences, in the type of the queries."""
+        args, start = self.args, self.lengths.start
+        if not (info.packed_k or info.paged) and first is start is args.kv_batch_idx is None:  # rows of the cache
+            k, v = (
+                dequantised(x[batch], s if s is None else s[batch], heads=info.kv_heads, dtype=info.compute_dtype)
+                for x, s in ((args.k, args.k_descale), (args.v, args.v_descale))
+            )
+            return k, v
+        numbers = torch.arange(span, device=self.q.device).expand(batch.stop - batch.start, -1)
+        if first is not None:
+            numbers = numbers + first[batch, None]
+        return gathered(args, info, self.lengths, numbers, batch)
 
     def _together(self, outs: list[Tensor], lses: list[Tensor], step: int) -> tuple[Tensor, Tensor]:
         """Of packed queries each launch has written the rows of its own sequences only."""

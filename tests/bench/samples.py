@@ -28,6 +28,15 @@ TINY: dict[str, Workload] = {
     "paged": dense(kind="paged", batch=2, q_len=1, k_len=64, page_size=16, lengths=(61, 18), heads=4),
 }
 
+# Tensors in e4m3: a cache, pages, and all of them.
+FP8: dict[str, Workload] = {
+    "cache": dense(dtype="bf16", dtype_kv="e4m3", kind="cache", batch=2, q_len=1, k_len=64, lengths=(64, 64), heads=4),
+    "paged": dense(
+        dtype="bf16", dtype_kv="e4m3", kind="paged", batch=2, q_len=1, k_len=64, page_size=16, lengths=(61, 18)
+    ),
+    "all": dense(dtype="e4m3", q_len=60, k_len=60),
+}
+
 
 def entry(contender: str, ms: float, *, status: str = "ok", peak: int = 1 << 20, why: str = "") -> Entry:
     right = status == "ok"

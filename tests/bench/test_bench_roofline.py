@@ -29,6 +29,13 @@ def test_decode_is_bound_by_memory_and_prefill_by_compute() -> None:
     assert decode.ms == pytest.approx((16 * 16384 * 8 * 128 * 2 * 2 + 2 * 16 * 32 * 128 * 2) / 218e9 * 1e3)
 
 
+def test_half_the_bytes_are_half_the_time_of_decoding() -> None:
+    for work in CUDA:
+        if work.dtype_kv == "e4m3":
+            assert predict(work.in_bf16, GB10).ms / predict(work, GB10).ms == pytest.approx(2, rel=0.01)
+    assert "decode-fp8-cache 2.00" in plain(roofline("gb10"))
+
+
 def test_tiles_fold_the_group_for_caches() -> None:
     work = dense(kind="cache", q_len=1, k_len=64, lengths=(64, 64), batch=2, heads=8, heads_kv=2)
     assert predict(work, GB10).tiles == 4  # one for each row and kv head

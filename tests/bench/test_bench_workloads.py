@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,9 @@ def test_flops_and_bytes_of_a_case_worked_by_hand() -> None:
     assert work.bytes == 2 * (4 * 2 * 8 * 2) + 2 * 4 * 1 * 8 * 2
     decode = dense(kind="cache", q_len=1, k_len=100, lengths=(60, 100), batch=2, window=10, dtype="bf16")
     assert decode.bytes == 2 * (2 * 2 * 16 * 2) + 2 * (11 + 11) * 2 * 16 * 2  # only what the window sees
+    fp8 = replace(decode, dtype_kv="e4m3")
+    assert fp8.bytes == 2 * (2 * 2 * 16 * 2) + 2 * (11 + 11) * 2 * 16 and fp8.in_bf16 == decode
+    assert replace(work, dtype="e4m3").bytes == 4 * 2 * 8 * (1 + 2) + 2 * 4 * 8  # the result is bf16
 
 
 def test_a_cache_is_poisoned_beyond_its_used_length() -> None:

@@ -32,7 +32,10 @@ def load(name: str) -> ModuleType:
 
 
 class Contender(Protocol):
-    """`prepare` does what a caller does once (casts, imports); the Runner does what a caller does on every call."""
+    """`prepare` does what a caller does once (casts, imports); the Runner does what a caller does on every call.
+
+    One that takes e4m3 says so (`fp8 = True`), one whose arithmetic is coarser by design has a `slack`.
+    """
 
     @property
     def name(self) -> str: ...

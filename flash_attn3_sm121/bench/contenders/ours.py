@@ -18,6 +18,8 @@ ABOUT = {
 
 
 class Ours:
+    fp8 = True
+
     def __init__(self, backend: str) -> None:
         self.name = backend
         self._backend = backend

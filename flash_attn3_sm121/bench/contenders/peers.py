@@ -64,6 +64,7 @@ class FlashInfer:
     name = "flashinfer"
     about = "FlashInfer's batch wrappers, planned once"
     devices = frozenset({"cuda"})
+    fp8 = True
 
     def prepare(self, case: Case) -> Runner:
         module, work = load("flashinfer"), case.workload

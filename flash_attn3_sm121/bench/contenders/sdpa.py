@@ -69,6 +69,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, work: Workload, mask: Tensor | None
     """(b, s, h, d) in and out; the shortcuts a careful writer takes, then the mask."""
     gqa = q.size(2) != k.size(2)
     rows, keys = q.size(1), k.size(1)
+    q, k, v = (x.to(torch.bfloat16) if x.dtype == torch.float8_e4m3fn else x for x in (q, k, v))
     qt, kt, vt = (x.transpose(1, 2) for x in (q, k, v))
     window = work.window if 0 <= work.window < keys else -1
     if mask is None and rows == 1:
@@ -89,12 +90,14 @@ class DenseMask:
     Its known faults are kept, since they are what is compared against: it holds tensors the other way round (heads
     before time) and so transposes, it writes out the whole mask, and of a cache it reads the first row's length only.
     So are its shortcuts: plain causal squares take is_causal, one token takes no mask and slices its window, grouped
-    heads go through enable_gqa and are not repeated, and everything stays in the tensors' own type.
+    heads go through enable_gqa and are not repeated, and everything stays in the tensors' own type, but for e4m3, which
+    SDPA does not take: each call makes bf16 of it.
     """
 
     name = "dense-mask"
     about = "nanochat-style fallback: SDPA with a dense (Tq, Tk) bool mask"
     devices = frozenset({"cpu", "cuda", "mps"})
+    fp8 = True
 
     def prepare(self, case: Case) -> Runner:
         work = case.workload
