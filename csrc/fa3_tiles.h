@@ -15,19 +15,20 @@
 #include "fa3_tile_256.h"
 #include "fa3_tile_64.h"
 #include "fa3_tile_96.h"
+#include "fa3_tile_kv8.h"
 
 namespace fa3 {
 
 // Head dims (`dim_v`: of V) are rounded up to built ones.
 constexpr Tile forward_tile(int head_dim, int dim_v, Variant const& variant) {
     if (head_dim <= 64) {
-        return tile_64(dim_v, variant);
+        return tile_kv8(64, tile_64(dim_v, variant), variant);
     }
     if (head_dim <= 96) {
         return tile_96(variant);
     }
     if (head_dim <= 128) {
-        return tile_128(variant);
+        return tile_kv8(128, tile_128(variant), variant);
     }
     return head_dim <= 192 ? tile_192(dim_v, variant) : tile_256(variant);
 }

@@ -139,20 +139,26 @@ class ObjectStore:
         return made, known
 
     def measured(self) -> dict[Work, Cost]:
-        """What compiling each unit cost on this machine the last time, whatever the unit's sources were.
+        """What compiling each unit cost on this machine the last time, whatever the unit's sources were."""
+        return {
+            work: Cost(cpu_s=round(known.cpu_s, 1), rss_gb=round(known.rss_gb, 1))
+            for work, known in self.last_reports().items()
+        }
+
+    def last_reports(self) -> dict[Work, ObjectReport]:
+        """The newest report of each unit.
 
         Objects without PTX are left out, since a compiler cache's costs are not a compiler's. So are objects without
         machine code, and damaged reports.
         """
         reports = sorted(self.cache.glob("objects/*/*/report.json"), key=lambda path: path.stat().st_mtime)
-        found: dict[Work, Cost] = {}
+        found: dict[Work, ObjectReport] = {}
         for path in reports:
             known = _read(path)
             if known is not None and known.ptx and known.usage:
                 images = frozenset(usage.image for usage in known.usage)
                 ours = [usage for usage in known.usage if _OF_CUB not in usage.kernel]
-                work = Work(unit=known.unit, images=images, kernels=len(ours) // len(images))
-                found[work] = Cost(cpu_s=round(known.cpu_s, 1), rss_gb=round(known.rss_gb, 1))
+                found[Work(unit=known.unit, images=images, kernels=len(ours) // len(images))] = known
         return found
 
     def ptx(self, report: ObjectReport) -> dict[str, str]:

@@ -190,6 +190,8 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
         # Hopper's have both, but for head dim 256, where none is deterministic.
         both = 2 if hopper and dim < 256 else 1
         attention = _masks(chosen) * varlen * 2 * both
+        # There, head dim 192 has square tiles, and what ends dQ ends dK and dV.
+        square = dim == 192 and chosen.family is Family.SM8X
         instances.append(
             Backward(
                 arch=chosen.spec.effective_arch,
@@ -197,7 +199,7 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
                 head_dim=dim,
                 softcap=softcap,
                 ordered=ordered,
-                kernels=attention + 2 * varlen,
+                kernels=attention + 2 * varlen - square,
             )
         )
     return tuple(instances)
@@ -224,9 +226,11 @@ def _tiles(item: Forward | Backward) -> str:
     if isinstance(item, Backward):
         return ""
     dim_v = "" if item.head_dim == item.head_dim_v else f"{item.head_dim_v}, "
-    tile = f"tile_{item.head_dim}({dim_v}variant)"
+    tile, more = f"tile_{item.head_dim}({dim_v}variant)", ""
+    if item.dtype.endswith(KV8) and item.head_dim in (64, 128) and item.softcap and not item.paged:
+        tile, more = f"tile_kv8({item.head_dim}, {tile}, variant)", '#include "fa3_tile_kv8.h"\n'
     call = f"constexpr Tile forward_tile(int, int, Variant const& variant) {{ return {tile}; }}"
-    return f'#include "fa3_tile_{item.head_dim}.h"\n\nnamespace fa3 {{\n{call}\n}}\n\n'
+    return f'#include "fa3_tile_{item.head_dim}.h"\n{more}\nnamespace fa3 {{\n{call}\n}}\n\n'
 
 
 def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:

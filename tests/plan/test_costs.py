@@ -122,6 +122,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     table.write_text(costs.FILE.read_text())
     monkeypatch.setattr(costs, "FILE", table)
     assert main(["measure", "--refit"]) == 2 and "no measured units" in capsys.readouterr().err
+    whole = make_plan(
+        profile=find("full"), targets=archs.parse("12.1", cuda=(13, 0)), platform=Platform.X86_64, cuda=(13, 0)
+    )
     put(ObjectStore(cache=tmp_path / "cache"), "fwd_a", key="a1", cpu_s=500.0)
     try:
         outputs = []
@@ -130,7 +133,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             outputs.append(capsys.readouterr().out)
     finally:
         costs.table.cache_clear()
-    kinds, profiles = zip(*(output.split("\n\n") for output in outputs), strict=True)
+    kinds, profiles, features = zip(*(output.split("\n\n") for output in outputs), strict=True)
     assert kinds[0] == kinds[1] and "1.00" not in kinds[0] and "1.00" in kinds[2]
     assert profiles[0] != profiles[1] == profiles[2], "what the profiles take follows the table"
     assert json.loads(table.read_text())["fwd"]["measured"] == 1
+    rows = [line.split() for line in features[0].splitlines()[1:]]
+    units = whole.families[0].units
+    assert [row[0] for row in rows][-2:] == ["deterministic", "kv8"] and "0 B, 40 not compiled" in features[0]
+    added = [(int(row[-8]), int(row[-7])) for row in rows]  # units, kernels
+    assert tuple(map(sum, zip(*added, strict=True))) == (len(units), sum(item.unit.kernels for item in units))
