@@ -33,7 +33,7 @@ def test_the_unit_starts_a_server_with_a_token(unit: str, tmp_path: Path) -> Non
     token.write_text("correct-horse-battery")
     args = PROGRAM.parser("hub").parse_args([str(token) if word == "/etc/hub-token" else word for word in words])
     assert args.hub_action is serve and to_config(args).token == "correct-horse-battery"
-    assert int(parsed["Service"]["LimitNOFILE"]) > 2 * 4096, "more than the connections of some workers"
+    assert int(parsed["Service"]["LimitNOFILE"]) > 2 * 4096, "two for each connection, and some more"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

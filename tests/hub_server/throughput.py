@@ -106,8 +106,8 @@ def cpu_seconds(server: Server) -> float:
     """What a server's process and its children have used so far."""
     pid = server.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    stats = [Path(f"/proc/{p}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split() for p in (pid, *children)]
-    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+    files = [file for one in (pid, *children) for file in Path(f"/proc/{one}/task").glob("*/schedstat")]
+    return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files) / 1e9
 
 
 def _row(

@@ -67,10 +67,12 @@ class Sent(web.StreamResponse):
 
     async def _send(self, sock: int) -> None:
         """Have the kernel send the bytes: what asyncio calls `loop.sendfile`, which uvloop does not have."""
-        loop, at, stop = asyncio.get_running_loop(), self._at, self._stop
+        loop, at, stop, writable = asyncio.get_running_loop(), self._at, self._stop, asyncio.Event()
+        loop.add_writer(sock, writable.set)
         try:
             while at < stop:
                 asked = min(stop - at, AT_ONCE)
+                writable.clear()
                 try:
                     count = os.sendfile(sock, self._file.fileno(), at, asked)
                 except BlockingIOError:
@@ -80,14 +82,10 @@ class Sent(web.StreamResponse):
                 at += max(count, 0)
                 if count == asked:
                     await asyncio.sleep(0)  # others have their turn
-                elif at < stop:
-                    writable = asyncio.Event()
-                    loop.add_writer(sock, writable.set)
-                    try:
-                        await writable.wait()
-                    finally:
-                        loop.remove_writer(sock)
+                else:
+                    await writable.wait()
         finally:
+            loop.remove_writer(sock)
             os.close(sock)
 
     async def _copy(self) -> None:
