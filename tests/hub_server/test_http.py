@@ -157,6 +157,11 @@ def test_health(server: Server, hub: Hub) -> None:
     assert json.loads(server.ask("/healthz").body) == {"status": "ok", "generation": hub.index().generation}
 
 
+def test_what_is_no_http_gets_an_answer_without_it(server: Server) -> None:
+    answer = server.raw(b"GET / HTTP/1.1\r\nHost: h\r\nbroken header <script>\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.0 400 ") and b"nosniff" in answer and b"script>" not in answer
+
+
 @pytest.mark.parametrize("path", ["/", "/simple", f"/{REPO}", f"/kernels/{REPO}", "/no/such", "/api/no/such"])
 def test_the_host_that_a_client_names_goes_nowhere(server: Server, path: str) -> None:
     asked = f"GET {path} HTTP/1.1\r\nHost: evil.example\r\nAccept: text/html\r\nConnection: close\r\n\r\n"

@@ -148,8 +148,10 @@ def test_https(small: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert made.returncode == 0, made.stderr
-    with running(small, "--tls-cert", str(pem), "--tls-key", str(tmp_path / "key.pem")) as server:
+    with running(small, "--connections", "2", "--tls-cert", str(pem), "--tls-key", str(tmp_path / "key.pem")) as server:
         assert server.url.startswith("https://")
+        for _ in range(8):  # who does not speak TLS holds no place
+            assert b"HTTP/" not in server.raw(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         context = ssl.create_default_context(cafile=pem)
         bare = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         with context.wrap_socket(bare, server_hostname="127.0.0.1") as sock:
