@@ -127,12 +127,13 @@ class Parser(argparse.ArgumentParser):
     def _suggestion(self, message: str) -> str:
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             word, names = choice[1], [name.strip(" '") for name in choice[2].split(",")]
-        elif option := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            word, names = option[1], re.findall(r"--[a-z][\w-]*", self.format_help())
+        elif option := re.search(r"unrecognized arguments: --([\w-]+)", message):
+            word, names = option[1], re.findall(r"--([a-z][\w-]*)", self.format_help())
         else:
-            return ""
+            commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), ())
+            return f", one of {', '.join(commands)}" if commands and "arguments are required" in message else ""
         close = difflib.get_close_matches(word, names, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return f"; did you mean {'' if choice else '--'}{close[0]}?" if close else ""
 
 
 class Paragraphs(argparse.HelpFormatter):

@@ -117,6 +117,8 @@ class TrustedKeys:
         for word in re.split(r"[,:\s]+", _PUBLIC.sub(" ", text)):
             if not word:
                 continue
+            if word == "ed25519":
+                raise HubError("trusted keys: a public key is ed25519: and 44 characters, and one here is not")
             try:
                 found = _PUBLIC.findall(Path(word).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:

@@ -47,6 +47,8 @@ def refused(program: Main, *words: str) -> int | str | None:
         (main, ["explain", "--dtype", "bf61"], "usage: flash-attn3 explain [-h]", "did you mean bf16?"),
         (main, ["bench", "--xyzzy"], "usage: flash-attn3 bench [-h]", "unrecognized arguments: --xyzzy\n"),
         (main, ["--versoin"], "usage: flash-attn3 [-h]", "did you mean --version?"),
+        (main, ["hub"], "usage: flash-attn3 hub [-h]", "are required: ACTION, one of publish, list, "),
+        (main, ["hub", "prune"], "usage: flash-attn3 hub prune [-h]", "are required: --keep"),
         (main, ["hub", "--hlep"], "usage: flash-attn3 hub [-h]", "did you mean --help?"),
         (main, ["explain", "--backend", "nativ"], "usage: flash-attn3 explain [-h]", "did you mean native?"),
         (ci, ["pln"], "usage: python -m ci [-h]", "did you mean plan?"),

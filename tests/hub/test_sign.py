@@ -60,6 +60,8 @@ def test_keys_are_given_as_text_or_files(tmp_path: Path, key: SigningKey) -> Non
     other = SigningKey.generate(tmp_path / "other")
     assert set(TrustedKeys.parse(f"{key.public},{tmp_path}/other.pub").keys) == {key.key_id, other.key_id}
     assert TrustedKeys.from_env({}) is None
+    with pytest.raises(HubError, match="ed25519: and 44 characters"):
+        TrustedKeys.parse("ed25519:AAAA")
     with pytest.raises(HubError, match="neither a key nor a readable file"):
         TrustedKeys.parse("/no/such/file")
 
