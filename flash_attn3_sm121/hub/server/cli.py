@@ -131,14 +131,17 @@ def serve(args: argparse.Namespace) -> int:
 
     upgrade(Hub.open(Path(config.root)))
     tls = tls_of(config)
+    most = raise_descriptors()
     with listen(config) as sock:
         port = sock.getsockname()[1]
-        most = raise_descriptors()
-        print(greeting(config, port), file=sys.stderr, flush=True)
-        print(config.url(port), flush=True)
-        if args.open:
-            webbrowser.open(f"{config.url(port)}/")
-        uvloop.run(http.serve(config, sock, tls, config.connections or most))
+
+        def announce() -> None:
+            print(greeting(config, port), file=sys.stderr, flush=True)
+            print(config.url(port), flush=True)
+            if args.open:
+                webbrowser.open(f"{config.url(port)}/")
+
+        uvloop.run(http.serve(config, sock, tls, config.connections or most, announce=announce))
     return 0
 
 

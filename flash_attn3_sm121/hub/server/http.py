@@ -12,7 +12,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -36,12 +36,17 @@ access = logging.getLogger(f"{log.name}.access")
 Key = tuple[str, str | None, str | None]  # path, Accept, Accept-Encoding
 
 
+def dressed(answer: Answer, length: int) -> dict[str, str]:
+    """All headers of an answer with so many bytes, but for the date."""
+    size = {} if answer.status == 304 else {"Content-Length": str(length)}
+    return {**SERVER, **HEADERS, **answer.headers, **size}
+
+
 class Sent(web.StreamResponse):
     """A part of an open file, from byte `start` to the one before `stop`. Closes the file."""
 
     def __init__(self, answer: Answer, file: BinaryIO, start: int, stop: int) -> None:
-        headers = {**SERVER, **HEADERS, **answer.headers, "Content-Length": str(stop - start)}
-        super().__init__(status=answer.status, headers=headers)
+        super().__init__(status=answer.status, headers=dressed(answer, stop - start))
         self._file, self._at, self._stop = file, start, stop
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -159,23 +164,18 @@ class Front:
         return self._whole(answer, request.method)
 
     def _whole(self, answer: Answer, method: str) -> web.Response:
-        headers = {**SERVER, **HEADERS, **answer.headers}
         body = answer.body
-        length = len(body) if isinstance(body, bytes) else body[2] - body[1]
-        if answer.status != 304:
-            headers["Content-Length"] = str(length)
-        return web.Response(
-            status=answer.status, headers=headers, body=body if method != "HEAD" and isinstance(body, bytes) else None
-        )
+        headers = dressed(answer, len(body) if isinstance(body, bytes) else body[2] - body[1])
+        sent = body if method != "HEAD" and isinstance(body, bytes) else None
+        return web.Response(status=answer.status, headers=headers, body=sent)
 
     def _keep(self, key: Key, answer: Answer) -> None:
         if self.kept > MOST_KEPT or self._loads != self.app.loads:
             self.ready.clear()
             self.kept, self._loads = 0, self.app.loads
         assert isinstance(answer.body, bytes)
-        headers = {**SERVER, **HEADERS, **answer.headers, "Content-Length": str(len(answer.body))}
         self.kept += len(answer.body) + sum(len(part or "") for part in key) + KEPT_OVERHEAD
-        self.ready[key] = Ready(headers, answer.body)
+        self.ready[key] = Ready(dressed(answer, len(answer.body)), answer.body)
 
 
 class Handler(web.RequestHandler):
@@ -201,7 +201,8 @@ class Handler(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer was begun and cannot be finished")
         answer = refuse(500 if status >= 500 else 400)
-        response = web.Response(status=status, headers={**SERVER, **HEADERS, **answer.headers}, body=answer.body)
+        assert isinstance(answer.body, bytes)
+        response = web.Response(status=answer.status, headers=dressed(answer, len(answer.body)), body=answer.body)
         response.force_close()
         return response
 
@@ -270,13 +271,16 @@ def log_to_stderr(*, requests: bool) -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it has a line for what each client does wrong
 
 
-async def serve(config: ServeConfig, sock: socket.socket, tls: ssl.SSLContext | None, most: int) -> None:
-    """Serve until SIGTERM or SIGINT; then downloads get some seconds to finish."""
+async def serve(
+    config: ServeConfig, sock: socket.socket, tls: ssl.SSLContext | None, most: int, *, announce: Callable[[], None]
+) -> None:
+    """Announce, and serve until SIGTERM or SIGINT; then downloads get some seconds to finish."""
     log_to_stderr(requests=config.access_log)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     server = Server(Front(app=App.of(config)), most)
+    announce()
     jobs = {loop.create_task(server.accept(sock, tls)), loop.create_task(stop.wait())}
     done, pending = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
