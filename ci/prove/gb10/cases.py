@@ -258,6 +258,13 @@ def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
                 op="metadata", dtype=chosen.dtypes[0], dim=chosen.head_dims[0], mask=mask, mode="cache", batch=batch,
                 splits=0 if chosen.has("split") else 1, rows=5, keys=300, seed=index, sms=SMS[index % 3],
             )  # fmt: skip
+    # Upstream's newer combine kernel finds a block's sequence by going through the batch, 32 at a time.
+    if chosen.has("split") and "packed" in kinds.modes:
+        for (index, dim), rows in product(enumerate(chosen.head_dims), (1, 5)):
+            yield Case(
+                op="fwd", dtype=kinds.types[index % len(kinds.types)], dim=dim, mode="packed", splits=3, batch=70,
+                rows=rows, keys=65, seed=index, sms=SMS[index % 3], sinks=chosen.has("sinks"),
+            )  # fmt: skip
 
 
 def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
