@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 
 import pytest
 
@@ -178,6 +177,5 @@ def test_listening_to_a_network_is_said_in_plain_words(world: World) -> None:
 def test_new_checkpoints_appear_by_themselves(shared: Server) -> None:
     before = {model["id"] for model in shared.json("/models")["models"]}
     shared.world.put("mid_checkpoints", "d99", 7, val_bpb=0.5)
-    asked = time.monotonic()
     new = shared.wait_for(lambda: {model["id"] for model in shared.json("/models")["models"]} - before)
-    assert new == {"mid/d99/7"} and time.monotonic() - asked < 4
+    assert new == {"mid/d99/7"}
