@@ -19,6 +19,8 @@ FUNCTION = "ci.prove.gb10.check_mutants:run"
 CASES = 20  # a mutant is tried in so many cases of each number of SMs
 _TOUCH = ("cp.async", "bar.", "ldmatrix", "ld.shared", "st.", "@")  # begins what may depend on a copy
 _JUMP = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
+_GUARDED = re.compile(r"^\t(?:(?:ld|st)\.shared|ldmatrix|cp\.async\.wait)", re.MULTILINE)
+_SHARED = re.compile(r"^\t(?:(?:ld|st|red|atom)\.shared|ldmatrix|cp\.async\.c)", re.MULTILINE)
 _NUMBER = re.compile(r"(?<=, )(-?\d+);$")
 
 
@@ -159,12 +161,18 @@ def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
     """Why a change cannot matter to any call; "" where that is not known."""
     lines = texts[mutant.kernel].split("\n")
     before, after = "\n".join(lines[: mutant.line - 1]), lines[mutant.line :]
-    if mutant.kind == "barrier dropped" and "SingleTileScheduler" in mutant.kernel and "\tbar." not in before:
-        return "it guards the output of the block's tile before, and a block of this kernel has one tile"
-    if mutant.kind == "wait later" and _waited(before.split("\n"), mutant.before):
-        return "the same wait stands before it, and no copies were committed between the two"
     variant = kernels.variant(mutant.kernel)
     flags = variant.flags if variant else frozenset[str]()
+    if mutant.kind == "barrier dropped" and "SingleTileScheduler" in mutant.kernel and "\tbar." not in before:
+        return "it guards the output of the block's tile before, and a block of this kernel has one tile"
+    if mutant.kind == "barrier dropped":
+        rest, since = "\n".join(after), before.rpartition("\tbar.sync \t0;")[2]
+        if not _SHARED.search(rest) and "deterministic" not in flags:
+            return "nothing behind it touches shared memory, and what is added to global memory is so atomically"
+        if "SingleTileScheduler" in mutant.kernel and "\tbar.sync \t0;" in before and not _GUARDED.search(since):
+            return "since the barrier before it, nothing was read or stored, and no copy waited for"
+    if mutant.kind == "wait later" and _waited(before.split("\n"), mutant.before):
+        return "the same wait stands before it, and no copies were committed between the two"
     if "local" in flags and _right_edge(mutant.line, lines):
         return "these are tiles that a window's left edge cuts: its right edge cuts none of them"
     compared = re.fullmatch(r"setp\.(\w+)\.[us]32\s+%p\d+, (%r\d+), (\d+);", mutant.before)
