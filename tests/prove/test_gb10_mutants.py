@@ -39,6 +39,7 @@ BODY = """\
 \tcp.async.wait_group 1;
 $L__BB0_1:
 \tcp.async.wait_group 1;
+\tld.shared.u32 \t%r3, [%r4];
 }
 """
 
@@ -49,7 +50,8 @@ $L__BB0_1:
         ("barrier dropped", 8, "one tile"),
         ("bound strict", 9, "128 threads"),
         ("bound strict", 10, ""),
-        ("barrier dropped", 11, ""),
+        ("barrier dropped", 11, "nothing was read or stored"),
+        ("barrier dropped", 17, ""),
         ("bound off by one", 12, "all four hold"),
         ("bound off by one", 14, ""),
         ("wait later", 16, ""),
@@ -61,6 +63,7 @@ $L__BB0_1:
         "threads",
         "another register",
         "second barrier",
+        "barrier behind a wait",
         "LSE",
         "another store",
         "first wait",
