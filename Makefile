@@ -169,7 +169,7 @@ prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, P
 sentry: venv  ## optional: sentryward on a few forward kernels, race-free in every schedule? (SENTRYWARD=its program)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) --sentryward "$(or $(SENTRYWARD),sentryward)" $(if $(WRITE),--write "$(WRITE)")
 
-test-quick: venv  ## no GPU, compiler or network: under a minute
+test-quick: venv  ## what needs no GPU, compiler or network: a few minutes
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh"
 
 test-torch: venv  ## what depends on torch, with TORCH=2.9.1 or another

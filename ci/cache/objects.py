@@ -139,7 +139,7 @@ class ObjectStore:
         return made, known
 
     def measured(self) -> dict[Work, Cost]:
-        """What compiling each unit cost on this machine the last time, whatever the unit's sources were."""
+        """The cost of compiling each unit when this machine did so last, whatever the unit's sources were then."""
         return {
             work: Cost(cpu_s=round(known.cpu_s, 1), rss_gb=round(known.rss_gb, 1))
             for work, known in self.last_reports().items()

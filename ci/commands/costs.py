@@ -74,7 +74,7 @@ def predicted(request: Request, reports: Mapping[Work, ObjectReport]) -> Table:
 
 
 def _size(units: Iterable[tuple[Unit, FamilyPlan]], reports: Mapping[Work, ObjectReport]) -> str:
-    """What the kernels' objects take on disk, and how many of them the cache does not know."""
+    """The size of the kernels' objects on disk, and how many of them the cache lacks."""
     works = [costs.work_of(unit, images=family.images) for unit, family in units if unit.is_cuda]
     known = [reports[work].size for work in works if work in reports]
     missing = len(works) - len(known)
@@ -82,7 +82,7 @@ def _size(units: Iterable[tuple[Unit, FamilyPlan]], reports: Mapping[Work, Objec
 
 
 def by_feature(request: Request, reports: Mapping[Work, ObjectReport]) -> list[Block]:
-    """What the features that have kernels of their own add to `full`, one after another, by the table of costs."""
+    """A table for each family: features with kernels of their own, and what each adds to `full`."""
     machine, cuda = this_machine(), planned_version(request.cuda_home)
     asked = options.plan_of(dataclasses.replace(request, profile="full"), machine=machine, cuda=cuda)
     blocks: list[Block] = []

@@ -38,14 +38,18 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--times", type=int, default=3, help="calls for each combination of parameters (default 3)")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="WORD[,WORD]", help="cases with one of these words; each time"
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORD[,WORD]",
+        help="cases with one of these words in their name; may be repeated, and each --only must hold",
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
     parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
     parser.add_argument(
         "--sentryward",
         metavar="PROGRAM",
-        help="ask sentryward about a few forward kernels instead (--only dense, window): free of races?",
+        help="ask sentryward instead whether forward kernels are free of races (--only dense or window: one of them)",
     )
     parser.add_argument("--json", action="store_true", help="the whole document on stdout, not the table")
     parser.add_argument("--write", type=Path, help="write the document there as well")
@@ -60,13 +64,21 @@ def chosen_cases(found: tuple[Case, ...], only: list[str]) -> tuple[Case, ...]:
     return kept
 
 
+def asked_calls(features: frozenset[str], only: list[str]) -> list[str]:
+    """The calls that sentryward is asked about: all that have a kernel, or those that `only` names."""
+    able = [call for call, needs in sentry.NEEDS.items() if needs <= features]
+    words = {word for words in only for word in words.split(",")} or {*able}
+    if unknown := sorted(words - {*able}):
+        raise UsageError(f"--only {unknown[0]}: sentryward is not asked that", hint=f"one of {', '.join(able)}")
+    return [call for call in able if call in words]
+
+
 def second_opinion(
     args: argparse.Namespace, executable: Executable, family: FamilyPlan, *, folder: Path, narrate: Narrator
 ) -> int:
     """Print sentryward's opinions, one after the other: each takes minutes and gigabytes."""
     chosen, found = family.selection, []
-    asked = args.only or sentry.NEEDS
-    for call in (call for call, needs in sentry.NEEDS.items() if needs <= chosen.features and call in asked):
+    for call in asked_calls(chosen.features, args.only):
         dim = chosen.head_dims[0]
         narrate.note(f"sentryward: {call}, head dim {dim}; a minute or more")
         found.append(sentry.opinion(executable, call, dim, tool=args.sentryward, folder=folder, timeout=1800))

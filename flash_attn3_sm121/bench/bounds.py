@@ -83,7 +83,7 @@ paper, never measured: from no work of the units overlapped to all of it. The pe
 
 
 def group(label: str) -> str:
-    """What kernels are counted together by: direction, head dims, and what changes the whole loop; from a label."""
+    """The group that a kernel is counted in: its label's direction, head dims and words for another loop."""
     kind, dims, *words = label.split()
     return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8"))))
 

@@ -55,7 +55,7 @@ def _try(contender: Contender, case: Case, want: Results, rules: Rules) -> Entry
     if why is not None:
         return Entry(contender=contender.name, status="skipped", why=why)
     if case.workload.fp8 and not getattr(contender, "fp8", False):
-        return Entry(contender=contender.name, status="refused", why="it is not asked for tensors in e4m3")
+        return Entry(contender=contender.name, status="refused", why="it takes no tensors in e4m3 here")
     slack = getattr(contender, "slack", 1.0)
     started = time.perf_counter()
     try:

@@ -73,7 +73,7 @@ class Workload:
 
     @property
     def key_bytes(self) -> int:
-        """What a key and its value take, all heads."""
+        """The bytes of one key and its value, of all heads together."""
         return 2 * self.heads_kv * self.head_dim * ITEM[self.dtype_kv or self.dtype]
 
     @property

@@ -118,7 +118,10 @@ class TrustedKeys:
             if not word:
                 continue
             if word == "ed25519":
-                raise HubError("trusted keys: a public key is ed25519: and 44 characters, and one here is not")
+                raise HubError(
+                    "trusted keys: a public key that begins with ed25519: is cut short or damaged",
+                    hint="copy the whole line that `flash-attn3 hub keygen` printed: ed25519: and 44 characters",
+                )
             try:
                 found = _PUBLIC.findall(Path(word).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ci.commands.prove import asked_calls
 from ci.prove.gb10.executable import Executable, Run
 from ci.prove.gb10.sentry import Kernel, document, opinion
-from flash_attn3_sm121.errors import CompileError, MissingPackageError
+from flash_attn3_sm121.errors import CompileError, MissingPackageError, UsageError
 
 TEXT = """.version 9.0
 .entry other(
@@ -79,3 +80,12 @@ def test_its_word_is_handed_on(result: str, more: str, tmp_path: Path, monkeypat
     assert (found["result"], found["kernel"], found["stores_left_out"]) == (result, "mine", 1)
     with pytest.raises(MissingPackageError, match=r"there is no .*gone"):
         opinion(executable, "window", 64, tool=str(tmp_path / "gone"), folder=tmp_path, timeout=1)
+
+
+def test_it_is_asked_about_calls_that_have_kernels_and_about_no_others() -> None:
+    every = frozenset({"local"})
+    assert asked_calls(every, []) == ["dense", "window"] == asked_calls(every, ["window,dense"])
+    assert asked_calls(every, ["window"]) == ["window"] and asked_calls(frozenset(), []) == ["dense"]
+    for features, only in ((every, "causal"), (frozenset[str](), "window")):
+        with pytest.raises(UsageError, match=f"--only {only}: sentryward is not asked that"):
+            asked_calls(features, [only])

@@ -81,7 +81,7 @@ def refuse(status: int, *, code: str = "", headers: Mapping[str, str] | None = N
 
 @dataclass(kw_only=True)
 class App:
-    """What is published shows with the next request."""
+    """Answers requests from the newest generation. A publish shows with the next request."""
 
     config: ServeConfig
     hub: Hub
