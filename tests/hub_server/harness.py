@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +171,14 @@ def running(
         process.stdout.close()
         assert not thread.is_alive(), "somebody has outlived the server"
         process.stderr.close()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition. Only a test that hangs is ended by the clock."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        time.sleep(0.02)
 
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

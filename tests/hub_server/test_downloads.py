@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import hashlib
 import http.client
 import shutil
 import socket
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flash_attn3_sm121.hub.store import Hub
-from tests.hub_server.harness import REPO, Server, add_repo, running
+from tests.hub_server.harness import REPO, add_repo, running, until
 
 CLIENTS = 64
 BIG = "build/torch-cuda/big.bin"
@@ -51,6 +54,13 @@ def download(port: int, path: str, *, pause: float = 0.0) -> str:
     return digest.hexdigest()
 
 
+def waiting(sock: socket.socket) -> int:
+    """Bytes that have come and were not read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
+
+
 def test_many_clients_at_once(big: tuple[Hub, dict[str, str]]) -> None:
     hub, hashes = big
     small = [path for path in hashes if path != BIG]
@@ -74,7 +84,8 @@ def test_answers_come_in_the_order_they_were_asked_for(big: tuple[Hub, dict[str,
     with running(hub.layout.root) as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
         lines = "".join(f"GET /{REPO}/resolve/main/{path} HTTP/1.1\r\nHost: h\r\n\r\n" for path in paths)
         sock.sendall(lines.encode())
-        time.sleep(0.5)
+        # More than all the small ones: the first big one is on its way, and nobody has read a byte.
+        until(lambda: waiting(sock) > 64 << 10, "answers that nobody reads")
         with sock.makefile("rb") as stream:
             for path in paths:
                 assert stream.readline().startswith(b"HTTP/1.1 200 ")
@@ -112,19 +123,9 @@ def test_clients_that_go_away_cost_nothing(big: tuple[Hub, dict[str, str]]) -> N
             assert connection.getresponse().read(1000)
             connection.close()
         assert download(server.port, BIG) == hashes[BIG]
-        open_files = settled(server)
+        descriptors = Path(f"/proc/{server.process.pid}/fd")
+        until(lambda: len(list(descriptors.iterdir())) < 60, "the server to close what belonged to those who left")
     assert "Traceback" not in server.log
-    assert open_files < 60
-
-
-def settled(server: Server) -> int:
-    """The server's open descriptors, once it has noticed who has gone."""
-    folder = Path(f"/proc/{server.process.pid}/fd")
-    count, deadline = len(list(folder.iterdir())), time.monotonic() + 20
-    while count >= 60 and time.monotonic() < deadline:
-        time.sleep(0.1)
-        count = len(list(folder.iterdir()))
-    return count
 
 
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not installed: apt-get install util-linux")
@@ -134,11 +135,9 @@ def test_a_thousand_idle_clients_beside_a_healthy_server(big: tuple[Hub, dict[st
     limit = ("prlimit", f"--nofile={1024}:{1024}")
     with running(hub.layout.root, through=limit) as server:
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(1100)]
-        began, lines = time.monotonic(), server.log.count("\n")
+        lines = server.log.count("\n")
         assert server.ask("/healthz").status == 200
-        assert time.monotonic() - began < 20
         assert all(sock.recv(1) == b"" for sock in idle), "nobody may hold a connection for ever"
-        assert time.monotonic() - began < 40
         assert download(server.port, BIG) == hashes[BIG]
         assert server.log.count("\n") == lines, "the log grew by what clients did"
         for sock in idle:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from flash_attn3_sm121.errors import ServeError, UsageError
 from flash_attn3_sm121.hub.store import Hub
-from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, running
+from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, running, until
 
 TOKEN = "correct-horse-battery"
+SIZE = 50_000_000
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hub = Hub.create(tmp_path_factory.mktemp("small") / "hub")
-    add_repo(hub, REPO, {INIT: b"x" * 50_000_000})
+    add_repo(hub, REPO, {INIT: b"x" * SIZE})
     return hub.layout.root
 
 
@@ -83,22 +84,17 @@ def start_download(server: Server) -> socket.socket:
 def test_a_signal_lets_downloads_finish(small: Path, number: signal.Signals) -> None:
     with running(small) as server, start_download(server) as sock:
         server.process.send_signal(number)
-        deadline = time.monotonic() + 30
-        while "Shutting down" not in server.log and time.monotonic() < deadline:
-            time.sleep(0.02)
-        size = 1
-        while chunk := sock.recv(1 << 20):
-            size += len(chunk)
-        assert size > 50_000_000
+        until(lambda: "Shutting down" in server.log, "the server's word that it stops")
+        assert 1 + sum(map(len, iter(lambda: sock.recv(1 << 20), b""))) > SIZE
         assert server.process.wait(30) == 0
     assert "Traceback" not in server.log
 
 
 def test_a_stalled_download_does_not_hold_the_server(small: Path) -> None:
-    with running(small) as server, start_download(server):
-        began = time.monotonic()
+    with running(small) as server, start_download(server) as sock:
         assert server.stop() == 0
-        assert time.monotonic() - began < 12
+        with contextlib.suppress(ConnectionResetError):
+            assert 1 + sum(map(len, iter(lambda: sock.recv(1 << 20), b""))) < SIZE, "it was cut off, not waited for"
 
 
 def test_the_token_over_the_wire(small: Path, tmp_path: Path) -> None:
@@ -158,4 +154,4 @@ def test_https(small: Path, tmp_path: Path) -> None:
             sock.sendall(f"GET /{REPO}/resolve/main/{INIT} HTTP/1.0\r\n\r\n".encode())
             received = b"".join(iter(lambda: sock.recv(1 << 20), b""))
     head, _, body = received.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 ") and body == b"x" * 50_000_000
+    assert head.startswith(b"HTTP/1.0 200 ") and body == b"x" * SIZE
