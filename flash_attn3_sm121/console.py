@@ -76,13 +76,14 @@ class Table:
     """Rows of equal length. `str(table)` is the plain form; `show` draws it on a terminal.
 
     `right` names the columns of numbers, `spare` those that a narrow terminal leaves out, first one first. The last
-    column wraps.
+    column wraps; it keeps `narrowest` characters as long as there are others to leave out.
     """
 
     rows: Sequence[Sequence[Cell]]
     head: Sequence[str] = ()
     right: frozenset[int] = frozenset()
     spare: Sequence[int] = ()
+    narrowest: int = NARROWEST
 
     @property
     def lines(self) -> list[list[str]]:
@@ -108,7 +109,7 @@ class Table:
         for column in (None, *self.spare):
             kept = [index for index in kept if index != column]
             needed = [widths[index] for index in kept]
-            needed[-1] = min(needed[-1], NARROWEST)
+            needed[-1] = min(needed[-1], self.narrowest)
             if sum(needed) + GAP * (len(kept) - 1) <= width:
                 break
         return kept

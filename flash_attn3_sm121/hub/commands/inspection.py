@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 
-from flash_attn3_sm121.console import Table, format_bytes
+from flash_attn3_sm121.console import Block, Table, Verbatim, format_bytes
 from flash_attn3_sm121.console import show as show_blocks
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
@@ -42,13 +42,14 @@ def list_all(args: argparse.Namespace) -> int:
 
 
 def wheel_table(index: Index) -> Table:
-    """A line for each wheel, the one that came last first."""
+    """A line for each wheel, the one that came last first. A version stays whole: it names the machine code, too."""
     rows = [
-        (e.platform, ", ".join(e.images) or "-", format_bytes(e.size), e.verify, e.version)
+        (e.platform.removeprefix("linux_"), ", ".join(e.images) or "-", format_bytes(e.size), e.verify, e.version)
         for e in sorted(index.wheels.values(), key=lambda entry: (-entry.added, entry.version, entry.platform))
     ]
     head = ("PLATFORM", "MACHINE CODE", "SIZE", "VERIFY", "VERSION")
-    return Table(head=head, rows=rows, right=frozenset({2}), spare=(3, 1))
+    longest = max((len(row[-1]) for row in rows), default=0)
+    return Table(head=head, rows=rows, right=frozenset({2}), spare=(1, 3), narrowest=longest)
 
 
 def repo_table(index: Index) -> Table:
@@ -99,9 +100,16 @@ def show(args: argparse.Namespace) -> int:
 
 def _wheel(args: argparse.Namespace, index: Index, name: str) -> int:
     entry = dataclasses.asdict(index.wheels[name])
-    rows = {key: ", ".join(value) if isinstance(value, (tuple, list)) else value for key, value in entry.items()}
-    lines = (f"  {key.replace('_', ' '):<16}{text if text != '' else '-'}" for key, text in rows.items())
-    return report(args, {"filename": name, **entry}, name, *lines)
+    if args.json:
+        print_json({"filename": name, **entry})
+        return 0
+    blocks: list[Block] = [Verbatim(name)]
+    for key, value in entry.items():
+        several = isinstance(value, (tuple, list))
+        text = f"{key.replace('_', ' '):<16}{(', '.join(value) if several else value) or '-'}"
+        blocks.append(text if several else Verbatim(text))  # a hash that is broken in two cannot be copied
+    show_blocks(blocks)
+    return 0
 
 
 def _revision(hub: Hub, found: Resolved) -> None:
