@@ -107,14 +107,14 @@ def _of_the_hub(index: Index) -> Iterator[tuple[str, Any]]:
 
 
 def _pip_index(folder: str, found: Mapping[str, Mapping[str, WheelEntry]]) -> Iterator[tuple[str, Any]]:
-    up = "../" * (folder.count("/") + 2)
-    yield f"{folder}/index.html", simple.list_html(sorted(found))
+    up = "../" * (folder.count("/") + 1)
+    yield f"{folder}/index.html", simple.list_html(sorted(found), up=up)
     yield f"{folder}/index.json", simple.list_json(sorted(found))
     for project, wheels in found.items():
         # People and old tools also type the name as it is spelled.
         for spelling in {project, *(wheel.name for wheel in wheels.values())}:
-            yield f"{folder}/{spelling}/index.html", simple.project_html(project, wheels, up=up)
-            yield f"{folder}/{spelling}/index.json", simple.project_json(project, wheels, up=up)
+            yield f"{folder}/{spelling}/index.html", simple.project_html(project, wheels, up=f"{up}../")
+            yield f"{folder}/{spelling}/index.json", simple.project_json(project, wheels, up=f"{up}../")
 
 
 def _add(txn: Transaction, value: Any) -> FileEntry:

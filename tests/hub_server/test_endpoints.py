@@ -129,6 +129,14 @@ def test_the_form_is_negotiated(server: Server, accept: str | None, expected: st
     assert "Accept" in answer.headers["vary"]
 
 
+@pytest.mark.parametrize("path", ["/simple/", "/simple/sm121/", f"/simple/{PROJECT}/", f"/simple/sm121/{PROJECT}/"])
+def test_pips_pages_have_the_icon_of_the_others(server: Server, path: str) -> None:
+    icon = re.search(r'<link rel=icon href="([^"]+)" type="image/svg\+xml">', server.ask(path).text)
+    assert icon is not None
+    url = urlsplit(urljoin(server.url + path, icon[1]))
+    assert server.ask(f"{url.path}?{url.query}").text.startswith("<svg")
+
+
 def test_project_as_html(server: Server, hub: Hub) -> None:
     page = f"{server.url}/simple/{PROJECT}/"
     wheels = dict(hub.index().wheels)

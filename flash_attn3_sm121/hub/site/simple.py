@@ -103,13 +103,13 @@ def _link(filename: str, wheel: WheelEntry, *, up: str) -> dict[str, str | None]
 
 def project_html(project: str, wheels: Mapping[str, WheelEntry], *, up: str) -> str:
     links = {name: _link(name, wheel, up=up) for name, wheel in wheels.items()}
-    return render("simple.html", title=f"Links for {project}", links=links, api=API_VERSION)
+    return render("simple.html", title=f"Links for {project}", links=links, api=API_VERSION, root=up)
 
 
 def list_json(names: list[str]) -> dict[str, Any]:
     return {"meta": {"api-version": API_VERSION}, "projects": [{"name": name} for name in names]}
 
 
-def list_html(names: list[str]) -> str:
+def list_html(names: list[str], *, up: str) -> str:
     links = {name: {"href": f"{quote(name)}/"} for name in names}
-    return render("simple.html", title="Simple index", links=links, api=API_VERSION)
+    return render("simple.html", title="Simple index", links=links, api=API_VERSION, root=up)
