@@ -221,18 +221,35 @@ def rollback(hub: Hub, to: int | None = None, *, key: SigningKey | None = None, 
         if to is None:
             return hub.index()
     with hub.transaction(key, unsigned=unsigned) as txn:
-        earlier = [number for number in hub.generations() if number < txn.base.generation]
-        if not earlier:
-            raise HubError(f"generation {txn.base.generation} is the only one that is kept: nothing to go back to")
-        number = to if to is not None else max(earlier)
-        if number not in earlier:
-            kept = ", ".join(map(str, earlier))
-            raise HubError(f"there is no generation {number} to go back to (kept: {kept})")
-        old = hub.read_generation(number).index
-        for entry in needed(hub, replace(old, site={})):
-            if not hub.layout.object(entry.sha256).is_file():
-                raise IntegrityError(f"generation {number} is not whole any more: object {entry.sha256} is missing")
-        return commit(txn, replace(old, hub=txn.base.hub))
+        return commit(txn, replace(_earlier(hub, txn.base.generation, to), hub=txn.base.hub))
+
+
+def rollback_target(hub: Hub, to: int | None = None) -> Index:
+    """The generation that `rollback` would go back to; its errors, and no lock: nothing is written."""
+    try:
+        current = hub.index().generation
+    except IntegrityError:
+        newest = hub.newest_readable()
+        if to is None:
+            return newest
+        current = newest.generation
+    return _earlier(hub, current, to)
+
+
+def _earlier(hub: Hub, current: int, to: int | None) -> Index:
+    """A generation before the current one that is whole; the last of them, where none is asked for."""
+    earlier = [number for number in hub.generations() if number < current]
+    if not earlier:
+        raise HubError(f"generation {current} is the only one that is kept: nothing to go back to")
+    number = to if to is not None else max(earlier)
+    if number not in earlier:
+        kept = ", ".join(map(str, earlier))
+        raise HubError(f"there is no generation {number} to go back to (kept: {kept})")
+    old = hub.read_generation(number).index
+    for entry in needed(hub, replace(old, site={})):
+        if not hub.layout.object(entry.sha256).is_file():
+            raise IntegrityError(f"generation {number} is not whole any more: object {entry.sha256} is missing")
+    return old
 
 
 def prune(hub: Hub, keep: int, *, key: SigningKey | None = None, unsigned: bool = False) -> tuple[Index, list[str]]:

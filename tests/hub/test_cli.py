@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
         screen.print(made.drawn(80))
     drawn = screen.file.getvalue()
     assert max(map(len, drawn.splitlines())) <= 80 and "\u2026" not in drawn, "it fits, and nothing is cut"
-    assert all(name in drawn for name in hub.index().repos) and drawn.count("linux_") == 2
+    assert all(name in drawn for name in hub.index().repos) and drawn.count("sm_121") == 2, "the machine code has room"
     assert set(json.loads(cli("list", "--json"))["repos"]) == set(hub.index().repos)
     shown = cli("show", REPO)
     assert "linux_aarch64: sm_121, from flash_attn3_sm121-3.0.0.post1+g3effce8" in shown
@@ -88,6 +89,27 @@ def test_list_and_show_are_tables_and_json(cli: Cli, hub: Hub) -> None:
     assert "no wheel 'x.whl' in this hub" in cli("show", "x.whl", code=30)
     assert "nothing to go back to" in cli("rollback", code=30)
     assert "has no revision 'v9'" in cli("show", f"{REPO}@v9", code=30)
+
+
+@pytest.mark.parametrize(
+    ("local", "images"),
+    [
+        ("g3effce8.121.common", ["sm_121"]),
+        ("g3effce8.90.100.120.121.nanochat", ["sm_100", "sm_120", "sm_121", "sm_90a"]),
+    ],
+)
+def test_a_long_version_stays_whole_at_80_columns(hub: Hub, local: str, images: Sequence[str]) -> None:
+    rich = pytest.importorskip("rich.console")
+    index = hub.index()
+    for number, (name, entry) in enumerate(index.wheels.items()):
+        if entry.families:
+            changes = {"version": f"3.0.0.post1+{local}", "images": tuple(images), "size": 999 << 20}
+            index = index.with_wheel(name, replace(entry, verify="unverified" if number else "pass", **changes))
+    screen = rich.Console(width=80, file=io.StringIO())
+    screen.print(wheel_table(index).drawn(80))
+    lines = screen.file.getvalue().splitlines()
+    assert len(lines) == 1 + len(index.wheels) and max(map(len, lines)) <= 80
+    assert sum(line.rstrip().endswith(f"  3.0.0.post1+{local}") for line in lines) == 2
 
 
 def test_check_says_ok_or_damaged(cli: Cli, hub: Hub) -> None:
@@ -152,11 +174,24 @@ def test_a_dry_run_writes_nothing_and_says_so(cli: Cli, hub: Hub, newer_wheel: P
     hub.layout.lock.unlink()
     hub.layout.lock.mkdir()  # as good as a folder without leave to write, for root too: nobody can lock it
     assert cli("prune", "--keep", "1", "--dry-run").endswith("generation 2; nothing was changed\n")
+    shown = cli("rollback", "--dry-run")
+    assert shown.startswith("would go back to generation 1 of ") and shown.endswith("\nnothing was changed\n")
+    assert newer_wheel.name not in shown and "no generation 7 to go back to" in cli(
+        "rollback", "--dry-run", "--to", "7", code=30
+    )
     assert cli("gc", "--keep", "1", "--dry-run").startswith("would remove ")
     assert "Is a directory" in cli("gc", "--keep", "1", code=18)
     hub.layout.lock.rmdir()
     assert hub.index() == before
     assert "would remove" not in cli("prune", "--keep", "1")
+
+
+def test_rollback_says_what_a_damaged_hub_would_go_back_to(cli: Cli, hub: Hub, newer_wheel: Path) -> None:
+    cli("publish", str(newer_wheel))
+    hub.layout.generation(2).write_bytes(b"{")
+    assert cli("rollback", "--dry-run").startswith("would go back to generation 1 of ")
+    assert hub.generation() == 2, "nothing was changed"
+    assert cli("rollback").startswith("generation 1 holds what was in the earlier one: 3 wheels\n  flash_attn3_sm121-")
 
 
 def test_export_says_where(cli: Cli, tmp_path: Path) -> None:

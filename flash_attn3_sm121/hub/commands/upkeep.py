@@ -80,11 +80,20 @@ def configure_rollback(parser: argparse.ArgumentParser) -> None:
     add_hub_option(parser)
     add_key_options(parser)
     parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before the current)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would come back")
 
 
 def rollback(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import rollback as roll_back
+    from flash_attn3_sm121.hub.maintain import rollback_target
 
-    index = roll_back(open_hub(args), args.to, key=signing_key(args), unsigned=args.unsigned)
-    text = f"generation {index.generation} holds what was in the earlier one: {len(index.wheels)} wheels"
-    return report(args, {"generation": index.generation}, text)
+    hub = open_hub(args)
+    if args.dry_run:
+        index = rollback_target(hub, args.to)
+        text = f"would go back to generation {index.generation} of {index.created}"
+    else:
+        index = roll_back(hub, args.to, key=signing_key(args), unsigned=args.unsigned)
+        text = f"generation {index.generation} holds what was in the earlier one"
+    value = {"generation": index.generation, "dry_run": args.dry_run, "wheels": sorted(index.wheels)}
+    after = ["nothing was changed"] if args.dry_run else []
+    return report(args, value, f"{text}: {len(index.wheels)} wheels", *(f"  {w}" for w in sorted(index.wheels)), *after)
