@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from types import FrameType
 
-from flash_attn3_sm121.commandline import Program
+from flash_attn3_sm121.commandline import Program, end_in_order
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,14 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """A polite kill ends a build as Ctrl-C does: compilers are stopped, nothing half-made stays."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+    end_in_order()  # compilers are stopped, too
     program = Program(
         name="python -m ci", short="ci", about="Build FlashAttention-3 wheels from pinned sources.", commands=COMMANDS
     )

@@ -14,11 +14,14 @@ import importlib.metadata
 import itertools
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
@@ -26,14 +29,16 @@ from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError
 
 INTERRUPTED = 130
+TERMINATED = 143
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
 # Exit codes that no error class has.
 OTHER_CODES = {
     0: "Done.",
     1: "`doctor` found a fault.",
     127: "The command given to `run` does not exist; otherwise `run` ends with that command's own exit code.",
-    INTERRUPTED: "Interrupted by Ctrl-C or SIGTERM.",
+    INTERRUPTED: "Interrupted by Ctrl-C.",
     READER_GONE: "Whoever read the output has gone, as `head` does.",
+    TERMINATED: "Ended by SIGTERM.",
 }
 
 
@@ -63,9 +68,9 @@ class Program:
             return self._say(error)
         except OSError as error:
             return self._say(as_error(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             Narrator().note(f"{self.short}: interrupted")
-            return INTERRUPTED
+            return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
     def _say(self, error: FlashAttn3Error) -> int:
         Narrator().note(f"{self.short}: error: {error}", style="red")
@@ -145,6 +150,20 @@ class Paragraphs(argparse.HelpFormatter):
             paragraph = list(group)
             lines += textwrap.wrap(" ".join(paragraph), width) if prose else paragraph
         return "\n".join(indent + line for line in lines)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, for commands that have called `end_in_order`."""
+
+
+def end_in_order() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, by an exception: what is half-made is taken away."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def as_error(error: OSError) -> FlashAttn3Error:

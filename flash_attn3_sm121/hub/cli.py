@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from flash_attn3_sm121.commandline import end_in_order
 from flash_attn3_sm121.errors import MissingPackageError
 
 _COMMANDS = "flash_attn3_sm121.hub.commands"
@@ -44,6 +45,7 @@ def configure_hub(parser: argparse.ArgumentParser) -> None:
 
 
 def do_hub(args: argparse.Namespace) -> int:
+    end_in_order()
     try:
         return int(args.hub_action(args))
     except ModuleNotFoundError as error:

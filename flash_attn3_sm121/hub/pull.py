@@ -7,6 +7,7 @@ over any transport, checks the signature of its generation and the hash of every
 from __future__ import annotations
 
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -129,10 +130,12 @@ def _fetch(txn: Transaction, remote: Remote, index: Index) -> list[FileEntry]:
 def _all(txn: Transaction, remote: Remote, wanted: dict[FileEntry, str]) -> list[FileEntry]:
     missing = {e: path for e, path in wanted.items() if not os.path.lexists(txn.hub.layout.object(e.sha256))}
 
+    stopped = threading.Event()
+
     def one(item: tuple[FileEntry, str]) -> FileEntry:
         entry, path = item
         with remote.open(path) as answer:
-            found = txn.add_stream(answer)
+            found = txn.add_stream(answer, stopped)
         if found != entry:
             raise IntegrityError(
                 f"{remote.url}/{path}: expected sha256 {entry.sha256} ({entry.size} bytes), found {found.sha256}"
@@ -140,4 +143,8 @@ def _all(txn: Transaction, remote: Remote, wanted: dict[FileEntry, str]) -> list
         return entry
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(one, missing.items()))
+        try:
+            return list(pool.map(one, missing.items()))
+        except BaseException:
+            stopped.set()  # the pool waits for its threads: nobody should wait for large files that are not wanted now
+            raise

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -188,14 +189,17 @@ class Hub:
     def recover(self) -> int:
         """Set CURRENT to the newest generation that can be read: for a CURRENT that is lost or names a damaged one."""
         with self._locked(_to_stderr):
-            for number in reversed(self.generations()):
-                try:
-                    self.read_generation(number)
-                except IntegrityError as error:
-                    _to_stderr(f"passed over: {error.args[0]}")
-                    continue
-                self._write(self.layout.current, f"{number}\n".encode())
-                return number
+            number = self.newest_readable().generation
+            self._write(self.layout.current, f"{number}\n".encode())
+            return number
+
+    def newest_readable(self) -> Index:
+        """The newest generation that can be read, whatever CURRENT says."""
+        for number in reversed(self.generations()):
+            try:
+                return self.read_generation(number).index
+            except IntegrityError as error:
+                _to_stderr(f"passed over: {error.args[0]}")
         raise IntegrityError(f"{self.layout.root}: no generation can be read", hint="publish again into a new folder")
 
     # Writing
@@ -282,13 +286,18 @@ class Transaction:
         with source.open("rb") as reader:
             return self.add_stream(reader)
 
-    def add_stream(self, reader: IO[bytes]) -> FileEntry:
-        """Store what is left in a stream. Its hash is taken of the bytes that are written."""
+    def add_stream(self, reader: IO[bytes], stopped: threading.Event | None = None) -> FileEntry:
+        """Store what is left in a stream. Its hash is taken of the bytes that are written.
+
+        `stopped` is for threads: once it is set, HubError is raised and nothing is kept.
+        """
         new = self.hub.layout.tmp / uuid.uuid4().hex
         digest, size = hashlib.sha256(), 0
         try:
             with new.open("wb") as writer:
                 while chunk := reader.read(CHUNK):
+                    if stopped is not None and stopped.is_set():
+                        raise HubError("stopped before the end of a file")
                     digest.update(chunk)
                     size += writer.write(chunk)
             entry = FileEntry(sha256=digest.hexdigest(), size=size)
@@ -363,7 +372,7 @@ class Rehearsal(Transaction):
         self._files[sha256] = source
         return FileEntry(sha256=sha256, size=size)
 
-    def add_stream(self, reader: IO[bytes]) -> FileEntry:
+    def add_stream(self, reader: IO[bytes], stopped: threading.Event | None = None) -> FileEntry:
         sha256, size = hash_stream(reader)
         return FileEntry(sha256=sha256, size=size)
 

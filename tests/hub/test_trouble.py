@@ -6,6 +6,7 @@ import dataclasses
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,33 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_hub_as_it_was(hub: Hub, tmp_pa
     report = check(hub)
     assert report.ok and report.generation == 1
     assert main(["hub", "gc", "--hub", str(hub.layout.root)]) == 0 and check(hub).orphans == 0
+
+
+# Publishes, and sends itself a signal when the first object is written and about to get its name.
+STOPPED = """
+import os, signal, sys
+from flash_attn3_sm121.cli import main
+number, folder, *words = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def hook(event, args):
+    if event == "os.chmod" and str(args[0]).startswith(folder):
+        assert os.path.getsize(args[0]) > 2_000_000
+        os.kill(os.getpid(), int(number))
+sys.addaudithook(hook)
+sys.exit(main(words))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_publish_that_is_told_to_stop_leaves_nothing(hub: Hub, tmp_path: Path, number: signal.Signals) -> None:
+    wheel = write_wheel(tmp_path / "big", version="3.1.0", library=os.urandom(2_000_000))
+    words = ["hub", "publish", str(wheel), "--hub", str(hub.layout.root)]
+    done = call(str(int(number)), str(hub.layout.tmp), *words, code=STOPPED)
+    assert (done.returncode, done.stderr) == (128 + number, "flash-attn3: interrupted\n")
+    assert not list(hub.layout.tmp.iterdir()), "half an object stays"
+    report = check(hub)
+    assert report.ok and report.generation == 1 and report.orphans == 0
+    assert main(words) == 0, "nobody holds the lock"
 
 
 def test_output_that_cannot_be_written_is_a_sentence(hub: Hub) -> None:

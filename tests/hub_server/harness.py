@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from flash_attn3_sm121.hub.generation import commit
-from flash_attn3_sm121.hub.index import Repo, Revision
+from flash_attn3_sm121.hub.index import FileEntry, Manifest, Repo, Revision
 from flash_attn3_sm121.hub.publish import judge, publish
 from flash_attn3_sm121.hub.sign import SigningKey
 from flash_attn3_sm121.hub.site.nginx import nginx_conf
@@ -223,16 +223,15 @@ def behind_nginx(root: Path, folder: Path, *, workers: int = 1) -> Iterator[Serv
 def add_repo(
     hub: Hub,
     name: str,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | FileEntry],
     *,
     refs: Iterable[str] = ("main", "v1"),
     key: SigningKey | None = None,
 ) -> str:
-    """A kernel repository of any content; its revision."""
-    from flash_attn3_sm121.hub.index import Manifest
-
+    """A kernel repository of any content, or of objects that are there; its revision."""
     with hub.transaction(key) as txn:
-        entries = {path: txn.add_bytes(data) for path, data in {"README.md": b"# Test\n", **files}.items()}
+        contents = {"README.md": b"# Test\n", **files}
+        entries = {path: txn.add_bytes(data) if isinstance(data, bytes) else data for path, data in contents.items()}
         manifest = Manifest(flavour="fa3", version="1.0", files=entries)
         stored = txn.add_bytes(manifest.to_bytes())
         revision = Revision(manifest=stored.sha256, version="1.0", created="2026-01-01T00:00:00Z", added=1, wheels=())

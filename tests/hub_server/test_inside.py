@@ -39,9 +39,9 @@ def test_many_clients_hash_once(stored: tuple[Hub, FileEntry], monkeypatch: pyte
     hashed: list[Path] = []
     true = files.hash_file
 
-    def counting(path: Path) -> tuple[str, int]:
+    async def counting(path: Path) -> tuple[str, int]:
         hashed.append(path)
-        return true(path)
+        return await true(path)
 
     monkeypatch.setattr(files, "hash_file", counting)
 
@@ -60,8 +60,8 @@ def test_a_file_that_changes_while_it_is_hashed(stored: tuple[Hub, FileEntry], m
     hub, entry = stored
     true = files.hash_file
 
-    def meddling(path: Path) -> tuple[str, int]:
-        found = true(path)
+    async def meddling(path: Path) -> tuple[str, int]:
+        found = await true(path)
         path.chmod(0o644)
         with path.open("r+b") as stream:
             stream.write(b"evil")

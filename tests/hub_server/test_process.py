@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from flash_attn3_sm121.errors import ServeError, UsageError
+from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import COMMAND, INIT, REPO, Server, add_repo, environ, running, until
 
@@ -59,6 +60,7 @@ def test_a_port_in_use_is_said(small: Path) -> None:
         (["--host", "no such host", "--insecure", "--port", "0"], ServeError.exit_code, "cannot listen"),
         (["--tls-cert", "nothing.pem", "--port", "0"], ServeError.exit_code, "--tls-cert nothing.pem"),
         (["--token-file", "nothing"], UsageError.exit_code, "--token-file"),
+        (["--workers", "2"], UsageError.exit_code, "this option is gone: one process serves all clients now"),
     ],
 )
 def test_what_cannot_be_served_is_said(small: Path, arguments: list[str], code: int, text: str) -> None:
@@ -95,6 +97,32 @@ def test_a_stalled_download_does_not_hold_the_server(small: Path) -> None:
         assert server.stop() == 0
         with contextlib.suppress(ConnectionResetError):
             assert 1 + sum(map(len, iter(lambda: sock.recv(1 << 20), b""))) < SIZE, "it was cut off, not waited for"
+
+
+def test_a_file_that_is_being_hashed_does_not_hold_the_server(tmp_path: Path) -> None:
+    """A terabyte, all of it a hole: to hash it takes longer than any test may."""
+    hub, entry = Hub.create(tmp_path / "hub"), FileEntry(sha256="0" * 64, size=1 << 40)
+    path = hub.layout.object(entry.sha256)
+    path.parent.mkdir()
+    with path.open("wb") as stream:
+        stream.truncate(entry.size)
+    add_repo(hub, REPO, {INIT: entry})
+    with running(hub.layout.root) as server, socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(f"GET /{REPO}/resolve/main/{INIT} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        until(lambda: str(path) in opened(server), "the server to hash it")
+        assert server.stop() == 0
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+    assert "Traceback" not in server.log
+
+
+def opened(server: Server) -> set[str]:
+    """The files that the server has open."""
+    found = set()
+    for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed just now
+            found.add(str(link.readlink()))
+    return found
 
 
 def test_the_token_over_the_wire(small: Path, tmp_path: Path) -> None:

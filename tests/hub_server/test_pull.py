@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flash_attn3_sm121.errors import HubError, IntegrityError, UsageError
+from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.maintain import check, sign
-from flash_attn3_sm121.hub.pull import Remote, pull
+from flash_attn3_sm121.hub.pull import Remote, _all, pull
 from flash_attn3_sm121.hub.sign import SigningKey, TrustedKeys
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import INIT, REPO, add_repo, behind_nginx, needs_nginx, running
@@ -50,6 +54,35 @@ def test_a_copy_is_the_same_to_the_byte(origin: Hub, key: SigningKey, tmp_path: 
     copy = Hub.open(root)
     assert copy.index() == origin.index() and check(copy, keys).ok
     assert (copy.layout.root / "www" / REPO / "resolve/main" / INIT).read_bytes() == b"print('newer')\n"
+
+
+class Endless:
+    """A file without an end."""
+
+    begun = threading.Event()
+
+    def read(self, size: int) -> bytes:
+        self.begun.set()
+        return b"x"
+
+
+class Interrupted(Remote):
+    """Ctrl-C comes while another file is on its way."""
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Any]:
+        if path == "first":
+            assert Endless.begun.wait(60)
+            raise KeyboardInterrupt
+        yield Endless()
+
+
+def test_a_pull_that_is_interrupted_does_not_wait_for_files(tmp_path: Path) -> None:
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    wanted = {FileEntry(sha256=digit * 64, size=1): name for digit, name in (("0", "first"), ("1", "second"))}
+    with hub.transaction() as txn, pytest.raises(KeyboardInterrupt):
+        _all(txn, Interrupted(url="http://h"), wanted)
+    assert not list(hub.layout.tmp.iterdir())
 
 
 @needs_nginx

@@ -10,6 +10,7 @@ import ssl
 import sys
 import webbrowser
 from pathlib import Path
+from typing import NoReturn
 
 from flash_attn3_sm121.errors import ServeError
 from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root
@@ -49,7 +50,14 @@ def configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve https with this certificate chain")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key (PKCS #8), if in another file")
     parser.add_argument("--access-log", action="store_true", help="a line on stderr for each request")
+    parser.add_argument("--workers", type=no_workers, help=argparse.SUPPRESS)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+
+
+def no_workers(_: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(
+        "this option is gone: one process serves all clients now; nginx can use more (flash-attn3 hub nginx)"
+    )
 
 
 def to_config(args: argparse.Namespace) -> ServeConfig:

@@ -7,6 +7,7 @@ times) stays the same, which is looked at whenever bytes are read from it. Condi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import stat
@@ -15,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flash_attn3_sm121.errors import IntegrityError
-from flash_attn3_sm121.files import hash_file
 from flash_attn3_sm121.hub.index import FileEntry
 from flash_attn3_sm121.hub.layout import HubLayout
 
 MOST_REMEMBERED = 1 << 16
+PIECE = 4 << 20
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})-(\d{0,18})\s*")
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 
@@ -33,6 +34,21 @@ class GoneError(IntegrityError):
 def identity(info: os.stat_result) -> Identity:
     """What tells a file from another one of its name, and from itself before somebody wrote to it."""
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+async def hash_file(path: Path) -> tuple[str, int]:
+    """sha256 and size of a file. Between its pieces it can be cancelled: a server that stops waits for no large one."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+
+        def piece() -> int:
+            chunk = stream.read(PIECE)
+            digest.update(chunk)
+            return len(chunk)
+
+        while count := await asyncio.to_thread(piece):
+            size += count
+    return digest.hexdigest(), size
 
 
 @dataclass(kw_only=True)
@@ -53,8 +69,7 @@ class Files:
         async with lock:  # hash once, however many clients wait for it
             if self._good.get(entry.sha256) != found:
                 self._good.pop(entry.sha256, None)
-                hashed = await asyncio.get_running_loop().run_in_executor(None, hash_file, path)
-                if hashed != (entry.sha256, entry.size) or self._look(path, entry) != found:
+                if await hash_file(path) != (entry.sha256, entry.size) or self._look(path, entry) != found:
                     raise IntegrityError(f"object {entry.sha256} was tampered with; it is not served")
                 self._good[entry.sha256] = found
                 if len(self._good) > MOST_REMEMBERED:
