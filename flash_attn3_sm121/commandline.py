@@ -148,7 +148,7 @@ class Paragraphs(argparse.HelpFormatter):
         lines: list[str] = []
         for prose, group in itertools.groupby(text.splitlines(), lambda line: line[:1].strip() != ""):
             paragraph = list(group)
-            lines += textwrap.wrap(" ".join(paragraph), width) if prose else paragraph
+            lines += textwrap.wrap(" ".join(paragraph), width, break_on_hyphens=False) if prose else paragraph
         return "\n".join(indent + line for line in lines)
 
 

@@ -12,21 +12,29 @@ _COMMANDS = "flash_attn3_sm121.hub.commands"
 # name -> (module, its function, what `--help` says); `configure_<name>` beside the function makes the options
 ACTIONS: dict[str, tuple[str, str, str]] = {
     "publish": (f"{_COMMANDS}.publishing", "publish", "put verified wheels into the hub, for pip and for get_kernel"),
-    "list": (f"{_COMMANDS}.inspection", "list_all", "the wheels and the kernel repositories of the hub"),
-    "show": (f"{_COMMANDS}.inspection", "show", "one repository or one wheel in full"),
-    "check": (f"{_COMMANDS}.inspection", "check", "hash everything again (and check the signature, with trusted keys)"),
+    "list": (f"{_COMMANDS}.inspection", "list_all", "list the wheels and the kernel repositories of the hub"),
+    "show": (f"{_COMMANDS}.inspection", "show", "show one repository or one wheel in full"),
+    "check": (f"{_COMMANDS}.inspection", "check", "hash every file again and, with trusted keys, check the signature"),
     "remove": (f"{_COMMANDS}.upkeep", "remove", "take out wheels, repositories or revisions"),
     "prune": (f"{_COMMANDS}.upkeep", "prune", "take out all but the newest releases"),
-    "rollback": (f"{_COMMANDS}.upkeep", "rollback", "publish an earlier generation again; mends a damaged CURRENT"),
-    "gc": (f"{_COMMANDS}.upkeep", "gc", "delete what no generation needs any more"),
-    "env": (f"{_COMMANDS}.transport", "env", "the LOCAL_KERNELS line for clients on this machine"),
-    "seed": (f"{_COMMANDS}.transport", "seed", "fill a Hugging Face cache, for HF_HUB_OFFLINE=1"),
+    "rollback": (
+        f"{_COMMANDS}.upkeep",
+        "rollback",
+        "go back to an earlier generation; also mends a hub whose last one is damaged",
+    ),
+    "gc": (f"{_COMMANDS}.upkeep", "gc", "delete old generations, and the files that only they need"),
+    "env": (f"{_COMMANDS}.transport", "env", "print the LOCAL_KERNELS line for `kernels` clients on this machine"),
+    "seed": (f"{_COMMANDS}.transport", "seed", "fill a Hugging Face cache, for clients with HF_HUB_OFFLINE=1"),
     "export": (f"{_COMMANDS}.transport", "export", "write the hub as plain files for nginx, an object store or a CDN"),
-    "pull": (f"{_COMMANDS}.transport", "pull", "a verified copy of a hub that is served elsewhere"),
-    "serve": ("flash_attn3_sm121.hub.server.cli", "serve", "serve the hub: a kernel hub, a package index, a page"),
+    "pull": (f"{_COMMANDS}.transport", "pull", "make or renew a verified copy of a hub that is served elsewhere"),
+    "serve": (
+        "flash_attn3_sm121.hub.server.cli",
+        "serve",
+        "serve the hub over HTTP: kernels, an index for pip, pages for people",
+    ),
     "nginx": ("flash_attn3_sm121.hub.server.cli", "nginx", "print the nginx configuration that serves this hub"),
-    "keygen": (f"{_COMMANDS}.publishing", "keygen", "make a key to sign with"),
-    "sign": (f"{_COMMANDS}.publishing", "sign", "sign what is in the hub"),
+    "keygen": (f"{_COMMANDS}.publishing", "keygen", "make a pair of keys to sign with"),
+    "sign": (f"{_COMMANDS}.publishing", "sign", "sign what the hub holds, as a new generation"),
 }
 # What the extra `[hub]` brings; without it a command that needs one says so.
 EXTRA = frozenset({"aiohttp", "cryptography", "huggingface_hub", "jinja2", "markdown_it", "packaging", "uvloop"})
@@ -34,7 +42,8 @@ EXTRA = frozenset({"aiohttp", "cryptography", "huggingface_hub", "jinja2", "mark
 
 def configure_hub(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "The hub folder is --hub, else $FLASH_ATTN3_HUB, else flash-attn3-sm121/hub in the user's data folder."
+        "The hub folder is --hub, else $FLASH_ATTN3_HUB, else ~/.local/share/flash-attn3-sm121/hub (in $XDG_DATA_HOME "
+        "where that is set). Each change of a hub makes a new generation of it, whole or not at all."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (module, function, text) in ACTIONS.items():

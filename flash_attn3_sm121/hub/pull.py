@@ -61,7 +61,8 @@ class Remote:
             hint = "set FLASH_ATTN3_HUB_TOKEN to its token" if error.code == 401 else None
             raise HubError(f"{self.url}/{path}: {error.code} {error.reason}", hint=hint) from error
         except urllib.error.URLError as error:
-            raise HubError(f"{self.url} cannot be reached: {error.reason}") from error
+            hint = f"does a hub serve there? curl {self.url.rstrip('/')}/healthz"
+            raise HubError(f"{self.url} cannot be reached: {error.reason}", hint=hint) from error
 
     def read(self, path: str) -> bytes:
         with self.open(path) as answer:

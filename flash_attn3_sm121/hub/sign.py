@@ -53,6 +53,7 @@ class SigningKey:
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             raise HubError(f"{path} exists already", hint="name another file; a key is never overwritten") from error

@@ -151,11 +151,12 @@ def test_seed_fills_a_cache_of_the_right_layout(cli: Cli, tmp_path: Path, hub: H
 
 def test_keys_and_signatures(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
-    text = cli("keygen", str(tmp_path / "key"))
+    text = cli("keygen", str(tmp_path / "config" / "key"))
+    assert [path.stat().st_mode & 0o077 for path in (tmp_path / "config", tmp_path / "config" / "key")] == [0, 0]
     public = text.rpartition("FLASH_ATTN3_TRUSTED_KEYS=")[2].strip()
     assert "not signed" in cli("check", "--keys", public, code=31)
-    assert cli("sign", "--key", str(tmp_path / "key")).startswith("generation 2 is signed by the key")
-    assert "signature checked" in cli("check", "--keys", str(tmp_path / "key.pub"))
+    assert cli("sign", "--key", str(tmp_path / "config" / "key")).startswith("generation 2 is signed by the key")
+    assert "signature checked" in cli("check", "--keys", str(tmp_path / "config" / "key.pub"))
     assert "no key to sign with" in cli("sign", code=2)
 
 
@@ -183,7 +184,9 @@ def test_a_dry_run_writes_nothing_and_says_so(cli: Cli, hub: Hub, newer_wheel: P
     assert "Is a directory" in cli("gc", "--keep", "1", code=18)
     hub.layout.lock.rmdir()
     assert hub.index() == before
-    assert "would remove" not in cli("prune", "--keep", "1")
+    assert cli("prune", "--keep", "2") == "generation 2; nothing was changed\n"
+    assert "removed wheel" in (pruned := cli("prune", "--keep", "1")) and "gc --keep 1" in pruned
+    assert cli("rollback").startswith("generation 4 holds") and newer_wheel.name in cli("list", "--names")
 
 
 def test_rollback_says_what_a_damaged_hub_would_go_back_to(cli: Cli, hub: Hub, newer_wheel: Path) -> None:

@@ -11,7 +11,7 @@ from flash_attn3_sm121.console import Block, Table, Verbatim, format_bytes
 from flash_attn3_sm121.console import show as show_blocks
 from flash_attn3_sm121.errors import HubError, IntegrityError
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, open_hub, print_json, report, trusted_keys
+from flash_attn3_sm121.hub.commands.options import add_hub_option, counted, open_hub, print_json, report, trusted_keys
 from flash_attn3_sm121.hub.index import Index
 from flash_attn3_sm121.hub.store import Hub
 from flash_attn3_sm121.hub.variants import INFO_FILE, Variant
@@ -34,7 +34,7 @@ def list_all(args: argparse.Namespace) -> int:
         return 0
     dated = f" of {index.created}" if index.created else ""
     state = f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}"
-    wheels = wheel_table(index) if index.wheels else "  no wheels yet; flash-attn3 hub publish WHEEL..."
+    wheels = wheel_table(index) if index.wheels else "  no wheels; flash-attn3 hub publish WHEEL..."
     show_blocks([str(hub.layout.root), state, "", wheels])
     if index.repos:
         show_blocks(["", repo_table(index)])
@@ -66,7 +66,7 @@ def _ref_order(ref: str) -> tuple[bool, bool, str]:
 
 
 def configure_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="ORG/NAME[@REVISION] or WHEEL")
+    parser.add_argument("name", metavar="NAME", help="ORG/NAME, ORG/NAME@REVISION or a wheel's file name")
     add_hub_option(parser)
     parser.add_argument("--files", action="store_true", help="list every file with its size and sha256")
 
@@ -127,7 +127,9 @@ def _revision(hub: Hub, found: Resolved) -> None:
 def configure_check(parser: argparse.ArgumentParser) -> None:
     add_hub_option(parser)
     parser.add_argument(
-        "--keys", metavar="KEYS", help="demand a signature by one of these keys (default: $FLASH_ATTN3_TRUSTED_KEYS)"
+        "--keys",
+        metavar="KEYS",
+        help="public keys, or files of them: one must have signed (default: $FLASH_ATTN3_TRUSTED_KEYS)",
     )
 
 
@@ -140,10 +142,11 @@ def check(args: argparse.Namespace) -> int:
         print(f"  {finding}", file=sys.stderr)
     lines = [
         f"{'ok' if found.ok else 'DAMAGED'}: generation {found.generation} of {hub.layout.root}: "
-        f"{found.wheels} wheels, {found.revisions} revisions, {found.objects} objects "
+        f"{counted(found.wheels, 'wheel')}, {counted(found.revisions, 'revision')}, {counted(found.objects, 'object')} "
         f"({format_bytes(found.size)}) hashed{', signature checked' if found.signed else ''}"
     ]
     if found.orphans:
-        lines.append(f"  {found.orphans} objects are not needed by this generation: flash-attn3 hub gc")
+        more = counted(found.orphans, "more object")
+        lines.append(f"  {more} for earlier generations, or for none: flash-attn3 hub gc --dry-run")
     report(args, {"hub": str(hub.layout.root), "ok": found.ok, **dataclasses.asdict(found)}, *lines)
     return 0 if found.ok else IntegrityError.exit_code

@@ -15,10 +15,10 @@ from flash_attn3_sm121.hub.store import Hub
 
 def add_hub_option(parser: argparse.ArgumentParser, *, json_too: bool = True) -> None:
     parser.add_argument(
-        "--hub", type=Path, metavar="DIR", help="the hub folder (default: $FLASH_ATTN3_HUB or your own)"
+        "--hub", type=Path, metavar="DIR", help="the hub folder (default: see `flash-attn3 hub --help`)"
     )
     if json_too:
-        parser.add_argument("--json", action="store_true", help="for programs")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_key_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_key_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sign", type=Path, metavar="KEY", help=f"sign with this private key (default: ${SIGNING_ENV})"
     )
-    parser.add_argument("--unsigned", action="store_true", help="make an unsigned generation of a signed hub")
+    parser.add_argument("--unsigned", action="store_true", help="do not sign, although the hub is signed")
 
 
 def trusted_keys(args: argparse.Namespace) -> TrustedKeys | None:
@@ -48,6 +48,11 @@ def signing_key(args: argparse.Namespace) -> SigningKey | None:
         return None
     wanted = args.sign or (Path(os.environ[SIGNING_ENV]) if os.environ.get(SIGNING_ENV) else None)
     return SigningKey.load(wanted) if wanted else None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 wheel`, `2 wheels`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(value: Any) -> None:

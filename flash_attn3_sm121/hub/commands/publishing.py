@@ -37,7 +37,7 @@ EPILOG = """examples:
 
 def configure_publish(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
+    parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL", help="a wheel that `make wheel` built")
     add_hub_option(parser)
     parser.add_argument(
         "--repo",
@@ -47,13 +47,15 @@ def configure_publish(parser: argparse.ArgumentParser) -> None:
         help="publish under this name as well (flavours: fa3, vllm, sgl)",
     )
     parser.add_argument(
-        "--allow-unverified", action="store_true", help="take a wheel whose verify report is not a pass"
+        "--allow-unverified", action="store_true", help="take a wheel that was not verified, or did not pass"
     )
     add_key_options(parser)
     parser.add_argument(
-        "--to", metavar="ORG", help="say what would be uploaded to this organisation on the Hugging Face hub"
+        "--to",
+        metavar="ORG",
+        help="only list what would be uploaded to this organisation on the Hugging Face hub",
     )
-    parser.add_argument("--yes", action="store_true", help="with --to: publish here, and upload")
+    parser.add_argument("--yes", action="store_true", help="with --to: publish to the hub folder, then upload")
 
 
 def publish(args: argparse.Namespace) -> int:
@@ -100,7 +102,9 @@ def _summary(hub: Hub, done: Published, seconds: float, *, signed_by: str) -> It
 
 def configure_sign(parser: argparse.ArgumentParser) -> None:
     add_hub_option(parser)
-    parser.add_argument("--key", dest="sign", type=Path, metavar="FILE", help=f"the key (default: ${SIGNING_ENV})")
+    parser.add_argument(
+        "--key", dest="sign", type=Path, metavar="FILE", help=f"the private key (default: ${SIGNING_ENV})"
+    )
 
 
 def sign(args: argparse.Namespace) -> int:

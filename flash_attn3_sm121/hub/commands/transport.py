@@ -12,7 +12,7 @@ from pathlib import Path
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import HubError
 from flash_attn3_sm121.hub.checkout import checkout, resolve
-from flash_attn3_sm121.hub.commands.options import add_hub_option, hub_root, open_hub, report, trusted_keys
+from flash_attn3_sm121.hub.commands.options import add_hub_option, counted, hub_root, open_hub, report, trusted_keys
 from flash_attn3_sm121.hub.trust import trusted
 
 ENV_COVERS = (
@@ -26,7 +26,9 @@ def configure_env(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Use it as: eval "$(flash-attn3 hub env)"'
     parser.add_argument("repos", nargs="*", metavar="ORG/NAME", help="default: every repository of the hub")
     add_hub_option(parser)
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="where the checkouts go (default: the user's cache)")
+    parser.add_argument(
+        "--dir", type=Path, metavar="DIR", help="where the kernels are written (default: the user's cache)"
+    )
 
 
 def env(args: argparse.Namespace) -> int:
@@ -49,7 +51,9 @@ def env(args: argparse.Namespace) -> int:
 def configure_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repos", nargs="*", metavar="ORG/NAME", help="default: every repository of the hub")
     add_hub_option(parser)
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="default: $HF_HUB_CACHE, $HF_HOME/hub, or the user's")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="the cache (default: $HF_HUB_CACHE, $HF_HOME/hub or the user's)"
+    )
 
 
 def seed(args: argparse.Namespace) -> int:
@@ -72,7 +76,10 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="DIR", help="a new or empty folder, or an earlier export")
     add_hub_option(parser)
     parser.add_argument(
-        "--listen", default="127.0.0.1:8080", metavar="ADDRESS", help="for nginx.conf (default: %(default)s)"
+        "--listen",
+        default="127.0.0.1:8080",
+        metavar="ADDRESS",
+        help="where nginx listens, for nginx.conf (default: %(default)s)",
     )
 
 
@@ -82,17 +89,21 @@ def export(args: argparse.Namespace) -> int:
     done = export_hub(open_hub(args), args.target, listen=args.listen)
     return report(
         args, dataclasses.asdict(done),
-        f"exported to {done.target}: {done.files} files, {format_bytes(done.size)} of content "
-        "(the rest are hard links)",
-        f"  generation {done.generation}: {done.wheels} wheels; repositories: {', '.join(done.repos) or 'none'}",
-        f"  nginx: include {Path(done.target) / 'nginx.conf'} inside http {{ }}",
+        f"exported to {done.target}: {counted(done.files, 'file')}, {format_bytes(done.size)} "
+        "(files of equal content lie there once)",
+        f"  generation {done.generation}: {counted(done.wheels, 'wheel')}; "
+        f"repositories: {', '.join(done.repos) or 'none'}",
+        f"  nginx: include {Path(done.target).absolute() / 'nginx.conf'} inside http {{ }}",
     )  # fmt: skip
 
 
 def configure_pull(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Only signed hubs can be pulled. FLASH_ATTN3_HUB_TOKEN is the token for one that wants it."
     parser.add_argument("url", metavar="URL", help="the address of `hub serve`, or of nginx over a hub")
     add_hub_option(parser)
-    parser.add_argument("--keys", metavar="KEYS", help="keys to trust (default: $FLASH_ATTN3_TRUSTED_KEYS)")
+    parser.add_argument(
+        "--keys", metavar="KEYS", help="public keys to trust, or files of them (default: $FLASH_ATTN3_TRUSTED_KEYS)"
+    )
 
 
 def pull(args: argparse.Namespace) -> int:
@@ -101,6 +112,6 @@ def pull(args: argparse.Namespace) -> int:
 
     remote = Remote(url=args.url, token=os.environ.get("FLASH_ATTN3_HUB_TOKEN"))
     done = pull_hub(hub_root(args), remote, trusted_keys(args))
-    what = f"pulled {done.files} files ({format_bytes(done.size)})" if done.changed else "nothing new"
+    what = f"pulled {counted(done.files, 'file')} ({format_bytes(done.size)})" if done.changed else "nothing new"
     text = f"{what}: generation {done.generation}, signed by {done.key}; next: flash-attn3 hub serve"
     return report(args, dataclasses.asdict(done), text)

@@ -7,12 +7,22 @@ import dataclasses
 
 from flash_attn3_sm121.console import format_bytes
 from flash_attn3_sm121.errors import UsageError
-from flash_attn3_sm121.hub.commands.options import add_hub_option, add_key_options, open_hub, report, signing_key
+from flash_attn3_sm121.hub.commands.options import (
+    add_hub_option,
+    add_key_options,
+    counted,
+    open_hub,
+    report,
+    signing_key,
+)
 from flash_attn3_sm121.hub.store import KEEP_GENERATIONS
+
+# What a removal leaves on the disk is what a rollback needs.
+SPACE = "`flash-attn3 hub gc --keep 1` gives the space back; until then `hub rollback` undoes this"
 
 
 def configure_remove(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="WHEEL | ORG/NAME | ORG/NAME@REVISION")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a wheel's file name, ORG/NAME or ORG/NAME@REVISION")
     add_hub_option(parser)
     add_key_options(parser)
 
@@ -21,7 +31,7 @@ def remove(args: argparse.Namespace) -> int:
     from flash_attn3_sm121.hub.maintain import remove as remove_names
 
     index, done = remove_names(open_hub(args), args.names, key=signing_key(args), unsigned=args.unsigned)
-    next_step = f"generation {index.generation}; the space comes back with: flash-attn3 hub gc"
+    next_step = f"generation {index.generation}; {SPACE}"
     value = {"generation": index.generation, "removed": done}
     return report(args, value, *(f"removed {name}" for name in done), next_step)
 
@@ -33,7 +43,7 @@ def configure_gc(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=KEEP_GENERATIONS,
         metavar="N",
-        help="generations to keep, the current one included (default: %(default)s)",
+        help="how many generations stay, the current one included (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
 
@@ -45,8 +55,9 @@ def gc(args: argparse.Namespace) -> int:
         raise UsageError(f"--keep {args.keep}: expected at least 1, the current generation")
     done = collect(open_hub(args), keep=args.keep, dry_run=args.dry_run)
     text = (
-        f"{'would remove' if args.dry_run else 'removed'} {done.objects} objects ({format_bytes(done.size)}), "
-        f"{done.generations} generations, {done.unfinished} unfinished writes"
+        f"{'would remove' if args.dry_run else 'removed'} {counted(done.objects, 'object')} "
+        f"({format_bytes(done.size)}), {counted(done.generations, 'generation')}, "
+        f"{counted(done.unfinished, 'unfinished write')}"
     )
     return report(args, {"dry_run": args.dry_run, **dataclasses.asdict(done)}, text)
 
@@ -54,7 +65,7 @@ def gc(args: argparse.Namespace) -> int:
 def configure_prune(parser: argparse.ArgumentParser) -> None:
     add_hub_option(parser)
     add_key_options(parser)
-    parser.add_argument("--keep", type=int, required=True, metavar="N", help="releases to keep")
+    parser.add_argument("--keep", type=int, required=True, metavar="N", help="how many releases stay")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
@@ -71,7 +82,7 @@ def prune(args: argparse.Namespace) -> int:
     else:
         index, gone = prune_releases(hub, args.keep, key=signing_key(args), unsigned=args.unsigned)
     lines = [f"{'would remove' if args.dry_run else 'removed'} {name}" for name in gone]
-    after = "nothing was changed" if args.dry_run else "the space comes back with: flash-attn3 hub gc --keep 1"
+    after = "nothing was changed" if args.dry_run or not gone else SPACE
     value = {"generation": index.generation, "dry_run": args.dry_run, "removed": gone}
     return report(args, value, *lines, f"generation {index.generation}; {after}")
 
@@ -79,7 +90,9 @@ def prune(args: argparse.Namespace) -> int:
 def configure_rollback(parser: argparse.ArgumentParser) -> None:
     add_hub_option(parser)
     add_key_options(parser)
-    parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before the current)")
+    parser.add_argument(
+        "--to", type=int, metavar="N", help="the generation to go back to (default: the one before the current)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would come back")
 
 
@@ -96,4 +109,6 @@ def rollback(args: argparse.Namespace) -> int:
         text = f"generation {index.generation} holds what was in the earlier one"
     value = {"generation": index.generation, "dry_run": args.dry_run, "wheels": sorted(index.wheels)}
     after = ["nothing was changed"] if args.dry_run else []
-    return report(args, value, f"{text}: {len(index.wheels)} wheels", *(f"  {w}" for w in sorted(index.wheels)), *after)
+    return report(
+        args, value, f"{text}: {counted(len(index.wheels), 'wheel')}", *(f"  {w}" for w in sorted(index.wheels)), *after
+    )

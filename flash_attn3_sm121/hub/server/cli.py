@@ -32,20 +32,22 @@ def configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s, only this machine)"
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s; 0 takes any free port")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help="port to listen on (default: %(default)s; 0: any free one)"
+    )
     parser.add_argument(
         "--connections",
         type=int,
         metavar="N",
-        help="connections that are open at once (default: as many as the limit of open files allows)",
+        help="how many may be open at once (default: as many as the limit of open files allows)",
     )
     access = parser.add_mutually_exclusive_group()
     access.add_argument(
-        "--token", metavar="T", help=f"readers must carry it (others can see it in `ps`: prefer ${TOKEN_ENV})"
+        "--token", metavar="T", help=f"readers must send this token (`ps` shows it to others: prefer ${TOKEN_ENV})"
     )
-    access.add_argument("--token-file", type=Path, metavar="FILE", help="... taken from a file's first line")
+    access.add_argument("--token-file", type=Path, metavar="FILE", help="the same, from the first line of a file")
     parser.add_argument(
-        "--insecure", action="store_true", help="let everybody who reaches --host read, without a token"
+        "--insecure", action="store_true", help="no token, although other machines reach --host: all of them can read"
     )
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve https with this certificate chain")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key (PKCS #8), if in another file")
