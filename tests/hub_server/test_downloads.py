@@ -6,6 +6,7 @@ import array
 import fcntl
 import hashlib
 import http.client
+import re
 import shutil
 import socket
 import termios
@@ -132,8 +133,10 @@ def test_clients_that_go_away_cost_nothing(big: tuple[Hub, dict[str, str]]) -> N
 def test_a_thousand_idle_clients_beside_a_healthy_server(big: tuple[Hub, dict[str, str]]) -> None:
     """With 1,024 descriptors, 1,100 connections that say nothing: they are hung up on, and the others served."""
     hub, hashes = big
-    limit = ("prlimit", f"--nofile={1024}:{1024}")
+    limit = ("prlimit", "--nofile=128:1024")
     with running(hub.layout.root, through=limit) as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text(encoding="ascii")
+        assert re.search(r"^Max open files +1024 +1024 ", limits, re.MULTILINE), "raised to the hard limit"
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(1100)]
         lines = server.log.count("\n")
         assert server.ask("/healthz").status == 200
