@@ -1,8 +1,8 @@
 """`flash-attn3 override enable | disable | status`: the override for every Python of one virtual environment.
 
 Enabling writes one `.pth` file into site-packages, and into the wheel's RECORD, so that `pip uninstall` takes it away
-too. Its line costs an interpreter's start microseconds: it puts an object in front of the importers that waits for
-`import kernels`, and where the package is gone by then it does nothing.
+too. Its line costs the start of an interpreter less than a millisecond: it puts an object in front of the importers
+that waits for `import kernels`, and where the package is gone by then it does nothing.
 """
 
 from __future__ import annotations
