@@ -148,7 +148,7 @@ def test_the_full_profile_is_executed_in_both_types_with_every_way_to_hold_a_cac
     assert len({case.name for case in found}) == len(found)
     for dtype in ("bf16", "fp16"):
         mine = [case for case in found if case.dtype == dtype]
-        assert {"full", "causal", "local", "wide", "chunk", "causal chunk"} == {case.mask for case in mine}
+        assert {"full", "causal", "local", "wide", "chunk", "causal chunk", "own chunk"} == {case.mask for case in mine}
         for mode in ("cache", "append", "paged", "paged append"):
             assert {"", "leftpad", "picked"} == {case.cache for case in mine if case.mode == mode}
         assert {case.rotary for case in mine if case.cache == "leftpad"} == {"", "halves", "pairs"}

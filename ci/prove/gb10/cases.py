@@ -28,7 +28,7 @@ class Case:
     dtype: str
     dim: int
     dim_v: int = 0  # the head dim of V; 0: the same
-    mask: str = "full"  # full, causal, local, wide (a window of several tiles), chunk, causal chunk
+    mask: str = "full"  # full, causal, local, wide (a window of several tiles), chunk, causal chunk, own chunk
     mode: str = "dense"  # how K and V are given: dense, packed, used, cache, append, paged, paged whole, paged append
     splits: int = 1
     softcap: float = 0.0
@@ -140,7 +140,7 @@ def _forwards(chosen: Selection, kinds: _Kinds, turns: _Turns, times: int) -> It
             smaller = dim - 16 if turn % 2 else dim
             shown = mask
             if mask == "local" and chosen.has("chunk") and turn % 3 == 1:  # chunks are windows to the kernel
-                shown = ("chunk", "causal chunk")[turns.count // 8 % 2]
+                shown = ("chunk", "causal chunk", "chunk", "own chunk")[turns.count // 8 % 4]
             if mode in ("cache", "append", "paged", "paged append"):
                 more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             yield Case(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ci.prove.gb10.cases import Case
 from ci.prove.gb10.child import Gpu
-from ci.prove.gb10.reference import CHUNK, WINDOWS, Scores
+from ci.prove.gb10.reference import CHUNKS, WINDOWS, Scores
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STEEP = 40.0  # times a key: a row whose score of that key is hundreds above the others
@@ -157,8 +157,8 @@ def common(case: Case) -> dict[str, Any]:
         made["deterministic"] = True
     if "causal" in case.mask:
         made["is_causal"] = True
-    if "chunk" in case.mask:
-        made["attention_chunk"] = CHUNK
+    if case.mask in CHUNKS:
+        made["attention_chunk"] = CHUNKS[case.mask]
     elif case.mask in WINDOWS:
         made["window_size_left"], made["window_size_right"] = WINDOWS[case.mask]
     return made
@@ -196,16 +196,18 @@ def parts(case: Case) -> list[Case]:
     """The calls of a case: itself, or those of a sweep."""
     if not case.sweep:
         return [case]
-    # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound.
+    # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound. They
+    # take turns, as each second row has one score so high that it does not show whether another key was seen.
     eights = range(0, 130, 8)
     whole = replace(case, sweep=False, rows=128)
-    calls = [replace(whole, keys=eight + 1) for eight in eights]
+    calls = [replace(whole, keys=eight + 1 + at % 2) for at, eight in enumerate(eights)]
     if case.mask == "local":
         # A window's left edge in tiles that its right edge does not cut: it meets each bound of each row of a thread.
-        calls += [replace(whole, mask="middle", keys=eight + 218) for eight in eights[::3]]
+        calls += [replace(whole, mask="middle", keys=eight + 218 + at % 2) for at, eight in enumerate(eights[::3])]
+    elif case.splits > 1:  # each split is work: fewer calls
+        calls += [replace(whole, keys=eight + 2, rows=eight + 5) for eight in eights[::2]]
     else:
-        fewer = eights[:: 2 if case.splits > 1 else 1]  # each split is work
-        calls += [replace(whole, keys=eight + 2, rows=1 + eight * 7 % 129) for eight in fewer]
+        calls += [replace(whole, keys=eight + 2, rows=1 + eight * 7 % 129) for eight in eights]
     return [*calls, replace(whole, keys=1, rows=300)]  # whole tiles of rows that see no key, where a mask has them
 
 

@@ -162,6 +162,8 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
             skipped = (found.view(torch.int16) == old.view(torch.int16)).all(-1).all(-1)
             right = torch.where(skipped[..., None, None], old, right)
         judge.same(name, found, right)
+        behind = found._base[..., found.shape[-1] :] if found._base is not None else found[..., :0]
+        judge.same("behind heads", behind, torch.full_like(behind, math.nan))
     return [out, lse, cache.k, cache.v]
 
 

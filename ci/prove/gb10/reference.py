@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 # Windows by a case's mask: keys to the left and to the right of a row's own place. The wide one has whole tiles inside,
 # the middle one (of sweeps) is wider than a tile, so that its left edge alone cuts some.
 WINDOWS = {"local": (37, 5), "middle": (90, 9), "wide": (400, 40)}
-CHUNK = 45  # of a mask with chunks: a row sees the keys of its own place's chunk
+# Of a mask with chunks: a row sees the keys of its own place's chunk, which may be one.
+CHUNKS = {"chunk": 45, "causal chunk": 45, "own chunk": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ class Scores:
             # As upstream: a window at least as wide as the keys or rows is none.
             left, right = WINDOWS[self.mask]
             kept = (key >= place - left) & (key <= place + right)
-        elif "chunk" in self.mask:
-            kept = key // CHUNK == place // CHUNK
+        elif self.mask in CHUNKS:
+            kept = key // CHUNKS[self.mask] == place // CHUNKS[self.mask]
             kept &= (key <= place) | ("causal" not in self.mask)
         return kept
 
