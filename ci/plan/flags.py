@@ -57,7 +57,7 @@ _SWITCHES = {
     "deterministic": "DETERMINISTIC",  # ours: upstream always has it
     "kv8": "KV8",  # ours: upstream has nothing of it
 }
-_DTYPE_SWITCHES = {"fp16": "FP16", "e4m3": "FP8"}
+_TYPE_SWITCHES = {"fp16": "FP16", "fp8": "FP8"}
 
 # The switches that kernel files read; everything else is for the host file. Without the rest, profiles share objects.
 _READ_BY = {
@@ -77,7 +77,7 @@ def feature_defines(chosen: Selection, kind: str) -> tuple[str, ...]:
     for feature, switches in _SWITCHES.items():
         if not chosen.has(feature):
             names += switches.split()
-    names += [switch for dtype, switch in _DTYPE_SWITCHES.items() if dtype not in chosen.dtypes]
+    names += [switch for word, switch in _TYPE_SWITCHES.items() if word not in (*chosen.dtypes, *chosen.features)]
     every = sorted({dim for spec in FAMILIES.values() for dim in spec.head_dims})
     names += [f"HDIM{dim}" for dim in every if dim not in chosen.head_dims]
     if chosen.family is Family.SM90:

@@ -138,7 +138,7 @@ def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = 
     family = flags.family_defines(chosen, proxy=bool(proxy))
 
     def planned(unit: Unit) -> PlannedUnit:
-        own = tuple(image for image in code if image.converts_e4m3 or not unit.kv8)
+        own = tuple(image for image in code if image.converts_e4m3 or not unit.e4m3)
         defines = (*family, *flags.feature_defines(chosen, unit.kind))
         return PlannedUnit(
             unit=unit,

@@ -35,7 +35,7 @@ class Selection:
 
     def on(self, code: Iterable[Image]) -> Selection:
         """What of it is built as this code: nothing that none of it can run."""
-        lost = set() if any(image.converts_e4m3 for image in code) else {"kv8"}
+        lost = set() if any(image.converts_e4m3 for image in code) else {"kv8", "fp8"}
         return replace(self, features=self.features - lost)
 
 

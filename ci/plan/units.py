@@ -17,6 +17,7 @@ from flash_attn3_sm121.arch import Family
 CXX_TYPES = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "e4m3": "cutlass::float_e4m3_t"}
 KV8 = "_kv8"  # behind a type of Q: K and V are e4m3
 CXX_TYPES |= {f"{dtype}{KV8}": f"::fa3::Kv8<{CXX_TYPES[dtype]}>" for dtype in ("bf16", "fp16")}
+FP8 = "e4m3"
 
 # Kernels a file may hold. Hopper's take more memory each, and most of the front end's time is theirs anyway.
 KERNELS_PER_UNIT = {Family.SM80: 18, Family.SM8X: 18, Family.SM90: 10}
@@ -43,7 +44,14 @@ class Forward:
     @property
     def group(self) -> str:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}_{self.head_dim_v}"
+        if self.fp8:
+            return f"fwd_fp8_hd{dims}"
         return f"fwd_kv8_hd{dims}" if self.dtype.endswith(KV8) else f"fwd_hd{dims}"
+
+    @property
+    def fp8(self) -> bool:
+        """Whether it is one of the mma.sync kernels in e4m3 (csrc/fa3_fp8.h)."""
+        return self.dtype == FP8 and self.arch < 90
 
     @property
     def variant(self) -> str:
@@ -56,7 +64,12 @@ class Forward:
     def text(self) -> str:
         flags = (str(flag).lower() for flag in (self.split, self.paged, self.softcap, self.packgqa))
         arguments = (str(self.arch), CXX_TYPES[self.dtype], str(self.head_dim), str(self.head_dim_v), *flags)
-        return f"template void run_mha_fwd_<{', '.join(arguments)}>(Flash_fwd_params&, cudaStream_t);\n"
+        entry = f"void run_mha_fwd_<{', '.join(arguments)}>"
+        if self.fp8:
+            switches = (str(flag).lower() for flag in (self.split, self.paged, self.softcap))
+            call = f"::fa3::run_fp8<{', '.join((str(self.arch), str(self.head_dim), *switches))}>(params, stream);"
+            return f"template <> {entry}(Flash_fwd_params& params, cudaStream_t stream) {{\n  {call}\n}}\n"
+        return f"template {entry}(Flash_fwd_params&, cudaStream_t);\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +110,7 @@ class Unit:
     kernels: int  # expected number of __global__ functions
     text: str
     contents: tuple[str, ...]  # what it instantiates, for people
-    kv8: bool = False  # code that cannot convert e4m3 has none of it
+    e4m3: bool = False  # code that cannot convert e4m3 has none of it
 
     @property
     def is_cuda(self) -> bool:
@@ -150,18 +163,18 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
                 kernels=_masks(chosen) * modes,
             )
         )
-    return (*instances, *_kv8_forwards(chosen))
+    kv8 = tuple(f"{dtype}{KV8}" for dtype in chosen.dtypes) if chosen.has("kv8") else ()
+    fp8 = (FP8,) if chosen.has("fp8") and not hopper else ()
+    return (*instances, *_e4m3_forwards(chosen, kv8), *_e4m3_forwards(chosen, fp8))
 
 
-def _kv8_forwards(chosen: Selection) -> tuple[Forward, ...]:
-    """The forward instances whose K and V are e4m3 beside a Q of 16 bits. They append nothing to a cache."""
-    if not chosen.has("kv8"):
-        return ()
+def _e4m3_forwards(chosen: Selection, dtypes: Sequence[str]) -> tuple[Forward, ...]:
+    """The mma.sync forward instances whose K and V are e4m3. They append nothing to a cache."""
     switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")))
     return tuple(
         Forward(
             arch=chosen.spec.effective_arch,
-            dtype=f"{dtype}{KV8}",
+            dtype=dtype,
             head_dim=dim,
             head_dim_v=dim,
             split=split,
@@ -170,7 +183,7 @@ def _kv8_forwards(chosen: Selection) -> tuple[Forward, ...]:
             packgqa=True,
             kernels=_masks(chosen) * (1 + chosen.has("varlen")),
         )
-        for dim, (paged, split, softcap), dtype in product(chosen.head_dims, switches, chosen.dtypes)
+        for dim, (paged, split, softcap), dtype in product(chosen.head_dims, switches, dtypes)
     )
 
 
@@ -238,8 +251,10 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     kind = "fwd" if isinstance(first, Forward) else "bwd"
     contents = tuple(f"{item.variant} {item.dtype}" for item in pack)
     dtypes = dict.fromkeys(item.dtype.removesuffix(KV8) for item in pack)  # the group says it
-    words = [first.group, *dict.fromkeys(item.variant for item in pack), *dtypes]
-    text = _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n' + "".join(item.text for item in pack)
+    fp8 = isinstance(first, Forward) and first.fp8
+    words = [first.group, *dict.fromkeys(item.variant for item in pack), *([] if fp8 else dtypes)]
+    head = '#include "fa3_fp8.h"\n\n' if fp8 else _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n'
+    text = head + "".join(item.text for item in pack)
     return Unit(
         name="_".join(words),
         kind=kind,
@@ -247,7 +262,7 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
         kernels=sum(item.kernels for item in pack),
         text=text,
         contents=contents,
-        kv8=first.dtype.endswith(KV8),
+        e4m3=fp8 or first.dtype.endswith(KV8),
     )
 
 

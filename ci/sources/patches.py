@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ci.sources.fault_patches import FAULT_PATCHES
 from ci.sources.feature_patches import FEATURE_PATCHES
+from ci.sources.fp8_patches import FP8_PATCHES
 from ci.sources.kv8_patches import KV8_PATCHES
 from ci.sources.order_patches import ORDER_PATCHES
 from ci.sources.patch import Change, Edit
@@ -344,4 +345,5 @@ EDITS: tuple[Edit, ...] = (
     *ORDER_PATCHES,
     *VALUES_PATCHES,
     *KV8_PATCHES,
+    *FP8_PATCHES,
 )

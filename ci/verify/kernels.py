@@ -61,9 +61,11 @@ _MAIN_LOOP = re.compile(
     r"flash::CollectiveMainloop(?P<direction>Fwd|Bwd)Sm80<"
     r"(?P<warps>\d+), (?P<stages>\d+), (?:(?P<q_in_regs>true|false), )?"
     r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:(?P<v>\d+), )?"
-    r"(?P<kv8>fa3::Kv8<)?cutlass::(?P<dtype>\w+)(?: ?>)?, float, cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
+    r"(?:(?P<fp8>fa3::Fp8)|(?P<kv8>fa3::Kv8<)?cutlass::(?P<dtype>\w+))(?: ?>)?, float, cutlass::arch::Sm80"
+    r"(?P<flags>(?:, (?:true|false))+)"
 )
-_DTYPES = {"bfloat16_t": "bf16", "half_t": "fp16"}
+# Where Q, K and V are e4m3, the output's.
+_DTYPES: dict[str | None, str] = {"bfloat16_t": "bf16", "half_t": "fp16", None: "bf16"}
 _FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "packgqa", "split")
 _BACKWARD_FLAGS = ("causal", "local", "softcap", "varlen", "deterministic")
 
@@ -80,6 +82,7 @@ class Tile:
     q_in_regs: bool
     head_dim_v: int = 0  # of V, where it has another
     kv8: bool = False  # K and V are e4m3, and their bytes lie behind the tiles that they are widened to
+    fp8: bool = False  # Q, K and V are e4m3
 
     @property
     def values(self) -> int:
@@ -104,6 +107,7 @@ def tile(mangled: str) -> Tile | None:
         q_in_regs=loop["q_in_regs"] == "true",
         head_dim_v=_other_v(loop),
         kv8=loop["kv8"] is not None,
+        fp8=loop["fp8"] is not None,
     )
 
 
@@ -132,15 +136,14 @@ def variant(mangled: str) -> Variant | None:
     flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
     if "flash::CollectiveEpilogueBwdGQA<" in signature:
         flags.add("gqa")
-    if loop["kv8"]:
-        flags.add("kv8")
+    flags |= {name for name in ("kv8", "fp8") if loop[name]}
     return Variant(
         dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags), head_dim_v=_other_v(loop)
     )
 
 
 _PRODUCTS = {"forward": (1, 1), "backward": (3, 2)}  # over the head dim of Q and K, and over V's
-_MMA = 16 * 8 * 16  # multiplications of one mma.sync of 16-bit elements
+_MMA = 16 * 8 * 16  # multiplications of one mma.sync of 16-bit elements; of 8-bit ones it has twice as many
 
 
 def loop_of(mangled: str, counted: Mapping[str, int]) -> dict[str, int]:
@@ -153,7 +156,7 @@ def loop_of(mangled: str, counted: Mapping[str, int]) -> dict[str, int]:
     if shape is None or not counted:
         return {}
     columns = products[0] * shape.head_dim + products[1] * shape.values
-    whole = shape.block_m * shape.block_n * columns // _MMA
+    whole = shape.block_m * shape.block_n * columns // (_MMA * (1 + shape.fp8))
     warps, rest = divmod(whole, counted["tensor"])
     if rest or (kind(mangled) == "forward" and warps != shape.warps):
         return {}
@@ -168,14 +171,15 @@ def _up(size: int) -> int:
 
 
 def forward_bytes(tile: Tile, *, split: bool = False, varlen: bool = False) -> int:
-    """Bytes of dynamic shared memory, for 16-bit elements.
+    """Bytes of dynamic shared memory.
 
     Q shares V's place when it is kept in registers. The output reuses the places of V and K, and where it is larger
     than both, the rest is put in front of them as padding. Two bases of the nested structures and the scheduler's
     variables take one alignment unit each.
     """
-    q = tile.block_m * tile.head_dim * 2
-    k, v = (tile.block_n * dim * 2 * tile.stages for dim in (tile.head_dim, tile.values))
+    size = 1 if tile.fp8 else 2
+    q = tile.block_m * tile.head_dim * size
+    k, v = (tile.block_n * dim * size * tile.stages for dim in (tile.head_dim, tile.values))
     # Partial results of a split over one length go to memory straight from registers.
     out = 0 if split and not varlen else tile.block_m * tile.values * 2
     padding = max(0, out - k - v)

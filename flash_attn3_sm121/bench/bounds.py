@@ -18,7 +18,7 @@ IMAGE = CAPABILITIES[GB10.capability].target
 # values through ex2, rcp or tanh (MUFU), and moves 128 bytes of shared memory.
 GHZ, FLOP_A_CLOCK = 2.418, 1024
 ISSUED, MUFU_LANES, REGISTERS, WARPS = 4, 16, 65536, 48
-MMA_FLOP = 2 * 16 * 8 * 16  # of one tensor-core instruction
+MMA_FLOP = 2 * 16 * 8 * 16  # of one tensor-core instruction; one on e4m3 has twice as many, in the same clocks
 PEAK_TFLOPS = GB10.sms * GHZ * FLOP_A_CLOCK / 1e3
 
 
@@ -85,7 +85,7 @@ paper, never measured: from no work of the units overlapped to all of it. The pe
 def group(label: str) -> str:
     """The group that a kernel is counted in: its label's direction, head dims and words for another loop."""
     kind, dims, *words = label.split()
-    return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8"))))
+    return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8", "fp8"))))
 
 
 def groups(kernels: Iterable[Mapping[str, Any]]) -> dict[str, list[Bounds]]:

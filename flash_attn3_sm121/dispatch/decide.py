@@ -184,7 +184,8 @@ def _device_refusal(device: DeviceFacts, build: BuildFacts, call: CallFacts) -> 
     if call.dtype_kv == "e4m3" and (major, minor) < KV8_SINCE:
         return f"capability {major}.{minor} cannot convert e4m3: {since} and later can"
     code = build.code_for(major, minor)
-    if call.dtype_kv == "e4m3" and "kv8" in build.features and code and not Image.parse(code).converts_e4m3:
+    held = build.family != "sm90" and {"kv8", "fp8"} & set(build.features)
+    if call.dtype_kv == "e4m3" and held and code and not Image.parse(code).converts_e4m3:
         return (
             f"capability {major}.{minor} runs {code} of the {build.family} library, and its kernels for keys and "
             f"values in e4m3 are code for {since} and later"
@@ -192,12 +193,17 @@ def _device_refusal(device: DeviceFacts, build: BuildFacts, call: CallFacts) -> 
     return None
 
 
+def multiplies_fp8(build: BuildFacts, call: CallFacts) -> bool:
+    """Whether the kernels multiply a call's Q, K and V in e4m3 as they are."""
+    return call.dtype == "e4m3" and (build.family == "sm90" or "fp8" in build.features)
+
+
 def _widened_refusal(build: BuildFacts, call: CallFacts) -> str | None:
-    """Why the mma.sync kernels that widen K and V from e4m3 do not serve a call; an fp8 Q becomes bf16 for them."""
+    """Why the mma.sync kernels for K and V in e4m3 do not serve a call. An fp8 Q is bf16 where none multiplies it."""
     dtype = "bf16" if call.dtype == "e4m3" else call.dtype
     if call.direction == "backward":
         return "there is no fp8 backward"
-    if "kv8" not in build.features:
+    if "kv8" not in build.features and not multiplies_fp8(build, call):
         return f"the {build.family} library (profile {build.profile}) is built without: keys and values in e4m3"
     if dtype not in build.dtypes:
         return f"dtype {dtype} is not among those of the {build.family} library ({', '.join(build.dtypes)})"

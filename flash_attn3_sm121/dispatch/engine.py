@@ -25,7 +25,7 @@ from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings, devic
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
-from flash_attn3_sm121.dispatch.decide import Decision, NativeState, decide, pick_build
+from flash_attn3_sm121.dispatch.decide import Decision, NativeState, decide, multiplies_fp8, pick_build
 from flash_attn3_sm121.dispatch.native_backend import NativePlan
 from flash_attn3_sm121.dispatch.python_backend import BackwardResult, Computes, Gradients, PythonPlan, Results
 from flash_attn3_sm121.errors import BackendError, NativeLoadError
@@ -121,7 +121,10 @@ class Engine:
                 if ops is None:
                     continue
                 widened = call.dtype_kv == "e4m3" and decision.build.family != "sm90"
-                trusted = self._send_canary(device, args.q.dtype, call, decision.build.family, ops, widened=widened)
+                fp8 = multiplies_fp8(decision.build, call)
+                trusted = self._send_canary(
+                    device, args.q.dtype, call, decision.build.family, ops, widened=widened and not fp8
+                )
                 if trusted is not None:
                     plan = NativePlan(
                         decision=decision,
@@ -129,6 +132,7 @@ class Engine:
                         can_split=_can_split(decision.build, args),
                         check_cache=self.settings.check_cache,
                         widened=widened,
+                        fp8=fp8,
                         instead=self._instead,
                     )
                     return self._remember(key, plan) if trusted else plan

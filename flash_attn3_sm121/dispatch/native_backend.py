@@ -46,7 +46,8 @@ class NativePlan:
     ops: native.LoadedOps
     can_split: bool  # the library can do what num_splits asks for
     check_cache: bool
-    widened: bool = False  # K and V are e4m3, which a kernel of the mma.sync families widens
+    widened: bool = False  # K and V are e4m3, and kernels of the mma.sync families append nothing to them
+    fp8: bool = False  # and Q in e4m3 is multiplied as it is
     instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
     # A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
@@ -72,7 +73,8 @@ class NativePlan:
             args = _fallback().appended(args) if self.widened else native.without_padding(args)
         args = self._prepared(args, tensors)
         try:
-            out, lse, out_accum, lse_accum = native.run_forward(self.ops, widened(args) if self.widened else args)
+            asked = widened(args) if self.widened and not self.fp8 else args
+            out, lse, out_accum, lse_accum = native.run_forward(self.ops, asked)
         except RuntimeError as error:
             return self._by_fallback(self.instead(error), args)
         if args.seqused_q is not None:
@@ -114,7 +116,7 @@ class NativePlan:
 
 
 def widened(args: ForwardArgs) -> ForwardArgs:
-    """A call on K and V in e4m3 as the mma.sync kernels take it: Q in 16 bits, which every number in e4m3 fits.
+    """A call on K and V in e4m3 as kernels that widen them take it: Q in 16 bits, which every number in e4m3 fits.
 
     The scale of an fp8 Q goes into that of the scores; one that is given beside another Q counts nothing, as always.
     """

@@ -24,7 +24,7 @@ def _row(row: Capability) -> str:
         "fp8": "fp8", "qv": "qv", "diff_headdim": "dv != d", "sinks": "sinks", "dlse": "gradient of the LSE",
         "deterministic": "deterministic backward", "kv8": "fp8 K and V",
     }  # fmt: skip
-    features = spec.features - ({"kv8"} if (row.major, row.minor) < KV8_SINCE else set())
+    features = spec.features - ({"kv8", "fp8"} if (row.major, row.minor) < KV8_SINCE else set())
     extras = [text for key, text in beyond.items() if key in features]
     cuda = ".".join(str(part) for part in row.min_cuda)
     cells = (

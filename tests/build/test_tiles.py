@@ -42,18 +42,21 @@ int main() {
 Table = dict[tuple[tuple[int, int], frozenset[str]], Tile]
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+def printed(program: str, work: Path) -> list[list[int]]:
+    """The lines that a program prints, compiled for the host alone."""
     compiler = shutil.which("g++")
     assert compiler, "g++ is needed (it is what the library's host code is compiled with)"
-    work = tmp_path_factory.mktemp("tiles")
-    (work / "tiles.cpp").write_text(PROGRAM)
+    (work / "tiles.cpp").write_text(program)
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
     subprocess.run([compiler, *flags, "tiles.cpp", "-o", "tiles"], cwd=work, check=True)
     lines = subprocess.run([str(work / "tiles")], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     found: Table = {}
-    for line in lines:
-        dim, dim_v, bits, *tile = json.loads(line)
+    for dim, dim_v, bits, *tile in printed(PROGRAM, tmp_path_factory.mktemp("tiles")):
         flags_set = frozenset(name for index, name in enumerate(NAMES) if bits >> index & 1)
         if "kv8" in flags_set and dim != dim_v:
             continue  # no kernel has both
@@ -98,6 +101,35 @@ def test_rows_do_not_depend_on_the_variant(table: Table, dim: tuple[int, int]) -
     assert len({tile.block_m for (found, _), tile in table.items() if found == dim}) == 1
 
 
+FP8_PROGRAM = r"""
+#include <cstdio>
+#include <initializer_list>
+#include "fa3_fp8_tile.h"
+#include "fa3_tiles.h"
+int main() {
+    for (int dim : {64, 96, 128, 192, 256}) {
+        for (int bits = 0; bits < 32; ++bits) {
+            auto bit = [&](int i) { return (bits >> i & 1) != 0; };
+            fa3::Variant const variant = {bit(0), bit(1), bit(2), bit(3), bit(4), false, true};
+            fa3::Tile t = fa3::fp8_tile(dim, variant);
+            int const rows = fa3::forward_tile(dim, dim, variant).block_m;
+            std::printf("[%d,%d,%d,%d,%d,%d,%d]\n", dim, t.block_m, t.block_n, t.warps, t.stages, t.q_in_regs, rows);
+        }
+    }
+}
+"""
+
+
+def test_fp8_tiles_are_legal_and_fit(tmp_path: Path) -> None:
+    """As many rows as beside another Q: get_scheduler_metadata() is told of e4m3, and not of which."""
+    for dim, block_m, block_n, warps, stages, in_regs, rows in printed(FP8_PROGRAM, tmp_path):
+        of = {"block_m": block_m, "block_n": block_n, "warps": warps, "stages": stages}
+        tile = Tile(head_dim=dim, q_in_regs=False, fp8=True, **of)
+        assert (block_m, in_regs, stages) == (rows, 0, 2) and block_n % 32 == 0, tile
+        assert warps in (4, 8) and block_m % (16 * warps) == 0 and block_m <= 32 * warps, tile
+        assert max(forward_bytes(tile, split=split, varlen=True) for split in (False, True)) <= LIMIT, tile
+
+
 # What compiled kernels were seen to ask: tile -> bytes.
 SEEN = [
     (Tile(block_m=128, block_n=64, head_dim=64, warps=4, stages=1, q_in_regs=False), 33152),
@@ -127,6 +159,7 @@ def test_a_kernels_file_depends_on_the_tiles_of_its_own_head_dim_alone(family: F
     for unit in units(select(find("full"), family)):
         own = {name for name in found.of(unit.text, origin=f"units/{unit.file}") if "fa3_tile" in name}
         wanted = {"csrc/fa3_tile.h", f"csrc/fa3_tile_{unit.head_dim}.h"} if unit.kind == "fwd" else set()
+        wanted -= {f"csrc/fa3_tile_{unit.head_dim}.h"} if "fp8" in unit.name else set()
         assert own - {"csrc/fa3_tile_kv8.h"} == wanted, unit.name
         if "fa3_tile_kv8.h" in unit.text:
             assert {"kv8", "softcap"} <= set(unit.name.split("_")) and unit.head_dim in (64, 128)

@@ -52,6 +52,7 @@ NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | No
     "fp32": (GB10, (SM8X,), bf16(dtype="fp32", dtype_kv="fp32"), "dtype fp32"),
     "fp8 rotary": (H100, (SM90,), bf16("append", "rotary", dtype="e4m3", dtype_kv="e4m3"), "vectors of 16"),
     "gb10 fp8": (GB10, (SM8X,), bf16("causal", "sinks", dtype="e4m3", dtype_kv="e4m3"), None),
+    "gb10 fp8 alone": (GB10, (NO_KV8,), bf16("causal", "paged", dtype="e4m3", dtype_kv="e4m3"), None),
     "gb10 fp8 cache": (GB10, (SM8X,), bf16("varlen", "append", "rotary", "split", "paged", dtype_kv="e4m3"), None),
     "gb10 fp8 not built": (
         GB10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call.arguments import ForwardArgs
-from tests.fakes.libraries import Kernels, engine
+from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.fakes.libraries import SM8X, Kernels, engine
 from tests.fallback.reference import FP8
 
 
@@ -65,21 +67,33 @@ def test_what_is_written_is_divided_by_its_scale_and_stays_finite() -> None:
     assert torch.equal(args.k[0, :2].float(), wanted.float()) and args.k[0, 0, 0, 0].float() == 448
 
 
+WITHOUT = replace(SM8X, features=tuple(word for word in SM8X.features if word != "fp8"))
+
+
 def test_a_q_in_fp8_is_widened_and_keeps_its_scale() -> None:
     kernels = Kernels()
     args = decode(q=FP8)
-    out, *_ = engine(kernels.open).forward(args)
+    out, *_ = engine(kernels.open, facts=WITHOUT).forward(args)
     (call,) = kernels.calls
     assert call.q.dtype == out.dtype == torch.bfloat16 and torch.equal(call.q.float(), args.q.float())
     assert call.q_descale is args.q_descale
 
 
-def test_the_canary_is_sent_in_the_types_of_the_kernel() -> None:
+def test_a_q_in_fp8_stays_where_kernels_multiply_it() -> None:
     kernels = Kernels()
-    serving = engine(kernels.open, canary=True)
+    args = decode(q=FP8, **NEW["as they are"])
+    engine(kernels.open).forward(args)
+    (call,) = kernels.calls
+    assert call.q is args.q and call.q_descale is args.q_descale and call.k_new is None
+
+
+@pytest.mark.parametrize(("facts", "kind"), [(WITHOUT, torch.bfloat16), (SM8X, FP8)], ids=["widened", "as it is"])
+def test_the_canary_is_sent_in_the_types_of_the_kernel(facts: BuildFacts, kind: torch.dtype) -> None:
+    kernels = Kernels()
+    serving = engine(kernels.open, facts=facts, canary=True)
     serving.forward(decode(q=FP8))
     first, *_ = kernels.calls
-    assert (first.q.dtype, first.k.dtype, len(kernels.calls)) == (torch.bfloat16, FP8, 2)
+    assert (first.q.dtype, first.k.dtype, len(kernels.calls)) == (kind, FP8, 2)
     spoilt = Kernels(lambda out: out.mul_(2))
     with pytest.warns(RuntimeWarning, match="the canary found wrong results"):
         engine(spoilt.open, canary=True).forward(decode())

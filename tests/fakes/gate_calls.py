@@ -146,7 +146,9 @@ def library_refusal(ops: native.LoadedOps, facts: BuildFacts, args: ForwardArgs 
     try:
         if isinstance(args, ForwardArgs):
             if args.k.dtype == torch.float8_e4m3fn and facts.family != "sm90":
-                args = native_backend.widened(args if args.k_new is None else fallback.appended(args))
+                args = args if args.k_new is None else fallback.appended(args)
+                if args.q.dtype != torch.float8_e4m3fn or "fp8" not in facts.features:
+                    args = native_backend.widened(args)
             alone = args.num_splits < 1 and "split" not in facts.features
             native.run_forward(ops, replace(args, num_splits=1) if alone else args)
         else:

@@ -100,7 +100,7 @@ def test_host_code_and_instantiations_agree() -> None:
     chosen = select(find("full"), Family.SM8X)
     found = {(f.head_dim, f.head_dim_v, f.dtype, f.paged, f.split, f.softcap) for f in forwards(chosen)}
     types, switches = ("bf16", "fp16"), (False, True)
-    every = product((*types, "bf16_kv8", "fp16_kv8"), switches, switches, switches)
+    every = product((*types, "bf16_kv8", "fp16_kv8", "e4m3"), switches, switches, switches)
     wanted = {(d, d, *rest) for d, rest in product((64, 96, 128, 192, 256), every)}
     pairs = ((64, 128), (64, 256), (192, 128))
     assert found == wanted | {(*pair, *rest, False) for pair in pairs for rest in product(types, switches, switches)}
@@ -120,18 +120,26 @@ def test_code_that_cannot_convert_e4m3_holds_no_kernels_for_it() -> None:
     for archs, proxy in (("8.0", ""), ("8.6+PTX", ""), ("12.1", "8.6")):
         built = planned("full", archs, proxy=proxy)
         (family,) = built.families
-        assert not any(item.unit.kv8 for item in family.units)
+        assert not any(item.unit.e4m3 for item in family.units)
         assert "-DFLASHATTENTION_DISABLE_KV8" in family.units[-1].flags
-        assert "kv8" not in family.selection.features and family.selection.has("deterministic")
+        assert not family.selection.features & {"kv8", "fp8"} and family.selection.has("deterministic")
         text = to_text(built, Settings(cores=4, memory_gb=24.0))
-        assert "  left out    kv8: in code for 8.9 and later only\n" in text
+        assert "  left out    fp8 kv8: in code for 8.9 and later only\n" in text
     for archs, old, new in (("8.6+PTX 12.1", ["sm_86", "compute_86"], "sm_121"), ("8.0 10.0", ["sm_80"], "sm_100")):
         (family,) = planned("full", archs).families
         assert "kv8" in family.selection.features
         for item in family.units:
             code = [flag.rpartition("=")[2] for flag in item.flags if flag.startswith("arch=")]
-            assert code == ([] if not item.unit.is_cuda else [new] if item.unit.kv8 else [*old, new])
+            assert code == ([] if not item.unit.is_cuda else [new] if item.unit.e4m3 else [*old, new])
     assert "left out" not in to_text(planned("full", "8.9"), Settings(cores=4, memory_gb=24.0))
+
+
+def test_files_of_fp8_kernels_hold_nothing_else() -> None:
+    chosen = select(find("full"), Family.SM8X)
+    found = [unit for unit in units(chosen) if "fa3_fp8.h" in unit.text]
+    assert all(unit.name.startswith(f"fwd_fp8_hd{unit.head_dim}") for unit in found)
+    assert sum(unit.text.count("run_fp8<") for unit in found) == 8 * len(chosen.head_dims)
+    assert not any("::fa3::Kv8" in unit.text or "launch_template" in unit.text for unit in found)
 
 
 def test_a_deterministic_backward_has_files_of_its_own() -> None:

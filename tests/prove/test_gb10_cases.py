@@ -44,10 +44,10 @@ def planned() -> set[tuple[object, ...]]:
     masks = ("full", "causal", "local")
     for f in forwards(CHOSEN):
         dims = f"{f.head_dim}" + f"_{f.head_dim_v}" * (f.head_dim != f.head_dim_v)
-        kv8 = f.dtype.endswith(KV8)
-        lengths = ((False, False), (True, False), (True, True))[: 2 if kv8 else 3]
+        e4m3 = f.fp8 or f.dtype.endswith(KV8)
+        lengths = ((False, False), (True, False), (True, True))[: 2 if e4m3 else 3]
         assert f.kernels == len(masks) * len(lengths)
-        known = (f.group, f.dtype.removesuffix(KV8), f.softcap)
+        known = (f.group, "bf16" if f.fp8 else f.dtype.removesuffix(KV8), f.softcap)
         assert f.group.endswith(f"hd{dims}")
         found += ((*known, mask, *of, f.paged, f.split) for mask, of in product(masks, lengths))
     for b in backwards(CHOSEN):
@@ -68,6 +68,7 @@ def test_each_kernel_of_the_full_profile_has_a_case() -> None:
         ({"dim": 48}, "fwd_hd64_", 8),
         ({"dim": 176, "dim_v": 104}, "fwd_hd192_128_", 4),
         ({"dim": 80, "kv8": True}, "fwd_kv8_hd96_", 8),
+        ({"dim": 80, "kv8": True, "fp8": True}, "fwd_fp8_hd96_", 3),
         ({"dim": 176, "dim_v": 104, "op": "bwd"}, "bwd_hd192_", 4),
         ({"dim": 256, "op": "ordered"}, "bwd_ordered_hd256_", 4),
     ],

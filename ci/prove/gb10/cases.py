@@ -46,6 +46,7 @@ class Case:
     sinks: bool = False  # attention sinks
     dlse: bool = False  # backward: a gradient of the LSE
     kv8: bool = False  # K and V are e4m3, with scales by batch and head
+    fp8: bool = False  # and so is Q
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ class Case:
         words = [self.op, dims, self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
         words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
-        words += ["sweep"] * self.sweep + ["sinks"] * self.sinks + ["dlse"] * self.dlse + ["kv8"] * self.kv8
+        words += [word for word in ("sweep", "sinks", "dlse", "kv8", "fp8") if getattr(self, word)]
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -61,7 +62,8 @@ class Case:
     @property
     def group(self) -> str:
         """How the files of its attention kernels begin."""
-        return {"bwd": "bwd", "ordered": "bwd_ordered"}.get(self.op, "fwd_kv8" if self.kv8 else "fwd")
+        forward = "fwd_fp8" if self.fp8 else "fwd_kv8" if self.kv8 else "fwd"
+        return {"bwd": "bwd", "ordered": "bwd_ordered"}.get(self.op, forward)
 
     @property
     def values(self) -> int:
@@ -230,16 +232,16 @@ def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
             yield Case(op="bwd", dtype=dtype, dim=dim, mask="wide", **more)
 
 
-def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
-    """K and V in e4m3: every kernel that reads them, half of the calls with sinks."""
+def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns, *, fp8: bool) -> Iterator[Case]:
+    """K and V in e4m3, and Q with `fp8`: every kernel that reads them, half of the calls with sinks."""
     for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
-        if "append" not in mode:
+        if "append" not in mode and (dtype == "bf16" or not fp8):
             more = turns.next(mode) | {"sinks": turns.count % 2 == 1}
             if mode in ("cache", "paged"):
                 more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             smaller = turns.count // 2 % 2 * 16
             given: dict[str, Any] = {"op": "fwd", "dtype": dtype, "dim": dim - smaller, "mask": mask, "softcap": cap}
-            yield Case(**given, splits=splits, kv8=True, **more)
+            yield Case(**given, splits=splits, kv8=True, fp8=fp8, **more)
 
 
 def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
@@ -283,5 +285,7 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
     found += _values(chosen, kinds, turns)
     found += _long(chosen, kinds)
     if chosen.has("kv8"):
-        found += _kv8(chosen, kinds, turns)
+        found += _kv8(chosen, kinds, turns, fp8=False)
+    if chosen.has("fp8"):
+        found += _kv8(chosen, kinds, turns, fp8=True)
     return tuple(dict.fromkeys((*found, *_helpers(chosen, kinds))))

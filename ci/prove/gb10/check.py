@@ -47,6 +47,7 @@ class Judge:
         self.lse = TURNED_LSE[dtype] if turned else absolute, max(relative, dim * COLUMN)
         self.errors: dict[str, float] = {}
         self.parts: dict[str, float] = {}
+        self.squares = torch.zeros(2, dtype=torch.float64)  # sums of squared errors: found, and of the formula rounded
 
     def near(self, name: str, found: Tensor, right: Tensor, *, kind: str) -> None:
         """`found` is right but for rounding; NaN and a wrong infinity are infinitely far."""
@@ -58,6 +59,17 @@ class Judge:
         if error.numel():
             self.errors[name] = max(self.errors.get(name, 0.0), float(error.max()))
             self.parts[name] = max(self.parts.get(name, 0.0), float(part.max()))
+
+    def rounded(self, found: Tensor, right: Tensor, *, room: Tensor, same: Tensor) -> None:
+        """An output of P in e4m3: each number has its `room`, and all of a case are as near to the right ones as
+        `same`, the formula with the same roundings, but for a fifth.
+        """
+        error = (found.double() - right).abs().nan_to_num(math.inf, math.inf)
+        if error.numel():
+            self.squares += torch.stack((error.square().sum(), (same - right).square().sum()))
+            self.errors["out"] = max(self.errors.get("out", 0.0), float(error.max()))
+            self.parts["out"] = max(self.parts.get("out", 0.0), float((error / room).max()))
+            self.parts["out, all"] = float((self.squares[0] / self.squares[1].clamp(min=1e-12)).sqrt()) / 1.2
 
     def same(self, name: str, found: Tensor, right: Tensor) -> None:
         """`found` is right to the bit."""
@@ -85,6 +97,10 @@ class Maker:
         """K or V: as above, where the case has them in e4m3 with values of that type."""
         made = self.normal(*shape)
         return made.copy_(made.to(torch.float8_e4m3fn)) if self.case.kv8 else made
+
+    def queries(self, q: Tensor) -> Tensor:
+        """Q as the call has it. What it loses on the way to e4m3, `q` loses, too."""
+        return self.stored(q.copy_(q.to(torch.float8_e4m3fn))) if self.case.fp8 else q
 
     def stored(self, x: Tensor) -> Tensor:
         """K or V as the call has them: those of `keys`, with NaN behind the last dimension."""

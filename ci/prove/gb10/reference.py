@@ -43,8 +43,11 @@ class Scores:
             kept &= (key <= place) | ("causal" not in self.mask)
         return kept
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, heads, d), (keys, groups, d), (keys, groups, dv), in fp64: the output, and the LSE by head and row."""
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, fp8: bool = False) -> tuple[Tensor, Tensor]:
+        """(rows, heads, d), (keys, groups, d), (keys, groups, dv), in fp64: the output, and the LSE by head and row.
+
+        With `fp8` the weights are rounded to e4m3, the largest of a row being 256, and the output to bf16.
+        """
         import torch
 
         sinks = self.sinks
@@ -62,6 +65,10 @@ class Scores:
         if sinks is not None:
             lse = torch.logaddexp(lse, sinks[:, None])
         weights = torch.where(kept, (scores - lse.where(lse.isfinite(), torch.zeros_like(lse))[..., None]).exp(), 0.0)
+        if fp8:
+            unit = weights.amax(-1, keepdim=True).clamp(min=1e-30) / 256
+            weights = (weights / unit).float().to(torch.float8_e4m3fn).double() * unit
+            return torch.einsum("hqk,khd->qhd", weights, v).bfloat16().double(), lse
         return torch.einsum("hqk,khd->qhd", weights, v), lse
 
 
