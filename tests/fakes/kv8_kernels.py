@@ -38,7 +38,7 @@ FEW: Few = (
     (f"bf16{KV8}", 64, "causal", "varlen"),
     (f"bf16{KV8}", 64, "full", "varlen paged split"),
 )
-FEW_FP8: Few = ((FP8, 64, "causal", "varlen"), (FP8, 64, "local", "varlen paged split softcap"))
+FEW_FP8: Few = ((FP8, 64, "causal", "varlen"), (FP8, 64, "full", "varlen paged split softcap"))
 FEATURES = frozenset({"causal", "local", "varlen", "paged", "split", "softcap", "packgqa", "sinks", "append"})
 PROFILE = Profile(
     name="kv8",

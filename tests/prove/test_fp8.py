@@ -20,7 +20,7 @@ PACKED = Case(
     fp8=True,
 )  # fmt: skip
 PAGES = replace(
-    PACKED, mask="local", mode="paged", page=16, heads=(6, 1), rows=70, keys=300, splits=2, softcap=20.0
+    PACKED, mask="full", mode="paged", page=16, heads=(6, 1), rows=70, keys=300, splits=2, softcap=20.0
 )  # fmt: skip
 CASES = {
     "packed": PACKED,
