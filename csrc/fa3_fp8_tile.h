@@ -14,10 +14,14 @@ namespace fa3 {
 // copies of the next tile travel during the whole step. Q stays in shared memory: 16 rows of it are one LDSM for 32
 // columns, beside block_n / 16 for K. So a thread holds a row's scores and sums as the 16-bit tiles of 128 (192, 256)
 // do, and neither Q nor as many registers of P.
-constexpr Tile fp8_tile(int head_dim, Variant const&) {
+constexpr Tile fp8_tile(int head_dim, Variant const& variant) {
     // At 64 columns too: 4 warps of 32 rows would read K and V half as often, and take 254 registers without a window.
-    if (head_dim <= 128) {
+    if (head_dim <= 96) {
         return {128, 128, 8, 2, false};
+    }
+    if (head_dim <= 128) {  // 128 columns spilled up to 224 bytes, 96 in these variants up to 64
+        bool const tight = variant.causal || (variant.local && variant.softcap && variant.varlen_split);
+        return {128, tight ? 64 : 96, 8, 2, false};
     }
     if (head_dim <= 192) {
         return {128, 64, 8, 2, false};
