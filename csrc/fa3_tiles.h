@@ -10,6 +10,7 @@
 // one anew. This one is the host code's, which asks for any.
 #pragma once
 
+#include "fa3_qv_tile.h"
 #include "fa3_tile_128.h"
 #include "fa3_tile_192.h"
 #include "fa3_tile_256.h"
@@ -21,6 +22,9 @@ namespace fa3 {
 
 // Head dims (`dim_v`: of V) are rounded up to built ones.
 constexpr Tile forward_tile(int head_dim, int dim_v, Variant const& variant) {
+    if (dim_v > 256) {
+        return qv_tile();
+    }
     if (head_dim <= 64) {
         return tile_kv8(64, tile_64(dim_v, variant), variant);
     }

@@ -67,9 +67,10 @@ COMMON_FEATURES = frozenset(
     {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa", "chunk"}
 )
 # Of the mma.sync families: pointers that Hopper's kernels do not read, and kernels of their own where Hopper has them.
-# `kv8`, K and V in e4m3 beside a 16-bit Q, and `fp8`, Q too, take a device that converts and multiplies such numbers.
+# `qv` there is V of more than 256 columns, too. `kv8`, K and V in e4m3 beside a 16-bit Q, and `fp8`, Q too, take a
+# device that converts and multiplies such numbers.
 KV8_SINCE = (8, 9)
-_ADDED_FEATURES = frozenset({"sinks", "dlse", "deterministic", "diff_headdim", "kv8", "fp8"})
+_ADDED_FEATURES = frozenset({"sinks", "dlse", "deterministic", "diff_headdim", "kv8", "fp8", "qv"})
 
 FAMILIES: dict[Family, FamilySpec] = {
     Family.SM80: FamilySpec(

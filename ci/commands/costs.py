@@ -20,7 +20,7 @@ from flash_attn3_sm121.console import Block, Table, format_bytes, format_seconds
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.files import put_file
 
-LATER = ("softcap", "diff_headdim", "deterministic", "kv8", "fp8")  # features with files of their own
+LATER = ("softcap", "diff_headdim", "deterministic", "kv8", "fp8", "qv")  # features with files of their own
 # The machines for which docs/building.md predicts times: their cores and gigabytes.
 BUILDERS = {"2 cores, 24 GB": (2, 24.0), "20 cores, 119 GB": (20, 119.0)}
 

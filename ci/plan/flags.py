@@ -43,7 +43,8 @@ _DEFINES = (
 # else gets them; the objects of the other families are the same with them and without.
 HOPPER_SHAPES = "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED"
 
-# Feature -> upstream's switch that leaves it out. `causal` and `chunk` have none; `qv` goes with `diff_headdim`.
+# Feature -> upstream's switch that leaves it out. `causal` and `chunk` have none; on Hopper `qv` goes with
+# `diff_headdim`.
 _SWITCHES = {
     "backward": "BACKWARD",
     "local": "LOCAL",
@@ -56,6 +57,7 @@ _SWITCHES = {
     "diff_headdim": "HDIMDIFF64 HDIMDIFF192",
     "deterministic": "DETERMINISTIC",  # ours: upstream always has it
     "kv8": "KV8",  # ours: upstream has nothing of it
+    "qv": "QV",  # ours, and read below Hopper alone
 }
 _TYPE_SWITCHES = {"fp16": "FP16", "fp8": "FP8"}
 

@@ -18,13 +18,16 @@ CXX_TYPES = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "e4m3": "
 KV8 = "_kv8"  # behind a type of Q: K and V are e4m3
 CXX_TYPES |= {f"{dtype}{KV8}": f"::fa3::Kv8<{CXX_TYPES[dtype]}>" for dtype in ("bf16", "fp16")}
 FP8 = "e4m3"
+QV = "_qv"  # behind a type: a second query for V, and V of more than 256 columns
+CXX_TYPES |= {f"{dtype}{QV}": f"::fa3::Qv<{CXX_TYPES[dtype]}>" for dtype in ("bf16", "fp16")}
 
 # Kernels a file may hold. Hopper's take more memory each, and most of the front end's time is theirs anyway.
 KERNELS_PER_UNIT = {Family.SM80: 18, Family.SM8X: 18, Family.SM90: 10}
 
-# Head dims of Q and K, and of V where it has another. Below Hopper, registers do not hold 512 columns of output.
+# Head dims of Q and K, and of V where it has another. Below Hopper, 512 columns of V take kernels of their own.
 _HOPPER_HEAD_DIMS = ((64, 256), (64, 512), (192, 128))
 _MMA_HEAD_DIMS = ((64, 128), (64, 256), (192, 128))
+_QV_HEAD_DIMS = ((64, 512),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,19 @@ class Forward:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}_{self.head_dim_v}"
         if self.fp8:
             return f"fwd_fp8_hd{dims}"
+        if self.qv:
+            return f"fwd_qv_hd{dims}"
         return f"fwd_kv8_hd{dims}" if self.dtype.endswith(KV8) else f"fwd_hd{dims}"
 
     @property
     def fp8(self) -> bool:
         """Whether it is one of the mma.sync kernels in e4m3 (csrc/fa3_fp8.h)."""
         return self.dtype == FP8 and self.arch < 90
+
+    @property
+    def qv(self) -> bool:
+        """Whether it is one of the mma.sync kernels with a second query (csrc/fa3_qv.h)."""
+        return self.dtype.endswith(QV)
 
     @property
     def variant(self) -> str:
@@ -65,9 +75,12 @@ class Forward:
         flags = (str(flag).lower() for flag in (self.split, self.paged, self.softcap, self.packgqa))
         arguments = (str(self.arch), CXX_TYPES[self.dtype], str(self.head_dim), str(self.head_dim_v), *flags)
         entry = f"void run_mha_fwd_<{', '.join(arguments)}>"
-        if self.fp8:
-            switches = (str(flag).lower() for flag in (self.split, self.paged, self.softcap))
+        if self.fp8 or self.qv:
+            switches = [str(flag).lower() for flag in (self.split, self.paged, self.softcap)]
             call = f"::fa3::run_fp8<{', '.join((str(self.arch), str(self.head_dim), *switches))}>(params, stream);"
+            if self.qv:
+                kind = CXX_TYPES[self.dtype.removesuffix(QV)]
+                call = f"::fa3::run_qv<{', '.join((str(self.arch), kind, *switches[:2]))}>(params, stream);"
             return f"template <> {entry}(Flash_fwd_params& params, cudaStream_t stream) {{\n  {call}\n}}\n"
         return f"template {entry}(Flash_fwd_params&, cudaStream_t);\n"
 
@@ -165,25 +178,31 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
         )
     kv8 = tuple(f"{dtype}{KV8}" for dtype in chosen.dtypes) if chosen.has("kv8") else ()
     fp8 = (FP8,) if chosen.has("fp8") and not hopper else ()
-    return (*instances, *_e4m3_forwards(chosen, kv8), *_e4m3_forwards(chosen, fp8))
+    equal = tuple((dim, dim) for dim in chosen.head_dims)
+    own = (*_own_forwards(chosen, kv8, equal), *_own_forwards(chosen, fp8, equal))
+    if chosen.has("qv") and chosen.has("diff_headdim") and not hopper:
+        wide = tuple(pair for pair in _QV_HEAD_DIMS if pair[0] in chosen.head_dims)
+        qv = tuple(f"{dtype}{QV}" for dtype in chosen.dtypes)
+        own += tuple(item for item in _own_forwards(chosen, qv, wide) if not item.softcap)
+    return (*instances, *own)
 
 
-def _e4m3_forwards(chosen: Selection, dtypes: Sequence[str]) -> tuple[Forward, ...]:
-    """The mma.sync forward instances whose K and V are e4m3. They append nothing to a cache."""
+def _own_forwards(chosen: Selection, dtypes: Sequence[str], dims: Sequence[tuple[int, int]]) -> tuple[Forward, ...]:
+    """mma.sync forward instances of types that upstream's kernels do not have. They append nothing to a cache."""
     switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")))
     return tuple(
         Forward(
             arch=chosen.spec.effective_arch,
             dtype=dtype,
             head_dim=dim,
-            head_dim_v=dim,
+            head_dim_v=dim_v,
             split=split,
             paged=paged,
             softcap=softcap,
             packgqa=True,
             kernels=_masks(chosen) * (1 + chosen.has("varlen")),
         )
-        for dim, (paged, split, softcap), dtype in product(chosen.head_dims, switches, dtypes)
+        for (dim, dim_v), (paged, split, softcap), dtype in product(dims, switches, dtypes)
     )
 
 
@@ -221,13 +240,14 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
 def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[list[Forward | Backward]]:
     """Neighbours of one group together, up to `limit` kernels a pack (one item alone may exceed it).
 
-    K and V in e4m3: one variant a pack, so that its file is the same in every profile with these types.
+    K and V in e4m3, or a second query: one variant a pack, so that its file is the same in every profile with these
+    types.
     """
     packs: list[list[Forward | Backward]] = []
     for item in items:
         last = packs[-1] if packs else None
         fits = last and last[0].group == item.group and sum(x.kernels for x in last) + item.kernels <= limit
-        if last and fits and (last[0].variant == item.variant or not item.dtype.endswith(KV8)):
+        if last and fits and (last[0].variant == item.variant or not item.dtype.endswith((KV8, QV))):
             last.append(item)
         else:
             packs.append([item])
@@ -250,10 +270,11 @@ def _kernel_unit(pack: Sequence[Forward | Backward]) -> Unit:
     first = pack[0]
     kind = "fwd" if isinstance(first, Forward) else "bwd"
     contents = tuple(f"{item.variant} {item.dtype}" for item in pack)
-    dtypes = dict.fromkeys(item.dtype.removesuffix(KV8) for item in pack)  # the group says it
+    dtypes = dict.fromkeys(item.dtype.removesuffix(KV8).removesuffix(QV) for item in pack)  # the group says it
     fp8 = isinstance(first, Forward) and first.fp8
+    own = "fa3_fp8.h" if fp8 else "fa3_qv.h" if first.dtype.endswith(QV) else ""
     words = [first.group, *dict.fromkeys(item.variant for item in pack), *([] if fp8 else dtypes)]
-    head = '#include "fa3_fp8.h"\n\n' if fp8 else _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n'
+    head = f'#include "{own}"\n\n' if own else _tiles(first) + f'#include "flash_{kind}_launch_template.h"\n\n'
     text = head + "".join(item.text for item in pack)
     return Unit(
         name="_".join(words),

@@ -11,6 +11,7 @@ from ci.sources.fp8_patches import FP8_PATCHES
 from ci.sources.kv8_patches import KV8_PATCHES
 from ci.sources.order_patches import ORDER_PATCHES
 from ci.sources.patch import Change, Edit
+from ci.sources.qv_patches import QV_PATCHES
 from ci.sources.values_patches import VALUES_PATCHES
 
 _API = "hopper/flash_api_stable.cpp"
@@ -346,4 +347,5 @@ EDITS: tuple[Edit, ...] = (
     *VALUES_PATCHES,
     *KV8_PATCHES,
     *FP8_PATCHES,
+    *QV_PATCHES,
 )

@@ -103,9 +103,6 @@ VALUES_PATCHES: tuple[Edit, ...] = (
                 replacement="#ifdef FLASHATTENTION_DISABLE_HDIMDIFF64\n"
                 '        STD_TORCH_CHECK(false, "This flash attention build does not support different V headdim.");\n'
                 "        #endif\n"
-                "        STD_TORCH_CHECK(::fa3::kArch == 90 || head_size_v <= 256, "
-                '"V headdim ", head_size_v, " does not fit: 8 warps of 16 rows keep an output of 512 columns in 256 '
-                'registers a thread, of 255");\n'
                 "        STD_TORCH_CHECK(::fa3::kArch == 90 || softcap == 0.0, "
                 '"below Hopper, different V headdim with softcap is not built");\n'
                 "        STD_TORCH_CHECK(::fa3::kArch == 90 || "

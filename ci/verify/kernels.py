@@ -61,8 +61,8 @@ _MAIN_LOOP = re.compile(
     r"flash::CollectiveMainloop(?P<direction>Fwd|Bwd)Sm80<"
     r"(?P<warps>\d+), (?P<stages>\d+), (?:(?P<q_in_regs>true|false), )?"
     r"cute::tuple<cute::C<(?P<m>\d+)>, cute::C<(?P<n>\d+)>, cute::C<(?P<k>\d+)> ?>, (?:(?P<v>\d+), )?"
-    r"(?:(?P<fp8>fa3::Fp8)|(?P<kv8>fa3::Kv8<)?cutlass::(?P<dtype>\w+))(?: ?>)?, float, cutlass::arch::Sm80"
-    r"(?P<flags>(?:, (?:true|false))+)"
+    r"(?:(?P<fp8>fa3::Fp8)|(?:(?P<kv8>fa3::Kv8<)|(?P<qv>fa3::Qv<))?cutlass::(?P<dtype>\w+))(?: ?>)?, float, "
+    r"cutlass::arch::Sm80(?P<flags>(?:, (?:true|false))+)"
 )
 # Where Q, K and V are e4m3, the output's.
 _DTYPES: dict[str | None, str] = {"bfloat16_t": "bf16", "half_t": "fp16", None: "bf16"}
@@ -83,6 +83,7 @@ class Tile:
     head_dim_v: int = 0  # of V, where it has another
     kv8: bool = False  # K and V are e4m3, and their bytes lie behind the tiles that they are widened to
     fp8: bool = False  # Q, K and V are e4m3
+    qv: bool = False  # V meets a second query; warps of the same rows give each other their parts of the scores
 
     @property
     def values(self) -> int:
@@ -108,6 +109,7 @@ def tile(mangled: str) -> Tile | None:
         head_dim_v=_other_v(loop),
         kv8=loop["kv8"] is not None,
         fp8=loop["fp8"] is not None,
+        qv=loop["qv"] is not None,
     )
 
 
@@ -136,7 +138,7 @@ def variant(mangled: str) -> Variant | None:
     flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
     if "flash::CollectiveEpilogueBwdGQA<" in signature:
         flags.add("gqa")
-    flags |= {name for name in ("kv8", "fp8") if loop[name]}
+    flags |= {name for name in ("kv8", "fp8", "qv") if loop[name]}
     return Variant(
         dtype=_DTYPES[loop["dtype"]], head_dim=int(loop["k"]), flags=frozenset(flags), head_dim_v=_other_v(loop)
     )
@@ -155,7 +157,7 @@ def loop_of(mangled: str, counted: Mapping[str, int]) -> dict[str, int]:
     shape, products = tile(mangled), _PRODUCTS.get(kind(mangled), (0, 0))
     if shape is None or not counted:
         return {}
-    columns = products[0] * shape.head_dim + products[1] * shape.values
+    columns = products[0] * shape.head_dim + (products[1] + shape.qv) * shape.values
     whole = shape.block_m * shape.block_n * columns // (_MMA * (1 + shape.fp8))
     warps, rest = divmod(whole, counted["tensor"])
     if rest or (kind(mangled) == "forward" and warps != shape.warps):
@@ -184,6 +186,8 @@ def forward_bytes(tile: Tile, *, split: bool = False, varlen: bool = False) -> i
     out = 0 if split and not varlen else tile.block_m * tile.values * 2
     padding = max(0, out - k - v)
     main = (max(q, v) + k if tile.q_in_regs else q + k + v) + tile.kv8 * (k + v) // 2
+    if tile.qv:  # Q and Qv go to registers by way of other places; a part of the scores is fp32
+        main = k + v + tile.warps * 16 * tile.block_n * 4
     tensors = _SMEM_ALIGNMENT + max(_up(padding), _SMEM_ALIGNMENT) + main
     return max(tensors, out) + _SMEM_ALIGNMENT
 

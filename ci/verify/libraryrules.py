@@ -182,7 +182,8 @@ def kernel_checks(listed: tuple[Kernel, ...], facts: BuildFacts) -> Iterable[Che
 def spill_budget(kernel: Kernel) -> int:
     variant = kernels.variant(kernel.name)
     image = Image.parse(kernel.image)
-    if variant is None or variant.head_dim_v or f"{image.major}.{image.minor}" not in TUNED_CAPABILITIES:
+    tuned = f"{image.major}.{image.minor}" in TUNED_CAPABILITIES
+    if variant is None or not tuned or (variant.head_dim_v and "qv" not in variant.flags):
         return OTHER_SPILL_BUDGET
     return SPILL_BUDGET[kernel.kind].get(variant.head_dim, OTHER_SPILL_BUDGET)
 
@@ -207,7 +208,7 @@ def _contents(listed: tuple[Kernel, ...], facts: BuildFacts) -> Iterable[Check]:
     seen: set[str] = set().union(*(v.flags for v in (*forward, *backward))) | ({"backward"} if backward else set())
     seen |= {"diff_headdim"} if any(v.head_dim_v for v in forward) else set()
     shown = {"backward", "causal", "local", "softcap", "varlen", "paged", "split", "append", "packgqa"}
-    shown |= {"deterministic", "diff_headdim", *_E4M3}
+    shown |= {"deterministic", "diff_headdim", "qv", *_E4M3}
     yield same("features", found=seen & shown, expected=set(facts.features) & shown)
 
 

@@ -85,7 +85,7 @@ paper, never measured: from no work of the units overlapped to all of it. The pe
 def group(label: str) -> str:
     """The group that a kernel is counted in: its label's direction, head dims and words for another loop."""
     kind, dims, *words = label.split()
-    return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8", "fp8"))))
+    return " ".join((kind, dims, *(word for word in words if word in ("deterministic", "kv8", "fp8", "qv"))))
 
 
 def groups(kernels: Iterable[Mapping[str, Any]]) -> dict[str, list[Bounds]]:

@@ -7,6 +7,7 @@ output is filled with NaN beforehand, so "nothing was written" cannot pass. `jud
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +70,7 @@ def run_forward(
     dtype: torch.dtype,
     dims: tuple[int, int],
     sinks: bool = False,
+    qv: bool = False,
     widened: bool = False,
 ) -> str | None:
     """Compare one causal forward; the text of the mismatch, or None. `widened`: K and V are e4m3 beside a 16-bit Q."""
@@ -79,15 +81,20 @@ def run_forward(
     q, k, v = _inputs(device, dtype, *dims)
     if widened:
         k, v = k.to(torch.float8_e4m3fn), v.to(torch.float8_e4m3fn)
-    scale = dims[0] ** -0.5
+    scale = (dims[0] + qv * dims[1]) ** -0.5
+    second = _inputs(device, dtype, dims[1], dims[1])[0] if qv else None
     out = torch.full((*q.shape[:-1], dims[1]), float("nan"), dtype=low_dtype, device=device)
-    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, out=out, s_aux=s_aux)
+    args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, causal=True, qv=second, out=out, s_aux=s_aux)
     try:
         out, lse, *_ = native.run_forward(ops, args)
     except RuntimeError as error:
         return _raised(error)
-    exact, exact_lse = fallback(_causal(_exact(q), _exact(k), _exact(v), scale, s_aux))
-    low, low_lse = fallback(_causal(q.to(low_dtype), k.to(low_dtype), v.to(low_dtype), scale, s_aux))
+
+    def computed(kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        mine = None if second is None else second.to(kind)
+        return fallback(replace(_causal(q.to(kind), k.to(kind), v.to(kind), scale, s_aux), qv=mine))
+
+    (exact, exact_lse), (low, low_lse) = computed(torch.float32), computed(low_dtype)
     if dtype == torch.float8_e4m3fn:  # P is rounded to fp8 inside the kernel: leave it that much room
         low = low + 0.06 * exact.abs().max().to(low.dtype)
     return judge("out", out, low, exact) or judge("softmax_lse", lse, low_lse, exact_lse)

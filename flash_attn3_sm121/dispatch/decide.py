@@ -18,8 +18,6 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 _LISTED = (
     "local", "softcap", "varlen", "paged", "append", "split", "packgqa", "chunk", "qv", "sinks", "dlse", "deterministic"
 )  # fmt: skip
-# Why V ends at 256 columns below Hopper; the libraries' host code says the same.
-WIDEST_V = "8 warps of 16 rows keep an output of 512 columns in 256 registers a thread, of 255"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +114,10 @@ def _shape_refusal(build: BuildFacts, call: CallFacts) -> str | None:
         return None if larger <= largest else f"head dimension {larger} is not built with a backward ({listed})"
     if not ((128 < dim <= 192 and 96 < dim_v <= 128) or (dim <= 64 and dim_v <= 512)):
         return f"the kernels have no tile for d = {dim} with dv = {dim_v}"
-    if build.family != "sm90" and dim_v > 256:
-        return f"dv = {dim_v} does not fit: {WIDEST_V}"
+    if build.family != "sm90" and dim_v > 256 and "qv" not in build.features:
+        return (
+            f"the {build.family} library (profile {build.profile}) is built without: qv, whose kernels dv > 256 takes"
+        )
     if build.family != "sm90":
         built = (64 if dim <= 64 else 192) in dims
         return None if built else f"dv != d takes head dimension 64 or 192, built are {listed}"
@@ -196,6 +196,12 @@ def _device_refusal(device: DeviceFacts, build: BuildFacts, call: CallFacts) -> 
 def multiplies_fp8(build: BuildFacts, call: CallFacts) -> bool:
     """Whether the kernels multiply a call's Q, K and V in e4m3 as they are."""
     return call.dtype == "e4m3" and (build.family == "sm90" or "fp8" in build.features)
+
+
+def appends(build: BuildFacts, call: CallFacts) -> bool:
+    """Whether the kernels that serve a call write new keys. Where they do not, they are written before."""
+    own = call.dtype_kv == "e4m3" or "qv" in call.features or call.head_dim_v > 256
+    return build.family == "sm90" or not own
 
 
 def _widened_refusal(build: BuildFacts, call: CallFacts) -> str | None:

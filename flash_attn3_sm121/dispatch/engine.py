@@ -25,7 +25,7 @@ from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings, devic
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
-from flash_attn3_sm121.dispatch.decide import Decision, NativeState, decide, multiplies_fp8, pick_build
+from flash_attn3_sm121.dispatch.decide import Decision, NativeState, appends, decide, multiplies_fp8, pick_build
 from flash_attn3_sm121.dispatch.native_backend import NativePlan
 from flash_attn3_sm121.dispatch.python_backend import BackwardResult, Computes, Gradients, PythonPlan, Results
 from flash_attn3_sm121.errors import BackendError, NativeLoadError
@@ -120,19 +120,16 @@ class Engine:
                 ops = self._loaded(decision.build)
                 if ops is None:
                     continue
-                widened = call.dtype_kv == "e4m3" and decision.build.family != "sm90"
-                fp8 = multiplies_fp8(decision.build, call)
-                trusted = self._send_canary(
-                    device, args.q.dtype, call, decision.build.family, ops, widened=widened and not fp8
-                )
+                widened = call.dtype_kv == "e4m3" and not multiplies_fp8(decision.build, call)
+                trusted = self._send_canary(device, args.q.dtype, call, decision.build.family, ops, widened=widened)
                 if trusted is not None:
                     plan = NativePlan(
                         decision=decision,
                         ops=ops,
                         can_split=_can_split(decision.build, args),
                         check_cache=self.settings.check_cache,
+                        appends=appends(decision.build, call),
                         widened=widened,
-                        fp8=fp8,
                         instead=self._instead,
                     )
                     return self._remember(key, plan) if trusted else plan
@@ -179,8 +176,9 @@ class Engine:
         widened: bool = False,
     ) -> bool | None:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
-        added = call.features & ({"sinks"} if call.direction == "forward" else {"dlse", "deterministic"})
-        key = (device, dtype, call.dtype_kv, family, call.direction, *added)
+        added = call.features & ({"sinks", "qv"} if call.direction == "forward" else {"dlse", "deterministic"})
+        wide = call.head_dim_v > 256  # kernels of their own, as are those that read a qv
+        key = (device, dtype, call.dtype_kv, family, call.direction, wide, *added)
         if not self.settings.canary or key in self._verified:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -190,8 +188,9 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad():
             if call.direction == "forward":
                 text = canary.run_forward(
-                    ops, fallback.forward, device=device, dtype=dtype, dims=dims, sinks=bool(added), widened=widened
-                )
+                    ops, fallback.forward, device=device, dtype=dtype, dims=dims, sinks="sinks" in added,
+                    qv="qv" in added, widened=widened,
+                )  # fmt: skip
             else:
                 text = canary.run_backward(
                     ops, fallback.forward, fallback.backward, device=device, dtype=dtype, dims=dims,

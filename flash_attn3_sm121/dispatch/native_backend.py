@@ -46,15 +46,15 @@ class NativePlan:
     ops: native.LoadedOps
     can_split: bool  # the library can do what num_splits asks for
     check_cache: bool
-    widened: bool = False  # K and V are e4m3, and kernels of the mma.sync families append nothing to them
-    fp8: bool = False  # and Q in e4m3 is multiplied as it is
+    appends: bool = True  # the kernels write new keys
+    widened: bool = False  # K and V are e4m3, and kernels widen them
     instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
     # A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
     decode_op: DenseOp | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.can_split and not self.widened:
+        if self.can_split and self.appends:
             schema = schemas.NATIVE["fwd"]
             self._dense = schemas.caller(self.ops.fwd, schema, *_DENSE, is_rotary_interleaved=True)
             self.decode_op = schemas.caller(self.ops.fwd, schema, *_DECODE)
@@ -70,10 +70,10 @@ class NativePlan:
         if args.k_new is not None:
             if self.check_cache:
                 native.assert_room(args)
-            args = _fallback().appended(args) if self.widened else native.without_padding(args)
+            args = native.without_padding(args) if self.appends else _fallback().appended(args)
         args = self._prepared(args, tensors)
         try:
-            asked = widened(args) if self.widened and not self.fp8 else args
+            asked = widened(args) if self.widened else args
             out, lse, out_accum, lse_accum = native.run_forward(self.ops, asked)
         except RuntimeError as error:
             return self._by_fallback(self.instead(error), args)

@@ -18,7 +18,7 @@ from flash_attn3_sm121.arch import FAMILIES, Family
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 NAMES = ("causal", "local", "paged", "varlen_split", "softcap", "append", "kv8")
-DIMS = tuple(dict.fromkeys((f.head_dim, f.head_dim_v) for f in forwards(select(find("full"), Family.SM8X))))
+DIMS = tuple(dict.fromkeys((f.head_dim, f.head_dim_v) for f in forwards(select(find("full"), Family.SM8X)) if not f.qv))
 LIMIT = FAMILIES[Family.SM8X].smem_limit
 
 PROGRAM = r"""
@@ -130,6 +130,30 @@ def test_fp8_tiles_are_legal_and_fit(tmp_path: Path) -> None:
         assert max(forward_bytes(tile, split=split, varlen=True) for split in (False, True)) <= LIMIT, tile
 
 
+QV_PROGRAM = r"""
+#include <cstdio>
+#include <initializer_list>
+#include "fa3_tiles.h"
+int main() {
+    for (int dim_v : {257, 512}) {
+        fa3::Tile t = fa3::forward_tile(64, dim_v, {});
+        std::printf("[%d,%d,%d,%d,%d]\n", t.block_m, t.block_n, t.warps, t.stages, fa3::kQvColumnGroups);
+    }
+}
+"""
+
+
+def test_the_tile_of_a_second_query_is_legal_and_fits(tmp_path: Path) -> None:
+    """Warps share rows, so that a warp has 16 of them and a part of the columns."""
+    for block_m, block_n, warps, stages, groups in printed(QV_PROGRAM, tmp_path):
+        tile = Tile(
+            block_m=block_m, block_n=block_n, head_dim=64, head_dim_v=512, warps=warps, stages=stages, q_in_regs=False,
+            qv=True,
+        )  # fmt: skip
+        assert block_m * groups == 16 * warps and block_n % 16 == 0 and 16 * groups == 64 and stages == 2
+        assert max(forward_bytes(tile, split=split, varlen=True) for split in (False, True)) <= LIMIT, tile
+
+
 # What compiled kernels were seen to ask: tile -> bytes.
 SEEN = [
     (Tile(block_m=128, block_n=64, head_dim=64, warps=4, stages=1, q_in_regs=False), 33152),
@@ -141,6 +165,10 @@ SEEN = [
     (Tile(block_m=128, block_n=128, head_dim=128, warps=8, stages=1, q_in_regs=True), 65920),
     (Tile(block_m=64, block_n=64, head_dim=256, warps=4, stages=1, q_in_regs=False), 98688),
     (Tile(block_m=128, block_n=64, head_dim=256, warps=8, stages=1, q_in_regs=True), 98688),
+    (
+        Tile(block_m=32, block_n=32, head_dim=64, head_dim_v=512, warps=8, stages=2, q_in_regs=False, qv=True),
+        90496,
+    ),
     # Upstream's tiles for head dim 256 on small devices: the output is larger than V and K, and pads them.
     (Tile(block_m=128, block_n=48, head_dim=256, warps=8, stages=1, q_in_regs=True), 106752),
     (Tile(block_m=128, block_n=32, head_dim=256, warps=8, stages=1, q_in_regs=False), 131328),
@@ -159,7 +187,7 @@ def test_a_kernels_file_depends_on_the_tiles_of_its_own_head_dim_alone(family: F
     for unit in units(select(find("full"), family)):
         own = {name for name in found.of(unit.text, origin=f"units/{unit.file}") if "fa3_tile" in name}
         wanted = {"csrc/fa3_tile.h", f"csrc/fa3_tile_{unit.head_dim}.h"} if unit.kind == "fwd" else set()
-        wanted -= {f"csrc/fa3_tile_{unit.head_dim}.h"} if "fp8" in unit.name else set()
+        wanted -= {f"csrc/fa3_tile_{unit.head_dim}.h"} if {"fp8", "qv"} & set(unit.name.split("_")) else set()
         assert own - {"csrc/fa3_tile_kv8.h"} == wanted, unit.name
         if "fa3_tile_kv8.h" in unit.text:
             assert {"kv8", "softcap"} <= set(unit.name.split("_")) and unit.head_dim in (64, 128)

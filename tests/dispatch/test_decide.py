@@ -15,6 +15,7 @@ from tests.fakes.libraries import CPU, GB10, H100, RTX5090, SM8X, SM90, TURING, 
 
 NO_SOFTCAP = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"softcap", "paged"})))
 NO_KV8 = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"kv8"})))
+NO_QV = build("sm8x", "sm_121", features=tuple(sorted(FAMILIES[Family.SM8X].features - {"qv"})))
 A100 = DeviceFacts(type="cuda", name="A100", capability=(8, 0), smem_limit=166912)
 PROXY = build("sm8x", "sm_90", proxy=True)
 
@@ -109,7 +110,18 @@ NATIVE: dict[str, tuple[DeviceFacts, tuple[BuildFacts, ...], CallFacts, str | No
         bf16("softcap", head_dim=192, **BACKWARD),
         None,
     ),
-    "v of 512": (GB10, (SM8X,), bf16(head_dim=64, head_dim_v=512), "256 registers a thread, of 255"),
+    "v of 512": (GB10, (SM8X,), bf16(head_dim=64, head_dim_v=512), None),
+    "v of 512 not built": (GB10, (NO_QV,), bf16(head_dim=64, head_dim_v=512), "built without: qv, whose kernels"),
+    "qv": (GB10, (SM8X,), bf16("qv", "varlen", "paged", "split", "append", head_dim=64, head_dim_v=512), None),
+    "qv of 256": (GB10, (SM8X,), bf16("qv", "local", "sinks", head_dim=32, head_dim_v=256), None),
+    "qv not built": (GB10, (NO_QV,), bf16("qv", head_dim=64, head_dim_v=256), "built without: qv"),
+    "a narrow qv": (GB10, (SM8X,), bf16("qv", head_dim=64, head_dim_v=128), "qv needs d <= 64 and dv >= 256"),
+    "qv and an fp8 cache": (
+        GB10,
+        (SM8X,),
+        bf16("qv", head_dim=64, head_dim_v=512, dtype_kv="e4m3"),
+        "one head dimension in the kernels, not 64 and 512",
+    ),
     "v of 512 on hopper": (H100, (SM90,), bf16(head_dim=64, head_dim_v=512), None),
     "wider v with softcap": (GB10, (SM8X,), bf16("softcap", head_dim=64, head_dim_v=128), "dv != d with softcap"),
     "a wide V on hopper": (H100, (SM90,), bf16(head_dim=64, head_dim_v=256), None),

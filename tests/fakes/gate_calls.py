@@ -27,7 +27,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts
 from flash_attn3_sm121.call.validation import check_backward, check_forward
 from flash_attn3_sm121.dispatch import native_backend
-from flash_attn3_sm121.dispatch.decide import NativeState, native_refusal
+from flash_attn3_sm121.dispatch.decide import NativeState, appends, native_refusal
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -145,10 +145,11 @@ def library_refusal(ops: native.LoadedOps, facts: BuildFacts, args: ForwardArgs 
     """What the library says to a call as our engine would hand it on; None where it calls a kernel."""
     try:
         if isinstance(args, ForwardArgs):
-            if args.k.dtype == torch.float8_e4m3fn and facts.family != "sm90":
-                args = args if args.k_new is None else fallback.appended(args)
-                if args.q.dtype != torch.float8_e4m3fn or "fp8" not in facts.features:
-                    args = native_backend.widened(args)
+            if args.k_new is not None and not appends(facts, call_facts.facts_of(args)):
+                args = fallback.appended(args)
+            multiplied = args.q.dtype == torch.float8_e4m3fn and "fp8" in facts.features
+            if args.k.dtype == torch.float8_e4m3fn and facts.family != "sm90" and not multiplied:
+                args = native_backend.widened(args)
             alone = args.num_splits < 1 and "split" not in facts.features
             native.run_forward(ops, replace(args, num_splits=1) if alone else args)
         else:
@@ -156,14 +157,16 @@ def library_refusal(ops: native.LoadedOps, facts: BuildFacts, args: ForwardArgs 
     except RuntimeError as error:
         text = str(error).splitlines()[0]
         found = re.search(r"reached (\w+) (\d+)(?: (\d+))?", text)
-        return unfit(args, found[1], int(found[2]), int(found[3] or found[2])) if found else text
+        return unfit(facts, args, found[1], int(found[2]), int(found[3] or found[2])) if found else text
     raise AssertionError("the library neither called a kernel nor refused")
 
 
-def unfit(args: ForwardArgs | BackwardArgs, dtype: str, dim: int, dim_v: int) -> str | None:
+def unfit(facts: BuildFacts, args: ForwardArgs | BackwardArgs, dtype: str, dim: int, dim_v: int) -> str | None:
     """What is wrong with a kernel for this call; None where it has the type and room for the heads."""
     own = KERNEL_TYPES.get(args.q.dtype)
     wanted = own if args.k.dtype == args.q.dtype else f"kv8_{own}"
+    if facts.family != "sm90" and (getattr(args, "qv", None) is not None or args.v.shape[-1] > 256):
+        wanted = f"qv_{own}"
     right = dtype == wanted and args.q.shape[-1] <= dim and args.v.shape[-1] <= dim_v
     return None if right else f"calls a kernel for {dtype}, d <= {dim} and dv <= {dim_v}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -16,6 +17,7 @@ from ci.plan import archs as archlist
 from ci.plan import plan
 from ci.plan.archs import Platform
 from ci.plan.costs import Concurrency
+from ci.plan.flags import feature_defines
 from ci.plan.plan import BuildPlan, Shard, make_plan
 from ci.plan.profiles import find, select
 from ci.plan.units import backwards, forwards, units
@@ -103,7 +105,9 @@ def test_host_code_and_instantiations_agree() -> None:
     every = product((*types, "bf16_kv8", "fp16_kv8", "e4m3"), switches, switches, switches)
     wanted = {(d, d, *rest) for d, rest in product((64, 96, 128, 192, 256), every)}
     pairs = ((64, 128), (64, 256), (192, 128))
-    assert found == wanted | {(*pair, *rest, False) for pair in pairs for rest in product(types, switches, switches)}
+    wanted |= {(*pair, *rest, False) for pair in pairs for rest in product(types, switches, switches)}
+    second = product(("bf16_qv", "fp16_qv"), switches, switches)
+    assert found == wanted | {(64, 512, *rest, False) for rest in second}
     assert all(f.packgqa for f in forwards(chosen))
 
 
@@ -140,6 +144,20 @@ def test_files_of_fp8_kernels_hold_nothing_else() -> None:
     assert all(unit.name.startswith(f"fwd_fp8_hd{unit.head_dim}") for unit in found)
     assert sum(unit.text.count("run_fp8<") for unit in found) == 8 * len(chosen.head_dims)
     assert not any("::fa3::Kv8" in unit.text or "launch_template" in unit.text for unit in found)
+
+
+def test_files_of_qv_kernels_hold_nothing_else() -> None:
+    """Nor are other files others for them: with the feature and without, the same texts and flags."""
+    chosen = select(find("full"), Family.SM8X)
+    found = [unit for unit in units(chosen) if "fa3_qv.h" in unit.text]
+    assert [unit.name for unit in found] == [
+        f"fwd_qv_hd64_512_{word}_bf16_fp16" for word in ("plain", "split", "paged", "paged_split")
+    ]
+    assert all(unit.text.count("run_qv<") == 2 and "launch_template" not in unit.text for unit in found)
+    without = replace(chosen, features=chosen.features - {"qv"})
+    assert [unit for unit in units(chosen) if unit not in found] == list(units(without))
+    for kind in ("fwd", "bwd", "combine", "prepare"):
+        assert feature_defines(chosen, kind) == feature_defines(without, kind)
 
 
 def test_a_deterministic_backward_has_files_of_its_own() -> None:

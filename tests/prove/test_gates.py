@@ -30,6 +30,7 @@ _HEAD = """#include <stdexcept>
 
 #include "cutlass/numeric_types.h"
 #include "fa3_kv8.h"
+#include "fa3_qv_tile.h"
 #include "flash.h"
 
 [[noreturn]] static void reached(char const* kernel) { throw std::runtime_error(kernel); }
@@ -43,7 +44,8 @@ def host_only(family: FamilyPlan) -> FamilyPlan:
     text = _HEAD
     for planned in family.units:
         for entry in _ENTRY.finditer(planned.unit.text):
-            kind = entry["dtype"].replace("::fa3::Kv8<cutlass::", "kv8_").rstrip(">").rpartition(":")[2]
+            kind = re.sub(r"::fa3::(Kv8|Qv)<cutlass::", lambda own: own[1].lower() + "_", entry["dtype"])
+            kind = kind.rstrip(">").rpartition(":")[2]
             called = f"reached {kind} {entry['dims'].replace(',', '')}"
             text += f"template <> void {entry[0]}(Flash_{entry['direction']}_params&, cudaStream_t) "
             text += f'{{ reached("{called}"); }}\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ci.plan.profiles import find, select
-from ci.plan.units import KV8, backwards, forwards, units
+from ci.plan.units import KV8, QV, backwards, forwards, units
 from ci.prove.gb10.build import Executor
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.executable import Executable
@@ -44,10 +44,10 @@ def planned() -> set[tuple[object, ...]]:
     masks = ("full", "causal", "local")
     for f in forwards(CHOSEN):
         dims = f"{f.head_dim}" + f"_{f.head_dim_v}" * (f.head_dim != f.head_dim_v)
-        e4m3 = f.fp8 or f.dtype.endswith(KV8)
-        lengths = ((False, False), (True, False), (True, True))[: 2 if e4m3 else 3]
+        own = f.fp8 or f.qv or f.dtype.endswith(KV8)
+        lengths = ((False, False), (True, False), (True, True))[: 2 if own else 3]
         assert f.kernels == len(masks) * len(lengths)
-        known = (f.group, "bf16" if f.fp8 else f.dtype.removesuffix(KV8), f.softcap)
+        known = (f.group, "bf16" if f.fp8 else f.dtype.removesuffix(KV8).removesuffix(QV), f.softcap)
         assert f.group.endswith(f"hd{dims}")
         found += ((*known, mask, *of, f.paged, f.split) for mask, of in product(masks, lengths))
     for b in backwards(CHOSEN):
@@ -69,6 +69,8 @@ def test_each_kernel_of_the_full_profile_has_a_case() -> None:
         ({"dim": 176, "dim_v": 104}, "fwd_hd192_128_", 4),
         ({"dim": 80, "kv8": True}, "fwd_kv8_hd96_", 8),
         ({"dim": 80, "kv8": True, "fp8": True}, "fwd_fp8_hd96_", 3),
+        ({"dim": 48, "dim_v": 256, "qv": True}, "fwd_qv_hd64_512_", 4),
+        ({"dim": 64, "dim_v": 264}, "fwd_qv_hd64_512_", 4),
         ({"dim": 176, "dim_v": 104, "op": "bwd"}, "bwd_hd192_", 4),
         ({"dim": 256, "op": "ordered"}, "bwd_ordered_hd256_", 4),
     ],

@@ -32,6 +32,17 @@ def test_the_tile_of_a_kernel(direction: str, sizes: str, expected: tuple[int, i
     assert variant.head_dim == expected[2] and variant.flags == {"causal", "varlen"}
 
 
+def test_the_tile_of_a_kernel_with_a_second_query() -> None:
+    name = HEAD.format("Fwd") + "Li8ELi2ELb0EN4cute5tupleIJNS5_1CILi32EEES8_NS7_ILi64EEEEEELi512EN3fa32QvINS_"
+    name += "10bfloat16_tEEEfNS_4arch4Sm80ELb1ELb0ELb0ELb1ELb1ELb0ELb1ELb1EEEEEEEEEvNT_6ParamsE"
+    tile, variant = kernels.tile(name), kernels.variant(name)
+    assert tile is not None and tile.qv and (tile.head_dim, tile.head_dim_v, tile.warps) == (64, 512, 8)
+    assert str(variant) == "hd64/512 bf16 causal packgqa paged qv split varlen"
+    assert kernels.dynamic_smem(name) == 90496
+    counted = {"tensor": 4 + 32 + 32}  # Q K, Qv V and P V of a warp
+    assert kernels.loop_of(name, counted) == {**counted, "warps": 8}
+
+
 def test_other_kernels_have_no_tile() -> None:
     assert kernels.tile("_ZN5flash32prepare_varlen_num_blocks_kernelILi1ELb0EEEviii") is None
 

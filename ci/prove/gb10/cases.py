@@ -47,6 +47,7 @@ class Case:
     dlse: bool = False  # backward: a gradient of the LSE
     kv8: bool = False  # K and V are e4m3, with scales by batch and head
     fp8: bool = False  # and so is Q
+    qv: bool = False  # a second query, whose products with V are added to the scores
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Case:
         words = [self.op, dims, self.dtype, self.mask, self.mode, f"splits={self.splits}"]
         words += [f"softcap={self.softcap:g}"] * bool(self.softcap) + [f"rotary={self.rotary}"] * bool(self.rotary)
         words += [f"page={self.page}"] * ("paged" in self.mode) + [self.cache] * bool(self.cache)
-        words += [word for word in ("sweep", "sinks", "dlse", "kv8", "fp8") if getattr(self, word)]
+        words += [word for word in ("sweep", "sinks", "dlse", "kv8", "fp8", "qv") if getattr(self, word)]
         words += [f"b{self.batch} q{self.rows} k{self.keys} h{self.heads[0]}/{self.heads[1]}"]
         words += [f"sms={self.sms} seed={self.seed} {'lazy' if self.lazy else 'eager'}"]
         return " ".join(words)
@@ -62,7 +63,8 @@ class Case:
     @property
     def group(self) -> str:
         """How the files of its attention kernels begin."""
-        forward = "fwd_fp8" if self.fp8 else "fwd_kv8" if self.kv8 else "fwd"
+        wide = self.qv or self.dim_v > 256
+        forward = "fwd_fp8" if self.fp8 else "fwd_kv8" if self.kv8 else "fwd_qv" if wide else "fwd"
         return {"bwd": "bwd", "ordered": "bwd_ordered"}.get(self.op, forward)
 
     @property
@@ -179,7 +181,7 @@ def _ordered(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
 
 def _values(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
     """V with a head dim of its own: every forward kernel that has one, and the backward, which pads."""
-    pairs = sorted({(f.head_dim, f.head_dim_v) for f in forwards(chosen) if f.head_dim != f.head_dim_v})
+    pairs = sorted({(f.head_dim, f.head_dim_v) for f in forwards(chosen) if f.head_dim != f.head_dim_v and not f.qv})
     for ((dim, dim_v), dtype, mask, mode, splits), smaller in product(kinds.forward(pairs), (False, True)):
         more = turns.next(mode) | {"rotary": turns.rotary(mode)}
         yield Case(
@@ -244,6 +246,26 @@ def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns, *, fp8: bool) -> Itera
             yield Case(**given, splits=splits, kv8=True, fp8=fp8, **more)
 
 
+def _qv(kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
+    """A second query, and V of more than 256 columns: each kernel with one and without, at full size and smaller."""
+    heads, sizes = ((16, 1), (5, 1), (20, 1), (4, 2)), ((64, 512), (48, 256), (32, 392))
+    for _, dtype, mask, mode, splits in kinds.forward((64,)):
+        for qv in (True, False):
+            if "append" not in mode:
+                more = turns.next(mode) | {"heads": heads[turns.count % 4], "sinks": turns.count % 4 > 1}
+                if mode in ("cache", "paged"):
+                    more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
+                dim, dim_v = sizes[turns.count // 2 % 3]
+                dim_v = dim_v if qv else max(dim_v, 264)
+                yield Case(op="fwd", dtype=dtype, dim=dim, dim_v=dim_v, mask=mask, splits=splits, qv=qv, **more)
+    if 3 in kinds.counts:  # what the scheduler was told of, and a second query that it was not told of
+        for dim_v, qv in ((512, False), (256, True)):
+            yield Case(
+                op="metadata", dtype=kinds.types[0], dim=64, dim_v=dim_v, mode="cache", heads=(16, 1), batch=5, rows=5,
+                keys=300, splits=3, qv=qv, lazy=True,
+            )  # fmt: skip
+
+
 def _helpers(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
     """Combine by itself, at the counts of splits between which its kernels differ, and the scheduler's metadata."""
     if chosen.has("split"):
@@ -288,4 +310,6 @@ def cases(chosen: Selection, *, times: int = 3) -> tuple[Case, ...]:
         found += _kv8(chosen, kinds, turns, fp8=False)
     if chosen.has("fp8"):
         found += _kv8(chosen, kinds, turns, fp8=True)
+    if any(f.qv for f in forwards(chosen)):
+        found += _qv(kinds, turns)
     return tuple(dict.fromkeys((*found, *_helpers(chosen, kinds))))

@@ -102,6 +102,13 @@ class Maker:
         """Q as the call has it. What it loses on the way to e4m3, `q` loses, too."""
         return self.stored(q.copy_(q.to(torch.float8_e4m3fn))) if self.case.fp8 else q
 
+    def second(self, q: Tensor) -> Tensor | None:
+        """A second query for the rows of `q`, NaN where they are; None for a case without one."""
+        if not self.case.qv:
+            return None
+        made = self.normal(*q.shape[:-1], self.case.values)
+        return made.masked_fill_(q[..., :1].isnan(), math.nan)
+
     def stored(self, x: Tensor) -> Tensor:
         """K or V as the call has them: those of `keys`, with NaN behind the last dimension."""
         if not self.case.kv8:
@@ -196,7 +203,7 @@ def run_case(gpu: Gpu, case: Case) -> tuple[Judge, list[Tensor]]:
     """The figures of a case, and every tensor that the kernels wrote."""
     from ci.prove.gb10 import check_bwd, check_fwd
 
-    judge = Judge(case.dtype, case.dim, turned=bool(case.rotary))
+    judge = Judge(case.dtype, case.dim + case.qv * case.values, turned=bool(case.rotary))
     checks: dict[str, Callable[[Gpu, Case, Judge], list[Tensor]]] = {
         "fwd": check_fwd.forward,
         "bwd": check_bwd.backward,

@@ -24,9 +24,13 @@ def forward(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     return _cached(gpu, case, judge, maker)
 
 
-def _compare(judge: Judge, case: Case, out: Tensor, lse: Tensor, numbers: list[Tensor]) -> None:
-    """A sequence's results against the formula."""
+def _compare(
+    judge: Judge, case: Case, out: Tensor, lse: Tensor, numbers: list[Tensor], qv: Tensor | None = None
+) -> None:
+    """A sequence's results against the formula. `qv`: the rows of a second query."""
     q, k, v = numbers
+    if qv is not None:
+        q, k = torch.cat((q, qv.double()), -1), torch.cat((k, v), -1)
     right, right_lse = scores(case).attention(q, k, v)
     judge.near("lse", lse, right_lse, kind="lse")
     if not case.fp8:
@@ -52,14 +56,15 @@ def _dense(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     for b in range(case.batch):
         q[b, rows[b] :], k[b, keys[b] :], v[b, keys[b] :] = math.nan, math.nan, math.nan
         maker.spike(q[b, : rows[b]], k[b, : keys[b]])
-    given |= maker.scales
+    qv = maker.second(q)
+    given |= maker.scales | {"q_v": qv}
     out, lse, *_ = gpu.call(
         "fwd", q=maker.queries(q), k=maker.stored(k), v=maker.stored(v), num_splits=case.splits, **given, **common(case)
     )
     for b in range(case.batch):
         mine, theirs = slice(rows[b]), slice(keys[b])
         numbers = maker.numbers(b, q[b, mine], k[b, theirs], v[b, theirs])
-        _compare(judge, case, out[b, mine], lse[b, :, mine], numbers)
+        _compare(judge, case, out[b, mine], lse[b, :, mine], numbers, None if qv is None else qv[b, mine])
         for x in (out[b, rows[b] :], lse[b, :, rows[b] :]):
             judge.same("behind", x, untouched(x))
     return [out, lse]
@@ -73,13 +78,15 @@ def _packed(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     at_q, at_k = starts(rows), starts(keys)
     for b in range(case.batch):
         maker.spike(q[at_q[b] : at_q[b + 1]], k[at_k[b] : at_k[b + 1]])
+    qv = maker.second(q)
     out, lse, *_ = gpu.call(
-        "fwd", q=maker.queries(q), k=maker.stored(k), v=maker.stored(v), cu_seqlens_q=at_q, cu_seqlens_k=at_k,
+        "fwd", q=maker.queries(q), k=maker.stored(k), v=maker.stored(v), q_v=qv, cu_seqlens_q=at_q, cu_seqlens_k=at_k,
         max_seqlen_q=max(rows), max_seqlen_k=max(keys), num_splits=case.splits, **maker.scales, **common(case),
     )  # fmt: skip
     for b in range(case.batch):
         mine, theirs = slice(int(at_q[b]), int(at_q[b + 1])), slice(int(at_k[b]), int(at_k[b + 1]))
-        _compare(judge, case, out[mine], lse[:, mine], maker.numbers(b, q[mine], k[theirs], v[theirs]))
+        numbers = maker.numbers(b, q[mine], k[theirs], v[theirs])
+        _compare(judge, case, out[mine], lse[:, mine], numbers, None if qv is None else qv[mine])
     return [out, lse]
 
 
@@ -154,6 +161,8 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
             right_k[places] = turned(k_new[b], cos, sin, rows, pairs=pairs) if case.rotary else k_new[b]
             right_v[places] = v_new[b]
         maker.spike(q[b], right_k[cache.places(b, pads[b], count + new)])
+    qv = maker.second(q)
+    given |= {"q_v": qv}
     given_q, turned_q = maker.queries(q), q.clone()
     for b, count in enumerate(held if case.rotary else []):
         fixed = case.mask == "full" or _no_window(case, capacity)
@@ -164,7 +173,8 @@ def _cached(gpu: Gpu, case: Case, judge: Judge, maker: Maker) -> list[Tensor]:
     out, lse, *_ = gpu.call("fwd", q=given_q, k=stored_k, v=stored_v, num_splits=case.splits, **given, **common(case))
     for b, count in enumerate(held):
         places = cache.places(b, pads[b], count + new)
-        _compare(judge, case, out[b], lse[b], maker.numbers(b, turned_q[b], right_k[places], right_v[places]))
+        numbers = maker.numbers(b, turned_q[b], right_k[places], right_v[places])
+        _compare(judge, case, out[b], lse[b], numbers, None if qv is None else qv[b])
     for name, found, right, old in (("k cache", cache.k, right_k, before[0]), ("v cache", cache.v, right_v, before[1])):
         if appends and case.mask not in ("full", "causal"):
             # New keys that no row's window reaches are not written, by upstream's own rule.
@@ -210,18 +220,19 @@ def metadata(gpu: Gpu, case: Case, judge: Judge) -> list[Tensor]:
     heads, groups = case.heads
     made = gpu.call(
         "get_scheduler_metadata", batch_size=case.batch, max_seqlen_q=case.rows, max_seqlen_k=case.keys,
-        num_heads=heads, num_heads_k=groups, headdim=case.dim, headdim_v=case.dim, qkv_dtype=TYPES[case.dtype],
+        num_heads=heads, num_heads_k=groups, headdim=case.dim, headdim_v=case.values, qkv_dtype=TYPES[case.dtype],
         seqused_k=ints(held), is_causal=case.mask == "causal", num_splits=case.splits,
     )  # fmt: skip
     if case.batch <= 40:
         q = maker.normal(case.batch, case.rows, heads, case.dim)
-        k, v = (maker.normal(case.batch, case.keys, groups, case.dim) for _ in range(2))
+        k, v = (maker.normal(case.batch, case.keys, groups, dim) for dim in (case.dim, case.values))
+        qv = maker.second(q)
         out, lse, *_ = gpu.call(
-            "fwd", q=q, k=k, v=v, seqused_k=ints(held), num_splits=case.splits, scheduler_metadata=made, **common(case)
-        )
+            "fwd", q=q, k=k, v=v, q_v=qv, seqused_k=ints(held), num_splits=case.splits, scheduler_metadata=made,
+            **common(case),
+        )  # fmt: skip
         for b, count in enumerate(held):
-            right, right_lse = scores(case).attention(q[b].double(), k[b, :count].double(), v[b, :count].double())
-            judge.near("out", out[b], right, kind="out")
-            judge.near("lse", lse[b], right_lse, kind="lse")
+            numbers = maker.numbers(b, q[b], k[b, :count], v[b, :count])
+            _compare(judge, case, out[b], lse[b], numbers, None if qv is None else qv[b])
         return [out, lse]
     return []
