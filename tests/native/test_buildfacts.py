@@ -65,7 +65,7 @@ def test_the_closest_image_is_chosen(device: tuple[int, int], code: str | None) 
         ({"dtypes": ["bf16", "e4m3"]}, "dtypes: expected some of bf16, fp16, found e4m3 too"),
         ({"head_dims": [64, 80]}, "head_dims: expected some of 128, 192, 256, 64, 96, found 80 too"),
         ({"backward_head_dims": [512]}, "backward_head_dims: .* found 512 too"),
-        ({"features": ["causal", "qv"]}, "features: .* found qv too"),
+        ({"features": ["causal", "alibi"]}, "features: .* found alibi too"),
         ({"images": None}, "missing fields .'images'."),
         ({"surprise": 1}, "unknown fields .'surprise'."),
         ({"images": ["sm121"]}, "not a machine-code name"),
