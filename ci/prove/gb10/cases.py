@@ -235,15 +235,18 @@ def _long(chosen: Selection, kinds: _Kinds) -> Iterator[Case]:
 
 
 def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns, *, fp8: bool) -> Iterator[Case]:
-    """K and V in e4m3, and Q with `fp8`: every kernel that reads them, half of the calls with sinks."""
+    """K and V in e4m3, and Q with `fp8`: every kernel that reads them, half of the calls with sinks.
+
+    An output of a Q in e4m3 is bf16: such a kernel has a call for each type of the others.
+    """
     for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
-        if "append" not in mode and (dtype == "bf16" or not fp8):
+        if "append" not in mode:
             more = turns.next(mode) | {"sinks": turns.count % 2 == 1}
             if mode in ("cache", "paged"):
                 more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             smaller = turns.count // 2 % 2 * 16
-            given: dict[str, Any] = {"op": "fwd", "dtype": dtype, "dim": dim - smaller, "mask": mask, "softcap": cap}
-            yield Case(**given, splits=splits, kv8=True, fp8=fp8, **more)
+            given: dict[str, Any] = {"op": "fwd", "dim": dim - smaller, "mask": mask, "softcap": cap, "kv8": True}
+            yield Case(**given, dtype="bf16" if fp8 else dtype, splits=splits, fp8=fp8, **more)
 
 
 def _qv(kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
