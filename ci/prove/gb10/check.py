@@ -30,6 +30,7 @@ LIMITS = {
     ("bf16", "grad"): (1.5e-2, 1e-2),
     ("fp16", "grad"): (3e-3, 1.5e-3),
 }
+ROUNDS = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # what rounding to nearest takes off a number at most, relative
 LSE_LIMIT = (5e-6, 1e-6)
 # A score is a sum over the columns of a head, and each addition rounds it: an eighth of half a last bit a column.
 COLUMN = 2.0**-27
@@ -49,13 +50,22 @@ class Judge:
         self.parts: dict[str, float] = {}
         self.squares = torch.zeros(2, dtype=torch.float64)  # sums of squared errors: found, and of the formula rounded
 
-    def near(self, name: str, found: Tensor, right: Tensor, *, kind: str) -> None:
-        """`found` is right but for rounding; NaN and a wrong infinity are infinitely far."""
+    def near(
+        self, name: str, found: Tensor, right: Tensor, *, kind: str, room: Callable[[], Tensor] | None = None
+    ) -> None:
+        """`found` is right but for rounding; NaN and a wrong infinity are infinitely far.
+
+        Args:
+            room: what rounding can come to, where that may be more than the limit; asked for if the limit is exceeded.
+        """
         absolute, relative = self.lse if kind == "lse" else LIMITS[self.dtype, kind]
         found, right = found.double(), right.double()
         same = found == right  # infinities
         error = torch.where(same, 0.0, (found - right).abs()).nan_to_num(math.inf, math.inf)
-        part = error / (absolute + relative * torch.where(right.isfinite(), right.abs(), 0.0))
+        allowed = absolute + relative * torch.where(right.isfinite(), right.abs(), 0.0)
+        if room is not None and bool((error > allowed).any()):
+            allowed = torch.maximum(allowed, room())
+        part = error / allowed
         if error.numel():
             self.errors[name] = max(self.errors.get(name, 0.0), float(error.max()))
             self.parts[name] = max(self.parts.get(name, 0.0), float(part.max()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ci.prove.gb10.cases import Case
-from ci.prove.gb10.check import TYPES, Judge, Maker, common, ints, scores, starts, untouched
+from ci.prove.gb10.check import ROUNDS, TYPES, Judge, Maker, common, ints, scores, starts, untouched
 from ci.prove.gb10.child import Gpu
 from ci.prove.gb10.reference import WINDOWS, turned
 
@@ -33,8 +33,13 @@ def _compare(
         q, k = torch.cat((q, qv.double()), -1), torch.cat((k, v), -1)
     right, right_lse = scores(case).attention(q, k, v)
     judge.near("lse", lse, right_lse, kind="lse")
+
+    def rounded_weights() -> Tensor:
+        """Each weight and the output rounded, all in the same direction."""
+        return ROUNDS[case.dtype] * (scores(case).attention(q, k, v.abs())[0] + right.abs())
+
     if not case.fp8:
-        judge.near("out", out, right, kind="out")
+        judge.near("out", out, right, kind="out", room=rounded_weights)
         return
     # A weight is off by half of its last bit, a sixteenth at most, or, where it is tiny, by half of the smallest one.
     spread, _ = scores(case).attention(q, k, v.abs())
