@@ -8,8 +8,8 @@ family. Vision encoders beside a language model are not counted: a larger tile o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flash_attn3_sm121.arch import COMMON_FEATURES, FAMILIES, Family, FamilySpec
 from flash_attn3_sm121.errors import TableError
@@ -23,7 +23,7 @@ class Model:
     title: str
     dtypes: tuple[str, ...] = ("bf16",)
     head_dims: tuple[int, ...]
-    head_dim_v: int | None = None  # where V's differs
+    head_dims_v: Mapping[int, int] = field(default_factory=dict)  # V's, by that of Q and K, where it differs
     features: frozenset[str]
     sources: tuple[str, ...]
 
@@ -32,6 +32,9 @@ class Model:
         lacking = [dtype for dtype in self.dtypes if dtype not in spec.dtypes]
         lacking += [f"head dim {dim}" for dim in self.head_dims if dim not in spec.head_dims]
         return lacking + sorted(self.features - spec.features)
+
+    def head_dim_v(self, dim: int) -> int:
+        return self.head_dims_v.get(dim, dim)
 
 
 # Packed batches and finetuning; servers add a cache: paged, appended to, and split over the SMs for few queries.
@@ -107,12 +110,13 @@ MODELS: dict[str, Model] = {
             features=_DECODER,
             sources=("config.json of zai-org/GLM-4.5-Air",),
         ),
+        # Absorbed, Q and K are the rotary part, and V is the latent, which a second query meets: how servers decode.
         Model(
             name="deepseek",
-            title="DeepSeek-V2-Lite, Moonlight (MLA)",
-            head_dims=(192,),
-            head_dim_v=128,
-            features=_DECODER | {"diff_headdim"},
+            title="DeepSeek-V2-Lite, Moonlight (MLA; absorbed: 64)",
+            head_dims=(64, 192),
+            head_dims_v={64: 512, 192: 128},
+            features=_DECODER | {"diff_headdim", "qv"},
             sources=("config.json of deepseek-ai/DeepSeek-V2-Lite",),
         ),
         Model(
@@ -225,8 +229,8 @@ def validate() -> None:
     for name, model in MODELS.items():
         if not re.fullmatch(r"[a-z][a-z0-9]*", name):
             raise TableError(f"MODELS[{name}]: expected lower case letters and digits")
-        if (model.head_dim_v is not None) != ("diff_headdim" in model.features):
-            raise TableError(f"MODELS[{name}].head_dim_v: expected one with the feature diff_headdim and only then")
+        if bool(model.head_dims_v) != ("diff_headdim" in model.features) or {*model.head_dims_v} - {*model.head_dims}:
+            raise TableError(f"MODELS[{name}].head_dims_v: expected some with diff_headdim and only then, of head_dims")
         lacking = {str(family): model.missing(spec) for family, spec in FAMILIES.items()}
         if all(lacking.values()):
             raise TableError(f"MODELS[{name}]: expected a family that serves it, found none: {lacking}")

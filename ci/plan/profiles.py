@@ -107,9 +107,8 @@ def models_table() -> str:
     lines = ["| `MODELS=` | models | types | head dims | causal | window | sinks | softcap | KV cache | source |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for model in MODELS.values():
-        dims = ", ".join(str(dim) for dim in model.head_dims)
-        if model.head_dim_v is not None:
-            dims += f" (V: {model.head_dim_v})"
+        values = {dim: f" (V: {dim_v})" for dim, dim_v in model.head_dims_v.items()}
+        dims = ", ".join(f"{dim}{values.get(dim, '')}" for dim in model.head_dims)
         marks = ["yes" if word in model.features else "" for word in ("causal", "local", "sinks", "softcap")]
         cache = ", ".join(word for word in ("append", "paged", "split") if word in model.features)
         cells = (f"`{model.name}`", model.title, ", ".join(model.dtypes), dims, *marks, cache, ", ".join(model.sources))

@@ -62,7 +62,7 @@ def _asks(model: Model, call: CallFacts, spec: FamilySpec) -> bool:
     return (
         call.dtype in model.dtypes
         and call.head_dim in model.head_dims
-        and call.head_dim_v == (model.head_dim_v or call.head_dim)
+        and call.head_dim_v == model.head_dim_v(call.head_dim)
         and asked <= model.features | _IN_EVERY_WHEEL
         and not model.missing(spec)
     )

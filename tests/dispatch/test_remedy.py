@@ -81,7 +81,11 @@ CASES: dict[str, tuple[DeviceFacts, BuildFacts, CallFacts, str | None]] = {
     "deepseek": (
         GB10, wheel("smoke"), call(dim=192, dim_v=128), 'make wheel MODELS="deepseek" or make wheel PROFILE=full',
     ),
-    "a V of 512": (GB10, wheel("common"), call("qv", dim=64, dim_v=512), "make wheel PROFILE=full"),
+    "deepseek, absorbed": (
+        GB10, wheel("common"), call("qv", "causal", "seqused_k", "paged", "split", dim=64, dim_v=512),
+        'make wheel MODELS="deepseek" or make wheel PROFILE=full',
+    ),
+    "a V of 264": (GB10, wheel("common"), call("qv", dim=64, dim_v=264), "make wheel PROFILE=full"),
     "no kernel of it: a V of 520": (GB10, wheel("smoke"), call(dim=64, dim_v=520), None),
     "no kernel of it: fp32": (GB10, wheel("smoke"), call(dim=64, dtype="fp32"), None),
     "no kernel of it: sinks on hopper": (H100, hopper("common"), call("sinks", dim=64), None),

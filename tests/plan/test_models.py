@@ -47,7 +47,8 @@ def facts_of_profile(name: str) -> BuildFacts:
 
 
 def calls_of(model: Model) -> list[CallFacts]:
-    asked = model.features - {"backward"}
+    """Forward and backward of each head dim. A V of more than 256 columns meets a second query, and is not trained."""
+    asked = model.features - {"backward", "qv"}
     cache = {"paged", "append", "split"}
     kinds: list[tuple[Direction, frozenset[str]]] = [("forward", asked)]
     if "backward" in model.features:
@@ -58,13 +59,14 @@ def calls_of(model: Model) -> list[CallFacts]:
             dtype=dtype,
             dtype_kv=dtype,
             head_dim=dim,
-            head_dim_v=model.head_dim_v or dim,
+            head_dim_v=model.head_dim_v(dim),
             direction=direction,
-            features=features,
+            features=features | ({"qv"} if model.head_dim_v(dim) > 256 else set()),
         )
         for direction, features in kinds
         for dtype in model.dtypes
         for dim in model.head_dims
+        if direction == "forward" or model.head_dim_v(dim) <= 256
     ]
 
 
@@ -137,7 +139,8 @@ def test_a_row_that_no_family_serves_is_an_error_of_the_table(monkeypatch: pytes
         "gpt-oss": MODELS["gptoss"],
         "fp4": replace(MODELS["qwen3"], dtypes=("fp4",)),
         "odd": replace(MODELS["qwen3"], head_dims=(80,)),
-        "mla": replace(MODELS["deepseek"], head_dim_v=None),
+        "mla": replace(MODELS["deepseek"], head_dims_v={}),
+        "absorbed": replace(MODELS["deepseek"], head_dims=(192,)),
     }.items():
         monkeypatch.setattr(builds, "MODELS", {name: model})
         with pytest.raises(TableError, match=name):
@@ -152,6 +155,9 @@ def test_every_model_plans_where_its_kernels_are() -> None:
             assert select(find(PREFIX + model.name), family).head_dims == model.head_dims
     for arch in ("9.0", "12.1"):
         assert planned("deepseek", arch).families[0].selection.has("diff_headdim")
+    names = {unit.unit.name for unit in planned("deepseek").families[0].units}
+    modes = ("plain", "split", "paged", "paged_split")
+    assert names >= {f"fwd_qv_hd64_512_{mode}_bf16" for mode in modes}, "absorbed, as servers decode"
 
 
 def test_the_table_is_in_the_documents() -> None:
