@@ -86,7 +86,7 @@ def test_a_case_reads_the_files_of_its_own_kernels(more: dict[str, object], grou
 
 @pytest.mark.parametrize(("error", "right"), [(5e-3, True), (9e-3, False), (float("nan"), False)])
 def test_an_output_may_be_off_by_what_rounding_can_come_to(error: float, right: bool) -> None:
-    """The limit of a bf16 output near zero is 4e-3; the roundings of large terms that cancel come to more, here 8e-3."""
+    """The limit of a bf16 output near zero is 4e-3; roundings of large terms that cancel come to more."""
     judge = Judge("bf16", 64)
     judge.near("out", torch.tensor([error]), torch.zeros(1), kind="out", room=lambda: torch.tensor([8e-3]))
     assert (judge.parts["out"] <= 1) is right
