@@ -111,19 +111,75 @@ $L3:
 """
 
 
+# The same, where tiles that no edge cuts have a loop inside that of the tiles that the left edge cuts.
+SHARED = LOOPS.replace("$L3:\n\tmma.sync c;\n", "$L3:\n\tmma.sync c;\n$L4:\n\tmma.sync d;\n\t@%p5 bra \t$L4;\n")
+
+
+@pytest.mark.parametrize("text", [LOOPS, SHARED], ids=["loops", "a loop inside"])
 @pytest.mark.parametrize(
     ("register", "words"),
     [("%r30", ""), ("%r31", ""), ("%r32", "left edge"), ("%r20", ""), ("%r21", "sink tokens")],
     ids=["before the loops", "first loop", "last loop", "left edge", "sinks"],
 )
-def test_a_windows_bounds(register: str, words: str) -> None:
+def test_a_windows_bounds(register: str, words: str, text: str) -> None:
     """Only the last loop's tiles are known to lie left of every right edge."""
     made = json.loads((ROOT / "docs/results/executed-common.json").read_text(encoding="utf-8"))
     kernel = next(row["kernel"] for row in made["kernels"] if "local" in row["variant"] and row["kind"] == "forward")
-    lines = LOOPS.split("\n")
-    line = max(number for number, text in enumerate(lines, 1) if text.startswith("\tsetp") and f" {register}," in text)
+    lines = text.split("\n")
+    line = max(number for number, each in enumerate(lines, 1) if each.startswith("\tsetp") and f" {register}," in each)
     mutant = Mutant(kind="bound strict", kernel=kernel, line=line, before=lines[line - 1].strip(), after="")
-    found = reason(mutant, {kernel: LOOPS})
+    found = reason(mutant, {kernel: text})
+    assert words in found and bool(found) == bool(words)
+
+
+BOUNDS = """\
+.entry kernel()
+{
+\tsetp.eq.s32 \t%p1, %r1, 1;
+\tsetp.lt.s32 \t%p2, %r1, 1;
+\tsetp.lt.s32 \t%p3, %r2, 1;
+\tmul.lo.s32 \t%r3, %r4, %r5;
+\tsetp.ge.s32 \t%p4, %r6, %r3;
+\tmov.b64 \t%rd2, 0;
+\tst.v2.u64 \t[%rd1], {%rd2, %rd2};
+\tshfl.sync.idx.b32\t%r7|%p5, %r8, 2, 7199, -1;
+\tadd.s32 \t%r9, %r10, %r7;
+\tsetp.gt.s32 \t%p6, %r9, 1;
+\tshfl.sync.idx.b32\t%r11|%p7, %r8, 3, 7199, -1;
+\tadd.s32 \t%r12, %r10, %r11;
+\tsetp.gt.s32 \t%p8, %r12, 1;
+\tsetp.gt.s32 \t%p9, %r12, 8;
+\tsetp.ge.s32 \t%p10, %r13, %r14;
+\tld.global.u32 \t%r15, [%rd3];
+\tsetp.ge.s32 \t%p11, %r13, %r14;
+\tld.global.u32 \t%r16, [%rd4];
+\tmul.lo.s32 \t%r17, %r16, %r15;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("variant", "predicate", "words"),
+    [
+        ("hd64 bf16 local packgqa", "%p2", "a chunk of one key"),
+        ("hd64 bf16 causal packgqa", "%p2", ""),
+        ("hd64 bf16 local packgqa", "%p3", ""),
+        ("hd64 bf16 causal packgqa", "%p4", "fill whole tiles"),
+        ("hd64 bf16 causal packgqa varlen", "%p4", ""),
+        ("hd64 bf16 causal packgqa", "%p8", "so low that it sees this key"),
+        ("hd64 bf16 packgqa", "%p8", ""),
+        ("hd64 bf16 causal packgqa", "%p6", ""),
+        ("hd64 bf16 causal packgqa", "%p9", ""),
+        ("hd64 bf16 packgqa split varlen", "%p10", "the other factor is 0"),
+    ],
+)
+def test_bounds_that_no_call_of_a_kernel_meets(variant: str, predicate: str, words: str) -> None:
+    made = json.loads((ROOT / "docs/results/executed-common.json").read_text(encoding="utf-8"))
+    kernel = next(row["kernel"] for row in made["kernels"] if row["variant"] == variant)
+    line, text = next((at, text) for at, text in enumerate(BOUNDS.split("\n"), 1) if f"\t{predicate}," in text)
+    found = reason(
+        Mutant(kind="bound strict", kernel=kernel, line=line, before=text.strip(), after=""), {kernel: BOUNDS}
+    )
     assert words in found and bool(found) == bool(words)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -140,21 +141,66 @@ def _waited(before: Sequence[str], wait: str) -> bool:
     return False
 
 
-def _right_edge(line: int, lines: Sequence[str]) -> bool:
-    """Is this a window's right bound for a column, in the last loop that multiplies?
+def _is_column(line: int, lines: Sequence[str]) -> bool:
+    """Is a window's right bound for a column compared here?
 
     It is the first of the comparisons of a column; those with the left edge and with sink tokens come behind its jump.
     """
     words = [text.split()[0].split(".")[0] if text.strip() else "" for text in lines[line - 1 : line + 4]]
-    if words[:1] + words[2:] != ["setp", "setp", "setp", "or"] or not words[1].startswith("@"):
+    return words[:1] + words[2:] == ["setp", "setp", "setp", "or"] and words[1].startswith("@")
+
+
+def _right_edge(line: int, lines: Sequence[str]) -> bool:
+    """Is this a window's right bound for a column, in the last loop that multiplies?"""
+    if not _is_column(line, lines):
         return False
     labels = {text[:-1]: at for at, text in enumerate(lines) if text.startswith("$L")}
     jumps = [(at, labels[found[1]]) for at, text in enumerate(lines) if (found := _JUMP.search(text))]
     loops = [(start, end) for end, start in jumps if start < end and any("mma.sync" in x for x in lines[start:end])]
     around = [(start, end) for start, end in loops if start < line <= end]
     start, end = min(around, key=lambda span: span[1] - span[0], default=(0, 0))
-    inside = any(start < begun and ended < end for begun, ended in loops)
-    return end > 0 and not inside and not any("mma.sync" in text for text in lines[end:])
+    # A loop inside that hides no column is that of the tiles which neither edge cuts.
+    inside = [range(begun, ended) for begun, ended in loops if start < begun and ended < end]
+    masks = any(_is_column(at, lines) for span in inside for at in span)
+    return end > 0 and not masks and not any("mma.sync" in text for text in lines[end:])
+
+
+def _low_row(mutant: Mutant, bound: str, text: str) -> bool:
+    """Does each row of a causal kernel that this place in a thread holds see the key, in tiles behind the first?
+
+    There a row's bound is a sum alone; in the first tile it is a minimum with the keys' end. The lane that has divided
+    the row's number by the heads tells which place it is; a tile ends at most with the key that its last row sees.
+    """
+    summed = rf"shfl\.\S+\s+(%r\d+)\|%p\d+, %r\d+, (\d+), 7199, -1;\n\tadd\.s32 \t{bound}, %r\d+, \1;"
+    found, shape = re.search(summed, text), kernels.tile(mutant.kernel)
+    if not found or not shape or shape.kv8 or shape.fp8 or shape.qv:
+        return False
+    half, lower = divmod(int(found[2]), 2)
+    first = 16 * shape.warps * half + 8 * lower
+    columns = 6  # of other lanes before this one's
+    return int(mutant.before.rstrip(";").split()[-1]) + 1 < first + 2 + shape.block_n - shape.block_m - columns
+
+
+def _of_call(mutant: Mutant, lines: Sequence[str], flags: frozenset[str]) -> str:
+    """Why no call of a kernel with these flags meets a bound; "" where that is not known."""
+    compared = re.fullmatch(r"setp\.(\w+)\.s32\s+%p\d+, (%r\d+), (%?\w+);", mutant.before)
+    how, left, right = compared.groups() if compared else ("", "", "")
+    text, near = ("\n".join(lines[start : mutant.line + 30]) for start in (0, max(0, mutant.line - 16)))
+    # What is compared with 1 in both ways is a divisor that may be missing: the chunk.
+    divisor = re.search(rf"setp\.eq\.s32\s+%p\d+, {left}, 1;", text) if left else None
+    if how == "lt" and right == "1" and "local" in flags and divisor:
+        return "only a chunk of one key would pass it, and such a call has a window of one key as well"
+    if how == "gt" and "causal" in flags and right.isdecimal() and _low_row(mutant, left, text):
+        return "behind the first tile, each row of this place in a thread lies so low that it sees this key"
+    if how == "ge":
+        zeros = re.search(r"\tmov\.b64 \t(%rd\d+), 0;\n\tst\.\S+ \t\[%rd\d+\], \{\1, \1\};", near)
+        if zeros and f"\tmul.lo.s32 \t{right}, " in text and "causal" in flags and not flags & {"varlen", "split"}:
+            return "rows without a key fill whole tiles here: the last row of a sequence sees its last key"
+        loads = "|".join(re.findall(r"\tld\.global\.u32 \t(%r\d+),", near))
+        product = re.search(rf"\tmul\.lo\.s32 \t%r\d+, ({loads}), ({loads});", near)
+        if loads and product and near.count(f", {left}, {right};") == 2:
+            return "it is one of two bounds of factors of a product; the other factor is 0 there"
+    return ""
 
 
 def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
@@ -175,6 +221,8 @@ def reason(mutant: Mutant, texts: Mapping[str, str]) -> str:
         return "the same wait stands before it, and no copies were committed between the two"
     if "local" in flags and _right_edge(mutant.line, lines):
         return "these are tiles that a window's left edge cuts: its right edge cuts none of them"
+    if known := _of_call(mutant, lines, flags):
+        return known
     compared = re.fullmatch(r"setp\.(\w+)\.[us]32\s+%p\d+, (%r\d+), (\d+);", mutant.before)
     if compared is None:
         return ""
@@ -286,20 +334,35 @@ class Trial:
         return dict(zip(part, said, strict=True))
 
 
+def check(caught: str) -> str:
+    """Which check caught a mutant: the kind of a finding, a wrong result, or a launch that came to no end."""
+    finding = re.match(r"(\w+) in \w+ memory: ", caught)
+    return finding[1] if finding else "result" if " is off by " in caught else "no end" if caught else ""
+
+
+def _by_check(tried: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(check(mutant["caught"]) for mutant in tried if mutant["caught"])
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
 def to_blocks(tried: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """For people: how many of each kind were caught, and the survivors."""
+    """For people: how many of each kind were caught and by which checks, and the survivors."""
     groups = {
         kind: [mutant for mutant in tried if mutant["kind"] == kind] for kind in sorted({m["kind"] for m in tried})
     }
     rows = [
-        (kind, str(sum(bool(mutant["caught"]) for mutant in mine)), str(len(mine)))
-        for kind, mine in (groups | {"all": list(tried)}).items()
+        (kind, str(sum(bool(mutant["caught"]) for mutant in mine)), str(len(mine)), _by_check(mine))
+        for kind, mine in groups.items()
     ]
-    blocks: list[Block] = ["", Table(head=("mutants", "caught", "of"), rows=rows, right=frozenset({1, 2}))]
-    for mutant in tried:
-        if not mutant["caught"]:
-            variant = kernels.variant(mutant["kernel"]) or kernels.kind(mutant["kernel"])
-            place = f"{variant}, line {mutant['line']}: {mutant['before']} -> {mutant['after'] or 'nothing'}"
-            blocks.append(f"survived: {mutant['kind']}, {place}")
-            blocks.append(f"    {mutant['reason'] or 'why it cannot matter is not known'}")
+    survivors = [mutant for mutant in tried if not mutant["caught"]]
+    rows.append(("all", str(len(tried) - len(survivors)), str(len(tried)), ""))
+    head = ("mutants", "caught", "of", "by")
+    known = sum(bool(mutant["reason"]) for mutant in survivors)
+    blocks: list[Block] = ["", Table(head=head, rows=rows, right=frozenset({1, 2}))]
+    blocks.append(f"by all checks: {_by_check(tried)}; of {len(survivors)} survivors, {known} cannot matter")
+    for mutant in survivors:
+        variant = kernels.variant(mutant["kernel"]) or kernels.kind(mutant["kernel"])
+        place = f"{variant}, line {mutant['line']}: {mutant['before']} -> {mutant['after'] or 'nothing'}"
+        blocks.append(f"survived: {mutant['kind']}, {place}")
+        blocks.append(f"    {mutant['reason'] or 'why it cannot matter is not known'}")
     return blocks
