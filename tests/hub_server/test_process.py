@@ -182,4 +182,4 @@ def test_https(small: Path, tmp_path: Path) -> None:
             sock.sendall(f"GET /{REPO}/resolve/main/{INIT} HTTP/1.0\r\n\r\n".encode())
             received = b"".join(iter(lambda: sock.recv(1 << 20), b""))
     head, _, body = received.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 ") and body == b"x" * SIZE
+    assert head.startswith(b"HTTP/1.1 200 ") and body == b"x" * SIZE

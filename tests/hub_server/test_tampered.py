@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flash_attn3_sm121.hub.server.app import SMALL
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import INIT, REPO, add_repo, running
 
@@ -100,6 +101,20 @@ def test_a_tampered_object_is_refused(tmp_path: Path, name: str, served_before: 
                 assert answer.status == status
                 assert SECRET not in answer.body and b"good" not in answer.body
     assert server.log.count("refused: object") == 1, "a log must not grow by asking"
+
+
+def test_a_large_file_is_looked_at_whenever_it_is_asked_for(tmp_path: Path) -> None:
+    """It is sent from the disk: an answer that was given before does not help a file that has changed."""
+    hub = Hub.create(tmp_path / "hub", durable=False)
+    paths = {name: f"build/torch-cuda/{number}.bin" for number, name in enumerate(CHANGES)}
+    add_repo(hub, REPO, {path: path.encode() + bytes(SMALL) for path in paths.values()})
+    with running(hub.layout.root) as server:
+        for name, (change, status) in CHANGES.items():
+            address = f"/{REPO}/resolve/main/{paths[name]}"
+            for _ in range(3):
+                assert server.ask(address).body == paths[name].encode() + bytes(SMALL)
+            change(object_of(hub, paths[name]))
+            assert server.ask(address).status == status, name
 
 
 def test_a_mended_object_is_served_again(tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ class Files:
         self._hashing.pop(entry.sha256, None)
         return path
 
+    def unchanged(self, path: Path) -> bool:
+        """Whether an object's file is still the one that was hashed."""
+        try:
+            return self._good.get(path.name) == identity(os.lstat(path))
+        except OSError:
+            return False
+
     def _look(self, path: Path, entry: FileEntry) -> Identity:
         try:
             info = os.lstat(path)

@@ -33,7 +33,7 @@ MOST_KEPT, KEPT_OVERHEAD = 32 << 20, 4 << 10
 SERVER = {"Server": "flash-attn3"}
 log = logging.getLogger("flash_attn3_sm121.hub.server")
 access = logging.getLogger(f"{log.name}.access")
-Key = tuple[str, str | None, str | None]  # path, Accept, Accept-Encoding
+Key = tuple[str, str | None, str | None, bool]  # path, Accept, Accept-Encoding, whether the connection stays open
 
 
 def dressed(answer: Answer, length: int) -> dict[str, str]:
@@ -42,94 +42,114 @@ def dressed(answer: Answer, length: int) -> dict[str, str]:
     return {**SERVER, **HEADERS, **answer.headers, **size}
 
 
-class Sent(web.StreamResponse):
+class Written(web.StreamResponse):
+    """An answer whose head is made here: aiohttp takes longer for it, and a client waits for the first byte."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], *, keep_alive: bool) -> None:
+        super().__init__(status=status)
+        self._keep_alive = keep_alive
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        self._head = "".join([f"HTTP/1.1 {status} {self.reason}\r\n", *lines, "Date: "]).encode()
+
+    def head(self, request: web.BaseRequest) -> bytes:
+        """All of it, with the date of now."""
+        date = rfc822_formatted_time()
+        if not self._keep_alive:
+            date += "\r\nConnection: close"
+        elif request.version.minor == 0:  # HTTP/1.0 has to be told that the connection stays open
+            date += "\r\nConnection: keep-alive"
+        return self._head + date.encode() + b"\r\n\r\n"
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """All was sent."""
+
+
+class Sent(Written):
     """A part of an open file, from byte `start` to the one before `stop`. Closes the file."""
 
-    def __init__(self, answer: Answer, file: BinaryIO, start: int, stop: int) -> None:
-        super().__init__(status=answer.status, headers=dressed(answer, stop - start))
+    def __init__(self, answer: Answer, file: BinaryIO, start: int, stop: int, *, keep_alive: bool) -> None:
+        super().__init__(answer.status, dressed(answer, stop - start), keep_alive=keep_alive)
         self._file, self._at, self._stop = file, start, stop
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         with self._file:
-            writer = await super().prepare(request)
             transport = request.transport
-            if transport is None:
-                raise ConnectionResetError("the client is gone")
             try:
-                if transport.get_extra_info("sslcontext") is not None:
-                    await self._copy()
-                    return writer
-                await asyncio.sleep(0)  # uvloop writes when its turn ends
-                transport.set_write_buffer_limits(high=0)
-                await request.writer.drain()  # now the headers are out, and whatever came before them
-                transport.set_write_buffer_limits()
-                if transport.is_closing():  # its descriptor may be somebody else's by now
+                if transport is None or transport.is_closing():
                     raise ConnectionResetError("the client is gone")
-                await self._send(os.dup(transport.get_extra_info("socket").fileno()))
+                if transport.get_extra_info("sslcontext") is None:
+                    await self._send(request, transport)
+                else:
+                    await self._copy(request, transport)
             except (OSError, RuntimeError) as error:  # uvloop has a RuntimeError for transports that are closed
                 raise ConnectionResetError("the client is gone, or the disk") from error
-            return writer
+        return None
 
-    async def _send(self, sock: int) -> None:
+    async def _send(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
         """Have the kernel send the bytes: what asyncio calls `loop.sendfile`, which uvloop does not have."""
-        loop, at, stop, writable = asyncio.get_running_loop(), self._at, self._stop, asyncio.Event()
-        loop.add_writer(sock, writable.set)
+        transport.set_write_buffer_limits(high=0)  # uvloop writes at once
+        transport.write(self.head(request))
+        await request.writer.drain()  # now the head is out, and whatever came before it
+        transport.set_write_buffer_limits()
+        if transport.is_closing():  # its descriptor may be somebody else's by now
+            raise ConnectionResetError("the client is gone")
+        sock = os.dup(transport.get_extra_info("socket").fileno())
+        loop = asyncio.get_running_loop()
+        sent = loop.create_future()
         try:
-            while at < stop:
-                asked = min(stop - at, AT_ONCE)
-                writable.clear()
-                try:
-                    count = os.sendfile(sock, self._file.fileno(), at, asked)
-                except BlockingIOError:
-                    count = -1
-                if count == 0:
-                    raise OSError("the file became shorter while it was sent")
-                at += max(count, 0)
-                if count == asked:
-                    await asyncio.sleep(0)  # others have their turn
-                else:
-                    await writable.wait()
+            self._send_some(sock, sent)
+            if not sent.done():
+                loop.add_writer(sock, self._send_some, sock, sent)
+            await sent
         finally:
             loop.remove_writer(sock)
             os.close(sock)
 
-    async def _copy(self) -> None:
+    def _send_some(self, sock: int, sent: asyncio.Future[None]) -> None:
+        """Send as much as the client has room for, and a piece at the most: others have their turn."""
+        if sent.done():
+            return
+        try:
+            count = os.sendfile(sock, self._file.fileno(), self._at, min(self._stop - self._at, AT_ONCE))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            sent.set_exception(error)
+            return
+        self._at += count
+        if count == 0:
+            sent.set_exception(OSError("the file became shorter while it was sent"))
+        elif self._at == self._stop:
+            sent.set_result(None)
+
+    async def _copy(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
         """Read and write the bytes in pieces, for TLS to encrypt."""
-        self._file.seek(self._at)
-        for at in range(self._at, self._stop, PIECE):
-            piece = await asyncio.to_thread(self._file.read, min(PIECE, self._stop - at))
+        transport.write(self.head(request))
+        while self._at < self._stop:
+            size = min(PIECE, self._stop - self._at)
+            piece = await asyncio.to_thread(os.pread, self._file.fileno(), size, self._at)
             if not piece:
                 raise OSError("the file became shorter while it was sent")
-            await self.write(piece)
+            self._at += len(piece)
+            transport.write(piece)
+            await request.writer.drain()
 
 
-class Ready(web.StreamResponse):
-    """A small answer that is kept: one object for every request on a connection that stays open."""
+class Ready(Written):
+    """A small answer that is kept: one object for every request like the first."""
 
-    def __init__(self, headers: Mapping[str, str], data: bytes) -> None:
-        super().__init__(headers=headers)
-        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        self.head = "".join(["HTTP/1.1 200 OK\r\n", *lines, "Date: "]).encode()
-        self.data = b"\r\n\r\n" + data
-
-    @property
-    def keep_alive(self) -> bool:
-        return True
+    def __init__(self, headers: Mapping[str, str], data: bytes, *, keep_alive: bool) -> None:
+        super().__init__(200, headers, keep_alive=keep_alive)
+        self.data = data
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        date = rfc822_formatted_time()
-        if request.version.minor == 0:  # HTTP/1.0 has to be told that the connection stays open
-            date += "\r\nConnection: keep-alive"
-        transport.write(self.head + date.encode() + self.data)
+        transport.write(self.head(request) + self.data)
         if request.protocol.writing_paused:
             await request.writer.drain()
         return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """All was sent."""
 
 
 @dataclass(kw_only=True)
@@ -137,30 +157,32 @@ class Front:
     """Turns requests into the application's questions, and its answers into responses."""
 
     app: App
-    # Small answers to questions without conditions or ranges. Their bytes were hashed.
-    ready: dict[Key, Ready] = field(default_factory=dict)
+    # Answers to requests without conditions or ranges: small ones with their bytes, which were hashed; of a large file
+    # what to send, which counts while the file stays what was hashed.
+    ready: dict[Key, Ready | Answer] = field(default_factory=dict)
     kept: int = 0  # bytes in `ready`
     _loads: int = -1  # App.loads when the answers in `ready` were made
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         asked, app = request.headers, self.app
         more = hdrs.RANGE in asked or hdrs.IF_NONE_MATCH in asked or hdrs.IF_MATCH in asked or hdrs.IF_RANGE in asked
-        key = (request.raw_path, asked.get(hdrs.ACCEPT), asked.get(hdrs.ACCEPT_ENCODING))
-        plain = request.method == "GET" and request.keep_alive and not more
-        plain = plain and allowed(app.config.token, asked.get(hdrs.AUTHORIZATION))
-        ready = self.ready.get(key) if plain else None
-        if ready is not None and app.loads == self._loads and app.up_to_date():
-            return ready
+        key = (request.raw_path, asked.get(hdrs.ACCEPT), asked.get(hdrs.ACCEPT_ENCODING), request.keep_alive)
+        plain = request.method == "GET" and not more and allowed(app.config.token, asked.get(hdrs.AUTHORIZATION))
+        kept = self.ready.get(key) if plain and app.loads == self._loads and app.up_to_date() else None
+        if isinstance(kept, Ready):
+            return kept
+        if kept is not None and not (isinstance(kept.body, tuple) and app.files.unchanged(kept.body[0])):
+            kept = None
         loads = app.loads
-        answer = await app.answer(request.method, request.path, asked)
+        answer = kept or await app.answer(request.method, request.path, asked)
+        if kept is None and plain and answer.status == 200 and app.loads == loads:
+            self._keep(key, answer)
         if isinstance(answer.body, tuple) and request.method != "HEAD" and answer.body[2] > answer.body[1]:
             path, start, stop = answer.body
             try:
-                return Sent(answer, path.open("rb"), start, stop)
+                return Sent(answer, path.open("rb", buffering=0), start, stop, keep_alive=request.keep_alive)
             except OSError:  # no descriptors are left, or the file is gone since it was looked at
                 return self._whole(refuse(503, headers={"Retry-After": "1"}), request.method)
-        if plain and answer.status == 200 and len(answer.body) <= SMALL and app.loads == loads:
-            self._keep(key, answer)
         return self._whole(answer, request.method)
 
     def _whole(self, answer: Answer, method: str) -> web.Response:
@@ -173,9 +195,11 @@ class Front:
         if self.kept > MOST_KEPT or self._loads != self.app.loads:
             self.ready.clear()
             self.kept, self._loads = 0, self.app.loads
-        assert isinstance(answer.body, bytes)
-        self.kept += len(answer.body) + sum(len(part or "") for part in key) + KEPT_OVERHEAD
-        self.ready[key] = Ready(dressed(answer, len(answer.body)), answer.body)
+        data = answer.body if isinstance(answer.body, bytes) else b""
+        if len(data) <= SMALL:
+            self.kept += len(data) + sum(len(part or "") for part in key[:3]) + KEPT_OVERHEAD
+            small = isinstance(answer.body, bytes)
+            self.ready[key] = Ready(dressed(answer, len(data)), data, keep_alive=key[3]) if small else answer
 
 
 class Handler(web.RequestHandler):
@@ -221,43 +245,61 @@ class AccessLog(AbstractAccessLogger):
 
 
 class Server(web.Server):
-    """All connections: at most `most` at once."""
+    """All connections to a socket: at most `most` at once."""
 
-    def __init__(self, front: Front, most: int) -> None:
+    def __init__(self, front: Front, sock: socket.socket, tls: ssl.SSLContext | None, most: int) -> None:
         super().__init__(front)
         self.front = front
-        self.free = asyncio.Semaphore(most)
+        self._sock, self._tls, self._free = sock, tls, most
+        self._welcomed = set[asyncio.Task[None]]()
 
     def __call__(self) -> Handler:
         return Handler(self)
 
+    def listen(self) -> None:
+        """Take connections as they come, unless as many as allowed are open."""
+        if self._free > 0 and self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def hang_up(self) -> None:
+        """Take no more connections."""
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self.free.release()
+        self._left()
 
-    async def accept(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Take connections for ever; none while as many as allowed are open."""
-        loop, welcomed = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-        while True:
-            await self.free.acquire()
-            try:
-                client, _ = await loop.sock_accept(sock)
-            except OSError:  # no descriptors are left, or the client is gone already
-                self.free.release()
-                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
-                continue
-            task = loop.create_task(self._welcome(client, tls))
-            welcomed.add(task)
-            task.add_done_callback(welcomed.discard)
+    def _left(self) -> None:
+        self._free += 1
+        if self._free == 1:
+            self.listen()
 
-    async def _welcome(self, client: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def _accept(self) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self, client, ssl=tls, ssl_handshake_timeout=HEADER_SECONDS if tls else None
+            client, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptors are left, or the client is gone already
+            self._loop.remove_reader(self._sock)
+            self._loop.call_later(ACCEPT_AGAIN_SECONDS, self.listen)
+            return
+        self._free -= 1
+        if self._free == 0:
+            self._loop.remove_reader(self._sock)
+        task = self._loop.create_task(self._welcome(client))
+        self._welcomed.add(task)
+        task.add_done_callback(self._welcomed.discard)
+
+    async def _welcome(self, client: socket.socket) -> None:
+        try:
+            client.setblocking(False)
+            await self._loop.connect_accepted_socket(
+                self, client, ssl=self._tls, ssl_handshake_timeout=HEADER_SECONDS if self._tls else None
             )
         except (OSError, RuntimeError):  # no handshake, none in time, or the client is gone
             client.close()
-            self.free.release()
+            self._left()
 
 
 def log_to_stderr(*, requests: bool) -> None:
@@ -279,14 +321,10 @@ async def serve(
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Server(Front(app=App.of(config)), most)
+    server = Server(Front(app=App.of(config)), sock, tls, most)
+    server.listen()
     announce()
-    jobs = {loop.create_task(server.accept(sock, tls)), loop.create_task(stop.wait())}
-    done, pending = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    sock.close()
+    await stop.wait()
+    server.hang_up()
     log.info("Shutting down: downloads get %d seconds", STOP_SECONDS)
     await server.shutdown(STOP_SECONDS / 2)  # aiohttp waits that long twice
-    for task in done:
-        task.result()
