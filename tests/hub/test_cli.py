@@ -172,6 +172,8 @@ def test_remove_and_gc(cli: Cli, hub: Hub) -> None:
 def test_a_dry_run_writes_nothing_and_says_so(cli: Cli, hub: Hub, newer_wheel: Path) -> None:
     cli("publish", str(newer_wheel))
     before = hub.index()
+    assert "earlier ones that are kept: 1; flash-attn3 hub rollback --to N" in " ".join(cli("list").split())
+    assert json.loads(cli("list", "--json"))["earlier"] == [1]
     hub.layout.lock.unlink()
     hub.layout.lock.mkdir()  # as good as a folder without leave to write, for root too: nobody can lock it
     assert cli("prune", "--keep", "1", "--dry-run").endswith("generation 2; nothing was changed\n")

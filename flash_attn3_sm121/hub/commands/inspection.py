@@ -26,8 +26,9 @@ def list_all(args: argparse.Namespace) -> int:
     hub = open_hub(args)
     current = hub.current()
     index, key = current.index, current.signer or ""
+    earlier = [number for number in hub.generations() if number < index.generation]
     if args.json:
-        print_json({"root": str(hub.layout.root), "key": key, **dataclasses.asdict(index)})
+        print_json({"root": str(hub.layout.root), "key": key, "earlier": earlier, **dataclasses.asdict(index)})
         return 0
     if args.names:
         print("\n".join(sorted(index.wheels)))
@@ -35,7 +36,9 @@ def list_all(args: argparse.Namespace) -> int:
     dated = f" of {index.created}" if index.created else ""
     state = f"generation {index.generation}{dated}, {f'signed by {key}' if key else 'not signed'}"
     wheels = wheel_table(index) if index.wheels else "  no wheels; flash-attn3 hub publish WHEEL..."
-    show_blocks([str(hub.layout.root), state, "", wheels])
+    numbers = ", ".join(map(str, earlier))
+    back = [f"earlier ones that are kept: {numbers}; flash-attn3 hub rollback --to N"] if earlier else []
+    show_blocks([str(hub.layout.root), state, *back, "", wheels])
     if index.repos:
         show_blocks(["", repo_table(index)])
     return 0
