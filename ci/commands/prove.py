@@ -47,6 +47,9 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
     parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
     parser.add_argument(
+        "--draw", type=int, default=0, metavar="SEED", help="other instructions for --mutants (default 0)"
+    )
+    parser.add_argument(
         "--sentryward",
         metavar="PROGRAM",
         help="ask sentryward instead whether forward kernels are free of races (--only dense or window: one of them)",
@@ -120,7 +123,7 @@ def do_prove(args: argparse.Namespace) -> int:
     if args.mutants:
         texts = mutants.texts_of(executable.ptx)
         trial = mutants.Trial(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
-        made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants), texts, results, wanted)
+        made["mutants"] = trial.run(mutants.choose(texts, counts, args.mutants, seed=args.draw), texts, results, wanted)
     if not args.only:
         put_executed(session.settings.cache, executable.keys, report.summary(made))
     if args.write:

@@ -13,8 +13,9 @@ from ci.plan.profiles import find, select
 from ci.prove.gb10.build import Executor
 from ci.prove.gb10.cases import cases
 from ci.prove.gb10.executable import Executable
-from ci.prove.gb10.mutants import Mutant, choose, reason
+from ci.prove.gb10.mutants import Mutant, check, choose, reason, to_blocks
 from flash_attn3_sm121.arch import Family
+from flash_attn3_sm121.console import Table
 from flash_attn3_sm121.errors import CompileError
 
 KERNEL = "_ZN7cutlass13device_kernelIN5flash19enable_sm80_to_sm89INS1_16FlashAttnFwdSm80SingleTileScheduler"
@@ -192,11 +193,31 @@ def test_a_wait_before_one_for_all_is_left_alone() -> None:
     assert [mutant.line for mutant in chosen if mutant.kind == "wait later"] == [8]
 
 
-def test_the_document_in_the_repository_has_no_survivor_without_a_reason() -> None:
+def test_the_mutants_table_in_the_documents_is_that_of_the_results() -> None:
     made = json.loads((ROOT / "docs/results/mutants-smoke.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs/building.md").read_text(encoding="utf-8")
     tried = made["mutants"]
     assert made["failed"] == [] and len(tried) == 100 and sum(bool(mutant["caught"]) for mutant in tried) >= 95
-    assert [mutant for mutant in tried if not mutant["caught"] and not mutant["reason"]] == []
+    table = next(block for block in to_blocks(tried) if isinstance(block, Table))
+    assert f"<!-- mutants: begin -->\n```\n{table}```\n<!-- mutants: end -->" in text
+    for mutant in tried:
+        if not mutant["caught"]:
+            row = next(row for row in text.splitlines() if row.startswith("| ") and f", line {mutant['line']} |" in row)
+            assert (mutant["reason"] or "no case of this kernel has") in row
+
+
+@pytest.mark.parametrize(
+    ("caught", "by"),
+    [
+        ("race in shared memory: a store of 0x10, line 3 (st.shared), block 0 warp 1", "race"),
+        ("lse is off by 0.1", "result"),
+        ("behind is off by 64", "result"),
+        ("the warps of block 3 wait for each other: kernel", "no end"),
+        ("", ""),
+    ],
+)
+def test_which_check_caught_a_mutant(caught: str, by: str) -> None:
+    assert check(caught) == by
 
 
 def test_the_full_profile_is_executed_in_both_types_with_every_way_to_hold_a_cache() -> None:
