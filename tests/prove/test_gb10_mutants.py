@@ -203,7 +203,7 @@ def test_the_mutants_table_in_the_documents_is_that_of_the_results() -> None:
     for mutant in tried:
         if not mutant["caught"]:
             row = next(row for row in text.splitlines() if row.startswith("| ") and f", line {mutant['line']} |" in row)
-            assert (mutant["reason"] or "no case of this kernel has") in row
+            assert mutant["reason"] and mutant["reason"] in row
 
 
 @pytest.mark.parametrize(

@@ -231,16 +231,28 @@ def parts(case: Case) -> list[Case]:
         return [case]
     # Columns are compared in pairs, eights apart: 1 and 2 more than each eight are on both sides of every bound. They
     # take turns, as each second row has one score so high that it does not show whether another key was seen.
-    eights = range(0, 130, 8)
+    eights = list(enumerate(range(0, 130, 8)))
     whole = replace(case, sweep=False, rows=128)
-    calls = [replace(whole, keys=eight + 1 + at % 2) for at, eight in enumerate(eights)]
+    calls = [replace(whole, keys=eight + 1 + at % 2) for at, eight in eights]
     if case.mask == "local":
-        # A window's left edge in tiles that its right edge does not cut: it meets each bound of each row of a thread.
-        calls += [replace(whole, mask="middle", keys=eight + 218 + at % 2) for at, eight in enumerate(eights[::3])]
-    elif case.splits > 1:  # each split is work: fewer calls
-        calls += [replace(whole, keys=eight + 2, rows=eight + 5) for eight in eights[::2]]
+        calls += [replace(whole, rows=64, keys=keys) for keys in (127, 128, 183, 184)]
+        calls += [replace(whole, rows=rows, keys=rows + 40) for rows in range(9, 129, 16)]
+        # A window's left edge in tiles that its right edge does not cut, and tiles that neither cuts.
+        calls += [replace(whole, mask="middle", keys=keys) for keys in (249, 250, 257, 258)]
+        calls += [replace(whole, mask="wide", keys=600)]
+        if case.op == "fwd":
+            calls += [replace(whole, mask="own chunk", keys=130)]
+    elif case.mask == "causal":
+        # As many keys as rows or more: a row written behind a sequence without keys is one that has some.
+        calls += [replace(whole, keys=130), replace(whole, keys=257)]
+        rows = [1 + eight * 7 % 129 for _, eight in eights]
+        calls += [replace(whole, rows=n, keys=n + at * 5 % 33 + at % 2) for at, n in enumerate(rows)]
     else:
-        calls += [replace(whole, keys=eight + 2, rows=1 + eight * 7 % 129) for eight in eights]
+        calls += [replace(whole, rows=1 + eight * 7 % 129, keys=eight + 2 - at % 2) for at, eight in eights]
+    if "append" in case.mode:  # a part of the head is turned
+        calls += [replace(whole, keys=40, rotary=how) for how in ("halves", "pairs")]
+    if "paged" in case.mode:  # pages of a key each, as SGLang has them
+        calls += [replace(whole, keys=258, page=1)]
     return [*calls, replace(whole, keys=1, rows=300)]  # whole tiles of rows that see no key, where a mask has them
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Windows by a case's mask: keys to the left and to the right of a row's own place. The wide one has whole tiles inside,
 # the middle one (of sweeps) is wider than a tile, so that its left edge alone cuts some.
-WINDOWS = {"local": (37, 5), "middle": (90, 9), "wide": (400, 40)}
+WINDOWS = {"local": (37, 5), "middle": (130, 9), "wide": (400, 40)}
 # Of a mask with chunks: a row sees the keys of its own place's chunk, which may be one.
 CHUNKS = {"chunk": 45, "causal chunk": 45, "own chunk": 1}
 
