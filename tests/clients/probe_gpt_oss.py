@@ -8,20 +8,13 @@ too. The model, its tensors and its other arithmetic are the CPU's.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ci.plan.profiles import select
-from flash_attn3_sm121.arch import Family
-from flash_attn3_sm121.call import schemas
-from flash_attn3_sm121.dispatch.engine import Engine
 from flash_attn3_sm121.hub import override
-from flash_attn3_sm121.native.buildfacts import BuildFacts
-from flash_attn3_sm121.native.library import LoadedOps
 from tests.fakes import libraries
 from tests.fakes.fault_kernels import PROFILE
 
@@ -29,30 +22,6 @@ LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 # More rows than a tile has, no multiple of one; a window that is narrower than a tile of keys.
 BATCH, ROWS, WINDOW, VOCABULARY = 2, 150, 40, 97
 FAR_SINK = -1e4  # a sink that takes no part
-
-
-def engine_of(gpu: Any) -> Engine:
-    """An engine that finds one library, the executed one, with the facts that its build would have."""
-
-    def opened(_: Path, __: BuildFacts) -> LoadedOps:
-        def op(name: str) -> Any:
-            names = schemas.argument_names(schemas.NATIVE[name])
-            return lambda *values: gpu.call(name, **dict(zip(names, values, strict=True)))
-
-        return LoadedOps(
-            fwd=op("fwd"), bwd=op("bwd"), fwd_combine=None, get_scheduler_metadata=op("get_scheduler_metadata")
-        )
-
-    chosen = select(PROFILE, Family.SM8X)
-    facts = libraries.build(
-        "sm8x",
-        "sm_121",
-        dtypes=chosen.dtypes,
-        head_dims=chosen.head_dims,
-        backward_head_dims=chosen.backward_head_dims,
-        features=tuple(sorted(chosen.features)),
-    )
-    return libraries.engine(opened, facts=facts, canary=True)
 
 
 def model(implementation: str, dtype: torch.dtype, state: dict[str, Tensor] | None = None) -> Any:
@@ -113,7 +82,7 @@ def show(gpu: Any, implementations: list[str], home: str) -> dict[str, Any]:
     os.environ |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1"}
     torch.cuda.is_available = lambda: True
     override(quiet=True)
-    serving = engine_of(gpu)
+    serving = libraries.executed(gpu, PROFILE, canary=True)
     libraries.install(pytest.MonkeyPatch(), serving)
     low = model("eager", torch.bfloat16)
     state = low.state_dict()

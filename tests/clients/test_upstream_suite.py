@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.settings import Settings
-from ci.sources.fetch import fetch
-from ci.sources.lock import read_lock
 from tests.clients.envs import run
+from tests.clients.upstream_kernels import lay
 
 HERE = Path(__file__).parent
 
@@ -17,10 +15,7 @@ HERE = Path(__file__).parent
 @pytest.mark.network
 @pytest.mark.slow
 def test_upstreams_tests_pass_on_the_fallback(tmp_path: Path) -> None:
-    tree = fetch(read_lock(), Settings())
-    for name in ("test_flash_attn.py", "test_util.py", "padding.py"):
-        text = (tree.hopper / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(text.replace('device = "cuda"', 'device = "cpu"'), encoding="utf-8")
+    lay(tmp_path)
     seed, factor = "3", "1"
     report = run("upstream", HERE / "probe_upstream.py", str(tmp_path), seed, factor, home=tmp_path)
     assert report == {"passed": 34, "failed": []}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.arch import FAMILIES, Family
+from flash_attn3_sm121.builds import Profile
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.facts import DeviceFacts, Settings
@@ -107,6 +108,26 @@ def engine(
     return Engine(
         settings=Settings(**{"canary": False, **settings}), libraries=lambda: (library,), gather=lambda _: device
     )
+
+
+def executed(gpu: Any, profile: Profile, **settings: Any) -> Engine:
+    """An engine that finds one library, the one that `gpu` executes, with the facts that a build of it would have."""
+
+    def opened(_: Path, __: BuildFacts) -> native.LoadedOps:
+        def op(name: str) -> Any:
+            names = schemas.argument_names(schemas.NATIVE[name])
+            return lambda *values: gpu.call(name, **dict(zip(names, values, strict=True)))
+
+        return native.LoadedOps(
+            fwd=op("fwd"), bwd=op("bwd"), fwd_combine=None, get_scheduler_metadata=op("get_scheduler_metadata")
+        )
+
+    dtypes, dims, features = profile.share(FAMILIES[Family.SM8X])
+    facts = build(
+        "sm8x", "sm_121", dtypes=dtypes, head_dims=dims, backward_head_dims=dims if "backward" in features else (),
+        features=tuple(sorted(features)),
+    )  # fmt: skip
+    return engine(opened, facts=facts, **settings)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, serving: Engine) -> None:
