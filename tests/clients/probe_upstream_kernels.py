@@ -39,15 +39,14 @@ def show(gpu: Any, folder: str, profile: str, cases: list[Case]) -> list[Case]:
     return [_shown(gpu, suite, profile, case) for case in cases]
 
 
-def sample(gpu: Any, folder: str, kind: str, count: int, seed: int) -> list[Case]:
-    """The same of random cases of that kind, a key of `KINDS`."""
-    suite, dice, shown = _suite(gpu, folder), random.Random(seed), list[Case]()
-    while len(shown) < count:
+def sample(gpu: Any, folder: str, kind: str, seed: int) -> Case:
+    """The same of a random case of that kind, a key of `KINDS`."""
+    suite, dice = _suite(gpu, folder), random.Random(seed)
+    while True:
         case = _drawn(suite, kind, dice)
         found = _shown(gpu, suite, "full", case)
         if not found["wrong"].startswith("Skipped"):
-            shown.append(found | {"case": {name: str(value) for name, value in case.items()}})
-    return shown
+            return found | {"case": {name: str(value) for name, value in case.items()}}
 
 
 def _suite(gpu: Any, folder: str) -> Any:

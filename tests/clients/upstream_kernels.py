@@ -1,7 +1,7 @@
 """FlashAttention-3's own tests of fp8 and of a second query, through the full profile's kernels, executed on the CPU.
 
-`python -m tests.clients.upstream_kernels fp8 40 7`: forty random cases (or of `qv`), drawn with seed 7; those that
-failed, or took the fallback, on stdout. It compiles what the cache lacks of the full profile.
+`python -m tests.clients.upstream_kernels fp8 40 7`: forty cases (or of `qv`), drawn with the seeds from 7 on;
+those that failed, or took the fallback, on stdout. It compiles what the cache lacks of the full profile.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ def main(kind: str, count: int, seed: int) -> int:
         folder = Path(name)
         lay(folder)
         library = executable.make(common.builder(session, common.gather_inputs(session)), family, output=folder)
-        arguments = {"folder": name, "kind": kind, "count": count, "seed": seed}
         read = [path for path in library.ptx if path.name.startswith((f"fwd_{kind}_", "combine", "prepare"))]
-        python = str(python_of("upstream"))
-        run = library.run("tests.clients.probe_upstream_kernels:sample", arguments, ptx=read, python=python)
-    right = [found for found in run.result if not found["wrong"] and found["plans"] == ["NativePlan"]]
-    others = [found for found in run.result if found not in right]
-    print(json.dumps({"passed": len(right), "others": others, "findings": run.errors}, indent=1))
-    return 1 if others or run.errors else 0
+        python, function = str(python_of("upstream")), "tests.clients.probe_upstream_kernels:sample"
+        shown = []
+        for number in range(seed, seed + count):  # a process each: memory of a case is remembered after it was freed
+            run = library.run(function, {"folder": name, "kind": kind, "seed": number}, ptx=read, python=python)
+            right = not run.result["wrong"] and run.result["plans"] == ["NativePlan"] and not run.errors
+            shown.append({**run.result, "right": right, "findings": run.errors})
+            print(number, "right" if right else "wrong", run.result["case"], file=sys.stderr, flush=True)
+    others = [found for found in shown if not found["right"]]
+    print(json.dumps({"passed": count - len(others), "others": others}, indent=1))
+    return 1 if others else 0
 
 
 if __name__ == "__main__":
