@@ -22,7 +22,7 @@ SAMPLE ?= 4
 HARNESS_FLAGS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(MODELS),--models "$(MODELS)") $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(PROXY),--proxy $(PROXY)) $(if $(PIN),--pin "$(PIN)") $(if $(LOCK),--lock "$(LOCK)")
 
-.PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove sentry test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
+.PHONY: help venv wheel wheel-fa2 plan verify reproducible measure prove tiles sentry test test-quick test-torch test-gpu fresh test-aarch64 lint lint-ci ci-local format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -165,6 +165,9 @@ measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's file
 
 prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, PIN=, ARCHS=, JOBS=, WRITE=)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) $(if $(WRITE),--write "$(WRITE)")
+
+tiles: $(BUILD_VENV)/.stamp  ## search 12.1's tiles: candidates compiled one by one, their work counted, no GPU (JOBS=, WRITE=)
+	@$(BUILD_PY) -m ci tiles $(if $(JOBS),--jobs $(JOBS)) $(if $(WRITE),--write "$(WRITE)")
 
 sentry: venv  ## optional: sentryward on a few forward kernels, race-free in every schedule? (SENTRYWARD=its program)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) --sentryward "$(or $(SENTRYWARD),sentryward)" $(if $(WRITE),--write "$(WRITE)")

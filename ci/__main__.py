@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("ci.commands.compare", "what another CUDA version or pin makes of the same units, side by side"),
     "matrix": ("ci.commands.matrix", "the jobs of a workflow run: family x platform x shard, wheels, tests"),
     "kernels": ("ci.commands.kernels", "what each attention kernel takes and when it is launched, without a GPU"),
+    "tiles": ("ci.commands.tiles", "search a tile table: candidates compiled one by one, their work counted, no GPU"),
     "prove": ("ci.commands.prove", "execute 12.1's kernels in software: races, bounds, numbers, without a GPU"),
     "gpu-test": ("ci.prove.gpu.cli", "what a wheel does on this machine's device: numbers, crashes, speed"),
     "fresh": ("ci.prove.fresh", "README's two commands on a bare Debian, as a new user would type them"),
