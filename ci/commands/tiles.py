@@ -24,7 +24,7 @@ from flash_attn3_sm121.errors import UsageError
 
 # The page's searches, the most telling first, each with the candidates that have been compiled for it.
 SEARCHES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
-    ("forward", 128, ("128 x 112, 8 warps, Q in registers", "128 x 32, 4 warps")),
+    ("forward", 128, ("128 x 112, 8 warps, Q in registers", "128 x 48, 4 warps", "128 x 32, 4 warps")),
     ("forward", 64, ("128 x 64, 4 warps, Q in registers",)),
     ("backward", 128, ()),
     ("backward", 64, ()),
