@@ -104,6 +104,11 @@ class _Turns:
             "heads": HEADS[(i // 3) % len(HEADS)],
         }
 
+    def masked(self, mask: str, mode: str) -> dict[str, Any]:
+        """The same for a kernel that has few calls: one row with a mask would launch the kernel without."""
+        made = self.next(mode)
+        return made | {"rows": 9 if mask != "full" and made["rows"] == 1 else made["rows"]}
+
     def rotary(self, mode: str) -> str:
         return ("", "halves", "pairs")[self.count % 3] if "append" in mode else ""
 
@@ -173,7 +178,7 @@ def _ordered(chosen: Selection, kinds: _Kinds, turns: _Turns) -> Iterator[Case]:
     every = product(kinds.backward(chosen.backward_head_dims), ((2, 2), (3, 1)), kinds.caps)
     for (dim, dtype, mask, mode), heads, cap in every:
         given: dict[str, Any] = {"op": "ordered", "dtype": dtype, "mask": mask, "softcap": cap}
-        more = turns.next(mode) | {"heads": heads}
+        more = turns.masked(mask, mode) | {"heads": heads}
         yield Case(**given, dim=dim, **(more | {"sms": 48, "seed": 1 + turns.count % 5}))
         if heads[1] == 1:
             yield Case(**given, dim=dim - 16, **(more | {"sms": 1, "seed": 0}))
@@ -241,7 +246,7 @@ def _kv8(chosen: Selection, kinds: _Kinds, turns: _Turns, *, fp8: bool) -> Itera
     """
     for (dim, dtype, mask, mode, splits), cap in product(kinds.forward(chosen.head_dims), kinds.caps):
         if "append" not in mode:
-            more = turns.next(mode) | {"sinks": turns.count % 2 == 1}
+            more = turns.masked(mask, mode) | {"sinks": turns.count % 2 == 1}
             if mode in ("cache", "paged"):
                 more["cache"] = ("", "leftpad", "picked")[turns.count // 4 % 3]
             smaller = turns.count // 2 % 2 * 16
