@@ -15,6 +15,7 @@ from ci.prove.gb10.build import Executor
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.check import Judge
 from ci.prove.gb10.executable import Executable
+from ci.prove.standin.calls import calls
 from flash_attn3_sm121.arch import Family
 
 CHOSEN = select(find("full"), Family.SM8X)
@@ -85,6 +86,12 @@ def test_a_case_reads_the_files_of_its_own_kernels(more: dict[str, object], grou
     mine = attention(case)
     assert len(mine) == count and all(path.name.startswith(group) for path in mine)
     assert {path.name for path in FILES.needed(case)} - {path.name for path in mine} == {"combine.ptx", "prepare.ptx"}
+
+
+def test_calls_of_a_v_of_512_append_nothing() -> None:
+    """No kernel would: `ci kernels --profile full` drives these calls through the host code."""
+    wide = [call for call in calls(CHOSEN) if call.op == "fwd" and call.arguments["v"]["shape"][-1] > 256]
+    assert wide and not any("v_new" in call.arguments for call in wide)
 
 
 @pytest.mark.parametrize(("error", "right"), [(5e-3, True), (9e-3, False), (float("nan"), False)])

@@ -169,7 +169,9 @@ def calls(chosen: Selection) -> Iterator[Call]:
     for dim, dtype, mask, mode, count, cap, shape, pack in every:
         made = _forward(dtype=dtype, dim=dim, mask=mask, mode=mode, splits=count, softcap=cap, shape=shape, pack=pack)
         yield made
-        yield from (_with_v(made, dim_v) for known, dim_v in pairs if known == dim and not cap)
+        beside = [dim_v for known, dim_v in pairs if known == dim and not cap]
+        # Kernels for a V of more than 256 columns append nothing.
+        yield from (_with_v(made, dim_v) for dim_v in beside if dim_v <= 256 or "append" not in mode)
     packed = (False, True) if chosen.has("varlen") else (False,)
     ordered = (False, True) if chosen.has("deterministic") and not hopper else (False,)
     if chosen.has("backward"):
