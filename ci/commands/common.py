@@ -100,6 +100,15 @@ def check_cuda(tree: SourceTree, cuda: tuple[int, int]) -> None:
         )
 
 
+def put_page(session: Session, text: str, target: Path | None) -> None:
+    """Write a page to a file, or to stdout where no file is named."""
+    if target is None:
+        sys.stdout.write(text)
+        return
+    target.write_text(text, encoding="utf-8")
+    session.settings.narrate.note(f"wrote {target}")
+
+
 def builder(session: Session, inputs: Inputs) -> Builder:
     return Builder(inputs=inputs, settings=session.settings)
 

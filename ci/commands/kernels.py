@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -68,9 +67,5 @@ def do_kernels(args: argparse.Namespace) -> int:
     )
     page = document.to_summary if args.summary else document.to_text
     text = page([row for row in shown if chosen_rows(row)], about)
-    if args.write:
-        args.write.write_text(text, encoding="utf-8")
-        session.settings.narrate.note(f"wrote {args.write}")
-    else:
-        sys.stdout.write(text)
+    common.put_page(session, text, args.write)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,17 +67,13 @@ def do_tiles(args: argparse.Namespace) -> int:
         [searcher.search(*each) for each in asked],
         image=family.images[0], pin=inputs.tree.lock.short, cuda=inputs.toolchain.cuda, command=" ".join(words),
     )  # fmt: skip
-    if args.write:
-        args.write.write_text(text, encoding="utf-8")
-        session.settings.narrate.note(f"wrote {args.write}")
-    else:
-        sys.stdout.write(text)
+    common.put_page(session, text, args.write)
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Searcher:
-    """What compiles candidates and reads their code. An object that the cache has is not compiled again."""
+    """Compiles candidates and reads their code. The cache keeps their objects: none is compiled twice."""
 
     builder: Builder
     family: FamilyPlan

@@ -99,7 +99,7 @@ class Backward:
 
     @property
     def legal(self) -> bool:
-        """Whether each product divides into MMAs of 16 x 8, and dQ into 16-byte stores."""
+        """Each product divides into MMAs of 16 x 8, and dQ into 16-byte stores."""
         m, n, d = self.block_m, self.block_n, self.head_dim
         sides = ((m, n, self.m_sdp), (n, d, self.n_dkv), (m, d, self.m_dq))
         fit = all(first % (16 * along) == 0 and second % (64 // along) == 0 for first, second, along in sides)

@@ -97,7 +97,7 @@ def _section(search: Search) -> str:
 
 
 def verdict(search: Search, variant: str) -> str:
-    """Whether a tile that spills no more than the table's (or next to nothing) is predicted to be better."""
+    """Says whether a tile that spills no more than the table's (or next to nothing) is predicted to be better."""
     found = search.of(variant)
     ours = next((row for trial, row in found if trial == search.table), None)
     if ours is None:
@@ -120,7 +120,7 @@ def verdict(search: Search, variant: str) -> str:
 
 
 def _producer(searches: Sequence[Search]) -> str:
-    """Whether a warp that loads by TMA could gain: from the counts of the table's kernel at head dim 128."""
+    """Says whether a warp that loads by TMA could gain: from the counts of the table's kernel at head dim 128."""
     chosen = next((search for search in searches if search.name == f"forward hd128 {DTYPE}"), None)
     if chosen is None or not chosen.rows[0][1].bounds:
         return "\n"

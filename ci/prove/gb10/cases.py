@@ -105,7 +105,10 @@ class _Turns:
         }
 
     def masked(self, mask: str, mode: str) -> dict[str, Any]:
-        """The same for a kernel that has few calls: one row with a mask would launch the kernel without."""
+        """The same for a kernel that has few calls, with more than one row under a mask.
+
+        The host code takes a mask over one row for none: such a call launches another kernel.
+        """
         made = self.next(mode)
         return made | {"rows": 9 if mask != "full" and made["rows"] == 1 else made["rows"]}
 

@@ -56,7 +56,8 @@ class Judge:
         """`found` is right but for rounding; NaN and a wrong infinity are infinitely far.
 
         Args:
-            room: what rounding can come to, where that may be more than the limit; asked for if the limit is exceeded.
+            room: gives the largest error that rounding can cause in each number. It is called where the limit is
+                exceeded, and the larger of the two counts.
         """
         absolute, relative = self.lse if kind == "lse" else LIMITS[self.dtype, kind]
         found, right = found.double(), right.double()

@@ -186,7 +186,7 @@ def _of_call(mutant: Mutant, lines: Sequence[str], flags: frozenset[str]) -> str
     compared = re.fullmatch(r"setp\.(\w+)\.s32\s+%p\d+, (%r\d+), (%?\w+);", mutant.before)
     how, left, right = compared.groups() if compared else ("", "", "")
     text, near = ("\n".join(lines[start : mutant.line + 30]) for start in (0, max(0, mutant.line - 16)))
-    # What is compared with 1 in both ways is a divisor that may be missing: the chunk.
+    # The chunk is a divisor that a call may leave out: the kernel compares it with 1 by `lt` and by `eq`.
     divisor = re.search(rf"setp\.eq\.s32\s+%p\d+, {left}, 1;", text) if left else None
     if how == "lt" and right == "1" and "local" in flags and divisor:
         return "only a chunk of one key would pass it, and such a call has a window of one key as well"
