@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from ci.build.family import Builder
 from ci.plan.plan import FamilyPlan
 from ci.plan.profiles import Profile, select
 from ci.plan.units import CXX_TYPES, FP8, KV8, QV, Forward, forwards
+from ci.prove.standin import library
+from ci.prove.standin.calls import DEVICES, calls
+from ci.verify import kernels
 from flash_attn3_sm121.arch import Family
 from tests.fakes import fault_kernels
 
-HEAD = """#include <stdexcept>
+ABSENT = "this kernel is not among the few"
+HEAD = f"""#include <stdexcept>
 
 #include "flash_fwd_combine_launch_template.h"
 
-[[noreturn]] static void absent() { throw std::runtime_error("this kernel is not among the few"); }
+[[noreturn]] static void absent() {{ throw std::runtime_error("{ABSENT}"); }}
 """
 # What the kernels of a profile with a feature are made from.
 HEADERS = {
@@ -97,3 +103,18 @@ def text(few: Few = FEW, profile: Profile = PROFILE) -> str:
 
 def family(few: Few = FEW, profile: Profile = PROFILE) -> FamilyPlan:
     return fault_kernels.plan(profile, {"fwd": text(few, profile), "prepare": fault_kernels.text("fault_prepare.cu")})
+
+
+def driven(builder: Builder, few: Few, profile: Profile, *, output: Path) -> tuple[set[str], set[str]]:
+    """What the calls of `ci kernels` that have scales come to.
+
+    Returns:
+        The attention kernels that they launched, in words, and the errors that said something else than that one is
+        absent.
+    """
+    made = library.make(builder, family(few, profile), output=output)
+    asked = [call for call in calls(select(profile, Family.SM8X)) if "k_descale" in call.arguments]
+    answers = made.ask(DEVICES["GB10"], asked)
+    launched = {launch.kernel for answer in answers for launch in answer.launches}
+    found = {str(kernels.variant(name)) for name in launched if kernels.kind(name) == "forward"}
+    return found, {answer.error for answer in answers if answer.error and ABSENT not in answer.error}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from ci.build.family import Builder
 from ci.commands import common, options
 from ci.prove.gb10 import executable
 from ci.prove.gb10.cases import Case
@@ -35,9 +37,13 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Executable:
+def builder() -> Builder:
     session = common.begin(options.Request(profile="smoke", archs="12.1", jobs=2))
-    builder = common.builder(session, common.gather_inputs(session))
+    return common.builder(session, common.gather_inputs(session))
+
+
+@pytest.fixture(scope="module")
+def library(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Executable:
     family = kv8_kernels.family(kv8_kernels.FEW_FP8, kv8_kernels.PROFILE_FP8)
     return executable.make(builder, family, output=tmp_path_factory.mktemp("fp8"))
 
@@ -62,3 +68,10 @@ def test_blocks_of_many_tiles_give_the_same(library: Executable, case: str) -> N
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_is_not_there_is_refused_before_a_launch(shown: dict[str, Shown], words: str) -> None:
     assert words in shown[words]["wrong"][0] and shown[words]["instructions"] == 0
+
+
+def test_the_host_code_takes_the_calls_of_the_kernels_page(builder: Builder, tmp_path: Path) -> None:
+    """`ci kernels` counts what they launch: each of the few kernels, and no call is refused."""
+    launched, refused = kv8_kernels.driven(builder, kv8_kernels.FEW_FP8, kv8_kernels.PROFILE_FP8, output=tmp_path)
+    assert refused == set() and len(launched) == len(kv8_kernels.FEW_FP8)
+    assert all("fp8" in words.split() for words in launched)

@@ -15,7 +15,7 @@ from ci.prove.gb10.build import Executor
 from ci.prove.gb10.cases import Case, cases
 from ci.prove.gb10.check import Judge
 from ci.prove.gb10.executable import Executable
-from ci.prove.standin.calls import calls
+from ci.prove.standin.calls import Call, calls
 from flash_attn3_sm121.arch import Family
 
 CHOSEN = select(find("full"), Family.SM8X)
@@ -92,6 +92,33 @@ def test_calls_of_a_v_of_512_append_nothing() -> None:
     """No kernel would: `ci kernels --profile full` drives these calls through the host code."""
     wide = [call for call in calls(CHOSEN) if call.op == "fwd" and call.arguments["v"]["shape"][-1] > 256]
     assert wide and not any("v_new" in call.arguments for call in wide)
+
+
+def e4m3_kernel(call: Call) -> tuple[object, ...]:
+    """The kernel that reads e4m3 and that a call launches, by the words of `planned`."""
+    given = call.arguments
+    q, k = given["q"], given["k"]
+    fp8 = q["dtype"] == "float8_e4m3fn"
+    dim = next(dim for dim in CHOSEN.head_dims if dim >= q["shape"][-1])
+    mask = "causal" if given.get("is_causal") else "local" if "window_size_left" in given else "full"
+    if q["shape"][1] == 1 and mask == "causal":
+        mask = "full"
+    known = (f"fwd_{'fp8' if fp8 else 'kv8'}_hd{dim}", "fp16" if q["dtype"] == "float16" else "bf16")
+    lengths = "cu_seqlens_q" in given or "seqused_k" in given
+    assert k["dtype"] == given["v"]["dtype"] == "float8_e4m3fn" and "k_new" not in given
+    return *known, given["softcap"] > 0, mask, lengths, False, "page_table" in given, given["num_splits"] > 1
+
+
+def test_calls_reach_each_kernel_that_reads_e4m3() -> None:
+    """`ci kernels` drives them through the host code: what none launches has no row on its page."""
+    reached = {e4m3_kernel(call) for call in calls(CHOSEN) if "k_descale" in call.arguments}
+    wanted = {known for known in planned() if str(known[0]).startswith(("fwd_kv8", "fwd_fp8"))}
+    assert len(wanted) == 720 and reached == wanted
+
+
+def test_calls_have_e4m3_where_kernels_read_it() -> None:
+    for profile, family in (("common", Family.SM8X), ("full", Family.SM90)):
+        assert not any("k_descale" in call.arguments for call in calls(select(find(profile), family)))
 
 
 @pytest.mark.parametrize(("error", "right"), [(5e-3, True), (9e-3, False), (float("nan"), False)])

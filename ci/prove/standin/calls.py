@@ -136,6 +136,26 @@ def _with_v(call: Call, dim_v: int) -> Call:
     return replace(call, name=f"{call.name} dv={dim_v}", arguments=call.arguments | values)
 
 
+def _in_e4m3(call: Call, tensors: str, feature: str) -> Call:
+    """A forward call whose Q, K or V, as far as they are among `tensors`, are e4m3, with scales by batch and head."""
+    given = call.arguments
+    batch = given["cu_seqlens_q"]["shape"][0] - 1 if "cu_seqlens_q" in given else given["q"]["shape"][0]
+    scale = {"shape": [batch, given["k"]["shape"][-2]], "dtype": "float32"}
+    made = {name: {**given[name], "dtype": "float8_e4m3fn"} for name in tensors}
+    made |= {f"{name}_descale": scale for name in "qkv"}
+    return replace(call, name=f"{call.name} {feature}", arguments=given | made)
+
+
+def _of_e4m3(call: Call, chosen: Selection, dtype: str, mode: str) -> Iterator[Call]:
+    """The same call for the mma.sync kernels that read e4m3. New keys are written before these are called."""
+    if chosen.family is Family.SM90 or "append" in mode:
+        return
+    if chosen.has("kv8"):
+        yield _in_e4m3(call, "kv", "kv8")
+    if chosen.has("fp8") and dtype == "bf16":  # as the output is, whatever other types there are
+        yield _in_e4m3(call, "qkv", "fp8")
+
+
 def masks(chosen: Selection) -> tuple[str, ...]:
     return ("full", "causal", "local") if chosen.has("local") else ("full", "causal")
 
@@ -172,6 +192,7 @@ def calls(chosen: Selection) -> Iterator[Call]:
         beside = [dim_v for known, dim_v in pairs if known == dim and not cap]
         # Kernels for a V of more than 256 columns append nothing.
         yield from (_with_v(made, dim_v) for dim_v in beside if dim_v <= 256 or "append" not in mode)
+        yield from _of_e4m3(made, chosen, dtype, mode)
     packed = (False, True) if chosen.has("varlen") else (False,)
     ordered = (False, True) if chosen.has("deterministic") and not hopper else (False,)
     if chosen.has("backward"):
