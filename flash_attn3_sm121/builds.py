@@ -194,6 +194,14 @@ PROFILES: dict[str, Profile] = {
             features=COMMON_FEATURES - {"softcap"} | {"sinks", "dlse"},
             about="what most models need: bf16 and fp16, head dims 64, 128 and 256, all of nanochat's features",
         ),
+        # For a KV cache in e4m3. Head dims and features as above: no model's checkpoint asks for it, but servers do.
+        Profile(
+            name="fp8",
+            dtypes=("bf16", "fp16", "e4m3"),
+            head_dims=(64, 128, 256),
+            features=COMMON_FEATURES - {"softcap"} | {"sinks", "dlse", "kv8", "fp8"},
+            about="all of common, and K and V in e4m3 beside Q in bf16, fp16 or e4m3 (an fp8 KV cache)",
+        ),
         Profile(
             name="full",
             dtypes=("bf16", "fp16", "e4m3"),

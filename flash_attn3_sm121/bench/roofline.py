@@ -97,7 +97,7 @@ def roofline(name: str, libraries: Path | None = None) -> list[Block]:
         "",
         f"Times as fast as the same call in bf16: {beside_bf16(device)}.",
         f"Decoding gains by bytes; a prefill by products in e4m3, at {FP8_RATE} times bf16's rate, where a wheel has",
-        "such kernels (fp8 in PROFILE=full). Other wheels multiply in bf16, and a prefill gains nothing there.",
+        "such kernels (PROFILE=fp8). Other wheels multiply in bf16, and a prefill gains nothing there.",
         "",
         "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call",
         "fills the device only by splitting the keys (num_splits).",

@@ -32,9 +32,11 @@ def wheel(profile: str, family: str = "sm8x", image: str = "sm_121") -> BuildFac
     )  # fmt: skip
 
 
-def call(*features: str, dim: int, dtype: str = "bf16", dim_v: int | None = None, **more: Any) -> CallFacts:
+def call(
+    *features: str, dim: int, dtype: str = "bf16", dtype_kv: str = "", dim_v: int | None = None, **more: Any
+) -> CallFacts:
     return CallFacts(
-        device_type="cuda", dtype=dtype, dtype_kv=dtype, head_dim=dim, head_dim_v=dim_v or dim,
+        device_type="cuda", dtype=dtype, dtype_kv=dtype_kv or dtype, head_dim=dim, head_dim_v=dim_v or dim,
         features=frozenset(features), **more,
     )  # fmt: skip
 
@@ -77,7 +79,21 @@ CASES: dict[str, tuple[DeviceFacts, BuildFacts, CallFacts, str | None]] = {
         H100, hopper("common"), call("causal", dim=192, dim_v=128),
         'make wheel MODELS="deepseek" or make wheel PROFILE=full',
     ),
-    "fp8 on hopper": (H100, hopper("common"), call(dim=128, dtype="e4m3"), "make wheel PROFILE=full"),
+    "fp8 on hopper": (H100, hopper("common"), call(dim=128, dtype="e4m3"), "make wheel PROFILE=fp8"),
+    "an fp8 cache": (
+        GB10, wheel("common"), call("causal", "varlen", "seqused_k", "paged", "split", dim=128, dtype_kv="e4m3"),
+        "make wheel PROFILE=fp8",
+    ),
+    "an fp8 cache for few models": (
+        GB10, wheel("models.llama3"), call("causal", dim=64, dtype="fp16", dtype_kv="e4m3"), "make wheel PROFILE=fp8",
+    ),
+    "an fp8 cache under softcap": (
+        GB10, wheel("common"), call("softcap", dim=256, dtype_kv="e4m3"), "make wheel PROFILE=full",
+    ),
+    "an fp8 cache where more is held": (
+        GB10, wheel("models.deepseek"), call("causal", dim=64, dtype_kv="e4m3"), "make wheel PROFILE=full",
+    ),
+    "fp8": (GB10, wheel("nanochat"), call("causal", "local", dim=256, dtype="e4m3"), "make wheel PROFILE=fp8"),
     "deepseek": (
         GB10, wheel("smoke"), call(dim=192, dim_v=128), 'make wheel MODELS="deepseek" or make wheel PROFILE=full',
     ),

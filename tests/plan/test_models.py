@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from dataclasses import replace
 
@@ -16,10 +17,11 @@ from ci.plan.archs import Platform
 from ci.plan.costs import concurrency
 from ci.plan.plan import BuildPlan
 from ci.plan.profiles import find, select
+from ci.plan.units import forwards
 from ci.settings import Machine
 from ci.wheel.wheel import native_version
 from flash_attn3_sm121 import builds
-from flash_attn3_sm121.arch import FAMILIES
+from flash_attn3_sm121.arch import FAMILIES, Family
 from flash_attn3_sm121.builds import DEFAULT, MODELS, PREFIX, PROFILES, Model
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Direction
 from flash_attn3_sm121.dispatch.decide import NativeState, decide, native_refusal
@@ -185,7 +187,9 @@ def test_one_place_names_the_default_profile() -> None:
     done = subprocess.run(["make", "-n", "wheel", "prove"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--profile" not in done.stdout and Request().profile == from_environment({}).profile == DEFAULT
     workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
+    *few, last = PROFILES
     assert f"options: [{', '.join(PROFILES)}]" in workflow
+    assert workflow.count(f'description: "{", ".join(few)} or {last}"') == 2
     assert f"| `PROFILE=` | `--profile` | `FLASH_ATTN3_PROFILE` | `{DEFAULT}` (default" in (
         ROOT / "docs" / "building.md"
     ).read_text(encoding="utf-8")
@@ -227,13 +231,47 @@ def test_the_default_wheel_is_built_in_time() -> None:
     assert minutes[2] <= 25 and minutes[20] <= 5
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_a_profile_holds_what_those_before_it_hold(family: Family) -> None:
+    """So that the first one of the table that serves a call is the smallest."""
+    shares = [profile.share(FAMILIES[family]) for profile in PROFILES.values()]
+    for smaller, larger in itertools.pairwise(shares):
+        assert all({*a} <= {*b} for a, b in zip(smaller, larger, strict=True))
+    counts = [len(forwards(select(profile, family))) for profile in PROFILES.values()]
+    assert sorted(set(counts)) == counts and next(iter(PROFILES)) == "smoke", "tests build the first"
+
+
+def test_the_profile_for_an_fp8_cache_adds_kernels_that_read_e4m3_and_nothing_else() -> None:
+    """Below Hopper; there, e4m3 is one more type of upstream's kernels."""
+    units = {
+        name: {item.unit.name for item in plan_of(request, machine=MACHINE, cuda=(13, 0)).families[0].units}
+        for name, request in {name: Request(profile=name, archs="12.1") for name in ("common", "fp8")}.items()
+    }
+    added = units["fp8"] - units["common"]
+    assert units["common"] < units["fp8"] and all(name.startswith(("fwd_kv8_hd", "fwd_fp8_hd")) for name in added)
+    hopper = select(PROFILES["fp8"], Family.SM90)
+    assert hopper.dtypes == ("bf16", "fp16", "e4m3") and not hopper.has("kv8") and hopper.has("fp8")
+    build = facts_of_profile("fp8")
+    for model in MODELS.values():
+        served = not refusals(facts_of_profile(DEFAULT), model)
+        calls = [replace(call, dtype_kv="e4m3") for call in calls_of(model) if call.direction == "forward"]
+        found = [native_refusal(GB10, NativeState(builds=(build,)), call) for call in calls]
+        assert served == all(isinstance(answer, BuildFacts) for answer in found)
+
+
 def test_objects_of_the_default_profile_are_among_those_of_full() -> None:
-    """A unit's key hashes its file and flags (and what is the same for both): all but the host file's are equal."""
+    """A unit's key hashes its file and flags (and what is the same for both): all but the host file's are equal.
+
+    So are those of the profile between them, but for the files of kernels with Q in e4m3, which hold several variants.
+    """
     objects = {
         name: {
             (item.unit.file, item.unit.text, item.flags)
             for item in plan_of(Request(profile=name, archs="12.1"), machine=MACHINE, cuda=(13, 0)).families[0].units
         }
-        for name in (DEFAULT, "full")
+        for name in (DEFAULT, "fp8", "full")
     }
+    assert {file for file, _, _ in objects[DEFAULT] - objects["fp8"]} == {"api.cpp"}
     assert {file for file, _, _ in objects[DEFAULT] - objects["full"]} == {"api.cpp"}
+    own = {file for file, _, _ in objects["fp8"] - objects["full"]} - {"api.cpp"}
+    assert own and all(file.startswith("fwd_fp8_hd") for file in own)
