@@ -80,6 +80,14 @@ in the tensor cores, {ISSUED} instructions issued, {MUFU_LANES} values through e
 shared memory without conflicts; `warps`: as many as an SM's registers hold. The share of the peak is a prediction on
 paper, never measured: from no work of the units overlapped to all of it. The peak is {PEAK_TFLOPS:.0f} TFLOP/s,
 {GB10.sms} SMs at {GHZ} GHz. Latency, masks at the edges, the first and the last tile, and idle SMs are not in it."""
+_FP8_NOTES = f"""
+Of kernels with Q in e4m3 (`fp8`) it is a share of {2 * PEAK_TFLOPS:.0f} TFLOP/s: their tensor-core instructions have
+twice the multiplications, in the same clocks."""
+
+
+def notes(*, fp8: bool) -> str:
+    """What the columns mean. `fp8`: kernels with Q in e4m3 are in the table."""
+    return NOTES + _FP8_NOTES * fp8
 
 
 def group(label: str) -> str:
@@ -107,4 +115,8 @@ def blocks(folder: Path) -> list[Block]:
             "The kernels' own bounds are left out: no wheel with counted kernels for 12.1 is installed (make wheel)."
         ]
     rows = [(name, str(len(items)), *cells(items)) for name, items in found.items()]
-    return [Table(head=("kernels", "of them", *HEAD), rows=rows, spare=(1, 5, 6, 4, 3)), "", *NOTES.splitlines()]
+    return [
+        Table(head=("kernels", "of them", *HEAD), rows=rows, spare=(1, 5, 6, 4, 3)),
+        "",
+        *notes(fp8=any("fp8" in name.split() for name in found)).splitlines(),
+    ]

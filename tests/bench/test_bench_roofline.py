@@ -78,6 +78,7 @@ def test_an_installed_wheels_kernels_are_in_the_table_of_a_gb10(tmp_path: Path) 
         kernel("forward hd64 fp16 causal [sm_121]", loop=LOOP | {"instructions": 800}),
         kernel("forward hd64/128 bf16 paged [sm_121]", loop=LOOP | {"tensor": 192}),
         kernel("forward hd64 bf16 causal kv8 paged [sm_121]", loop=LOOP | {"instructions": 900}),
+        kernel("forward hd64 bf16 fp8 [sm_121]", loop=LOOP | {"tensor": 64}),
         kernel("forward hd64 bf16 [sm_120]", image="sm_120", loop=LOOP | {"instructions": 9999}),
         kernel("prepare _Zwhat [sm_121]", loop={}),
     ]
@@ -85,9 +86,11 @@ def test_an_installed_wheels_kernels_are_in_the_table_of_a_gb10(tmp_path: Path) 
     lines = [line for line in plain(roofline("gb10", tmp_path)).splitlines() if line.startswith("forward")]
     assert [" ".join(line.split()) for line in lines] == [
         "forward hd64 2 2048 700 to 800 544 864 8 48 to 100 %",
+        "forward hd64 fp8 1 1024 700 544 864 8 33 to 100 %",
         "forward hd64 kv8 1 2048 900 544 864 8 47 to 100 %",
         "forward hd64/128 1 3072 700 544 864 8 59 to 100 %",
     ]
-    assert "prediction on paper, never measured" in " ".join(plain(roofline("gb10", tmp_path)).split())
+    said = " ".join(plain(roofline("gb10", tmp_path)).split())
+    assert "prediction on paper, never measured" in said and "(`fp8`) it is a share of 238 TFLOP/s" in said
     assert "forward" not in plain(roofline("h100", tmp_path))
     assert "no wheel with counted kernels" in plain(roofline("gb10", tmp_path / "none"))

@@ -60,6 +60,15 @@ def test_the_work_of_a_tile() -> None:
     assert "| forward hd128, 1 of them | 128 x 128 | 8192 |" in to_summary(ROWS, ABOUT)
 
 
+def test_kernels_in_e4m3_have_a_peak_of_their_own() -> None:
+    """Half of the tensor-core instructions, each of twice the multiplications: a share of twice bf16's rate."""
+    fp8 = replace(PLAIN, variant=replace(PLAIN.variant, flags=frozenset({"fp8"})), loop=LOOP | {"tensor": 128})
+    said = "Of kernels with Q in e4m3 (`fp8`) it is a share of 238 TFLOP/s"
+    for page in (to_text, to_summary):
+        assert said in page((PLAIN, fp8), ABOUT) and said not in page(ROWS, ABOUT)
+    assert "| forward hd128 fp8, 1 of them | 128 x 128 | 4096 | 2048 |" in to_summary((fp8,), ABOUT)
+
+
 def test_kernels_with_another_loop_have_a_line_of_their_own() -> None:
     ordered = replace(OTHER, variant=replace(OTHER.variant, flags=frozenset({"causal", "deterministic"})))
     bytes_ = replace(PLAIN, variant=replace(PLAIN.variant, flags=frozenset({"kv8", "paged"})), executed=None)

@@ -205,7 +205,7 @@ def _work(groups: Sequence[tuple[str, Sequence[Row]]]) -> str:
     return f"""
 ## Work of a tile
 
-{bounds.NOTES}
+{bounds.notes(fp8=any("fp8" in row.variant.flags for _, found in groups for row in found))}
 `fp` and `integer`: instructions of warps, a part of those issued. `python -m ci verify --json` has every kernel's.
 
 {head}{body}{left}"""
