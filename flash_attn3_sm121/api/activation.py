@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs, default_scale
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.call.facts import CallFacts
 from flash_attn3_sm121.call.validation import out_dtype
@@ -68,7 +68,7 @@ def _attend(
         q=query,
         k=key,
         v=value,
-        softmax_scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        softmax_scale=default_scale(query) if scale is None else scale,
         causal=is_causal,
         out=out,
         cu_seqlens_q=cum_seq_q,
@@ -179,7 +179,7 @@ def _backward(
         v=value,
         out=out,
         softmax_lse=logsumexp.contiguous(),
-        softmax_scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        softmax_scale=default_scale(query) if scale is None else scale,
         causal=is_causal,
         cu_seqlens_q=cum_seq_q,
         cu_seqlens_k=cum_seq_k,

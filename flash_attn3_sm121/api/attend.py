@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flash_attn3_sm121.api import eager, ops, transforms
 from flash_attn3_sm121.call import schemas
-from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs, default_scale
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.errors import CallError
@@ -98,11 +98,17 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
     """The scale of the scores: the caller's, or one over the root of the width of q, with qv counted in.
 
     Raises:
-        CallError: the scale is 0, which is FlashAttention-2's dropout_p in this place and hardly ever a scale.
+        CallError: the scale is 0, which is FlashAttention-2's dropout_p in this place and hardly ever a scale; or q is
+            a nested tensor.
     """
+    if q.is_nested:
+        raise CallError(
+            f"q must be a dense tensor, found a nested one ({q.layout})",
+            hint="pass the values and offsets of a nested tensor to flash_attn_varlen_func, or the nested tensor to "
+            "scaled_dot_product_attention after flash_attn3_sm121.activate()",
+        )
     if softmax_scale is None:
-        width = q.shape[-1] + (qv.shape[-1] if isinstance(qv, Tensor) else 0)
-        return float(width**-0.5) if width else 1.0  # without a width the call is refused, by validation
+        return float(default_scale(q, qv if isinstance(qv, Tensor) else None))
     if softmax_scale == 0:
         raise CallError(
             "softmax_scale is 0, so every key would weigh the same. FlashAttention-2 has dropout_p in this place: its "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flash_attn3_sm121.api import ops
 from flash_attn3_sm121.call import schemas
-from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.call.arguments import ForwardArgs, default_scale
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import CallError
 
@@ -25,7 +25,7 @@ def _given(values: Sequence[Any]) -> dict[str, Any]:
     defaults = schemas.defaults(schemas.CUSTOM["_flash_attn_forward"])
     given = dict(zip(schemas.FWD_FIELDS, (*values, *list(defaults.values())[len(values) - 3 :]), strict=True))
     if given["softmax_scale"] is None:
-        given["softmax_scale"] = given["q"].shape[-1] ** -0.5  # qv is not counted in, as in the op below it
+        given["softmax_scale"] = default_scale(given["q"])  # qv is not counted in, as in the op below it
     return given
 
 

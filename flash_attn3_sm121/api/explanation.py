@@ -70,14 +70,14 @@ def _indented(decision: Decision) -> list[str]:
 
 
 def _from_tensors(q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> CallFacts:
-    from flash_attn3_sm121.api.attend import window_of
+    from flash_attn3_sm121.api.attend import scale_of, window_of
     from flash_attn3_sm121.call.arguments import ForwardArgs
     from flash_attn3_sm121.call.facts import facts_of
     from flash_attn3_sm121.call.validation import check_forward
 
     left, right = window_of(given.pop("window_size", (-1, -1)))
     fields = {_FIELDS.get(name, name): value for name, value in given.items()}
-    scale = fields.pop("softmax_scale", None) or q.shape[-1] ** -0.5
+    scale = scale_of(q, fields.get("qv"), fields.pop("softmax_scale", None))
     try:
         args = ForwardArgs(q=q, k=k, v=v, softmax_scale=scale, window_left=left, window_right=right, **fields)
     except TypeError as error:

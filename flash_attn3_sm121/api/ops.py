@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.call import backend, schemas
-from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs, default_scale
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, out_dtype
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import CallError
@@ -162,7 +162,7 @@ def _fwd_args(values: Sequence[Any]) -> ForwardArgs:
     """The dispatcher leaves out trailing arguments that equal their defaults; the op's defaults are not our fields'."""
     given = {"rotary_interleaved": False, "num_splits": 0, **dict(zip(schemas.FWD_FIELDS, values, strict=False))}
     if given.get("softmax_scale") is None:
-        given["softmax_scale"] = given["q"].shape[-1] ** -0.5  # the op, unlike the functions, does not count qv in
+        given["softmax_scale"] = default_scale(given["q"])  # the op, unlike the functions, does not count qv in
     return ForwardArgs(**given)
 
 
@@ -189,7 +189,7 @@ def backward_call(fields: Sequence[str], values: Sequence[Any]) -> tuple[Backwar
     given = dict(zip(fields, values, strict=False))
     into = tuple(given.pop(name, None) for name in GRADIENTS)
     if given.get("softmax_scale") is None:
-        given["softmax_scale"] = given["q"].shape[-1] ** -0.5
+        given["softmax_scale"] = default_scale(given["q"])
     return BackwardArgs(**given), into
 
 

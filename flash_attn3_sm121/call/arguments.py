@@ -115,3 +115,10 @@ def normal_form(args: _Call) -> _Call:
     if (left, right) == (args.window_left, args.window_right):
         return args
     return replace(args, window_left=left, window_right=right)
+
+
+def default_scale(q: Tensor, qv: Tensor | None = None) -> float:
+    """One over the root of q's width, with that of `qv` counted in. No width is refused by validation."""
+    width = q.shape[-1] + (0 if qv is None else qv.shape[-1])
+    scale: float = width**-0.5 if width else 1.0
+    return scale

@@ -26,6 +26,7 @@ _FA2_ORDER = (
 
 
 _NUMBERS = ("softmax_scale", "softcap", "window_left", "window_right", "attention_chunk", "num_splits", "sm_margin")
+_LENGTHS = ("max_seqlen_q", "max_seqlen_k")
 
 
 def name_of_lengths(args: ForwardArgs) -> str:
@@ -64,6 +65,10 @@ def _scalars(args: ForwardArgs | BackwardArgs) -> None:
         value = getattr(args, name, 0)
         if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not hasattr(value, "__float__"):
             fail(f"{name} must be a number, found {value!r}")
+    for name in _LENGTHS:
+        value = getattr(args, name)
+        if value is not None and not isinstance(value, int | torch.SymInt) and not hasattr(value, "__index__"):
+            fail(f"{name} must be a whole number, found {value!r}")
 
 
 def check_types(args: ForwardArgs | BackwardArgs) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from flash_attn3_sm121.api import interface as fa3
+from flash_attn3_sm121.api.attend import window_of
+from flash_attn3_sm121.call.arguments import default_scale
 from flash_attn3_sm121.fa2 import raw
 
 Window = Sequence[int]
@@ -87,7 +89,7 @@ def flash_attn_kvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flash_attn_func` with keys and values in one tensor (b, sk, 2, hk, d)."""
-    k, v = kv.unbind(dim=2)
+    k, v = raw.parts("kv", kv, 2, 2)
     return flash_attn_func(
         q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     )
@@ -105,7 +107,7 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flash_attn_func` with queries, keys and values in one tensor (b, s, 3, h, d)."""
-    q, k, v = qkv.unbind(dim=2)
+    q, k, v = raw.parts("qkv", qkv, 2, 3)
     return flash_attn_func(
         q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     )
@@ -147,10 +149,10 @@ def flash_attn_varlen_func(
     q, softmax_scale = _unscaled(q, softmax_scale)
     result: Any
     if block_table is not None:
-        scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        scale = default_scale(q) if softmax_scale is None else softmax_scale
         result = _flash_attn_varlen_forward(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 0.0, scale, causal, window_size[0],
-            window_size[1], softcap, block_table=block_table,
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 0.0, scale, causal,
+            *window_of(window_size), softcap, block_table=block_table,
         )  # fmt: skip
         result = result[:2] if return_attn_probs else result[0]
     else:
@@ -189,7 +191,7 @@ def flash_attn_varlen_kvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flash_attn_varlen_func` with keys and values in one tensor (total_k, 2, hk, d)."""
-    k, v = kv.unbind(dim=1)
+    k, v = raw.parts("kv", kv, 1, 2)
     return flash_attn_varlen_func(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size,
         softcap, alibi_slopes, deterministic, return_attn_probs,
@@ -210,7 +212,7 @@ def flash_attn_varlen_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flash_attn_varlen_func` with queries, keys and values in one tensor (total, 3, h, d)."""
-    q, k, v = qkv.unbind(dim=1)
+    q, k, v = raw.parts("qkv", qkv, 1, 3)
     return flash_attn_varlen_func(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal, window_size,
         softcap, alibi_slopes, deterministic, return_attn_probs,
@@ -249,8 +251,7 @@ def flash_attn_with_kvcache(
     q, softmax_scale = _unscaled(q, softmax_scale)
     out, lse = raw.fwd_kvcache(
         q, k_cache, v_cache, k, v, cache_seqlens, rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad, block_table,
-        alibi_slopes, None, softmax_scale, causal, window_size[0], window_size[1], softcap, rotary_interleaved,
-        num_splits,
+        alibi_slopes, None, softmax_scale, causal, *window_of(window_size), softcap, rotary_interleaved, num_splits,
     )  # fmt: skip
     return (out, lse) if return_softmax_lse else out
 

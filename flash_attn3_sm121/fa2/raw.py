@@ -33,13 +33,32 @@ def refuse(dropout_p: float, alibi_slopes: Tensor | None) -> None:
 
 
 def last_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor, copied if its last dimension is not contiguous."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """The tensor, copied if its last dimension is not contiguous. Validation names what is no dense tensor."""
+    dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
+    return tensor.contiguous() if dense and tensor.dim() and tensor.stride(-1) != 1 else tensor
+
+
+def parts(name: str, packed: Tensor, dim: int, count: int) -> tuple[Tensor, ...]:
+    """The tensors that stand beside one another in a dimension of a packed one.
+
+    Raises:
+        TypeError: it is no tensor.
+        CallError: it does not have that dimension, or another number of them.
+    """
+    if not isinstance(packed, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, found {type(packed).__name__}")
+    if packed.is_nested or packed.dim() != dim + 3 or packed.shape[dim] != count:
+        found = "a nested tensor" if packed.is_nested else tuple(packed.shape)
+        raise CallError(f"{name} must have {dim + 3} dimensions, the one at {dim} of size {count}, found {found}")
+    return packed.unbind(dim)
 
 
 def cap(softcap: float) -> float:
-    """FlashAttention-2 reads every softcap that is not positive as none."""
-    return softcap if softcap > 0 else 0.0
+    """FlashAttention-2 reads every softcap that is not positive as none. Validation names what is no number."""
+    try:
+        return softcap if softcap > 0 else 0.0
+    except TypeError:
+        return softcap
 
 
 def fwd(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from flash_attn3_sm121.api import interface
-from flash_attn3_sm121.api.attend import Window, attend_into, length_of, scale_of, window_of
+from flash_attn3_sm121.api.attend import Window, attend_into, length_of, no_tensor, scale_of, window_of
 from flash_attn3_sm121.api.interface import flash_attn_combine, get_scheduler_metadata
 from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.errors import CallError
@@ -135,6 +135,8 @@ def flash_attn_varlen_func(
         gather_kv_indices=(gather_kv_indices, None),
         gather_kv_valid_length=(gather_kv_valid_length, None),
     )
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        raise no_tensor(q=q, k=k, v=v)
     left, right = window_of((-1, -1) if window_size is None else window_size)
     qv = q_v if qv is None else qv
     args = ForwardArgs(

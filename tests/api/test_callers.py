@@ -21,6 +21,7 @@ from flash_attn3_sm121.call.facts import Settings
 from flash_attn3_sm121.dispatch.engine import Engine
 from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.native import library as native
+from tests.fakes.dropin import python
 from tests.fakes.libraries import CAUSAL, Kernels, engine, half, install
 from tests.fakes.shapes import dense, packed
 
@@ -44,11 +45,17 @@ def sparse() -> Tensor:
     return dense()[0].to_sparse()
 
 
+def nested() -> Tensor:
+    return torch.nested.nested_tensor([torch.randn(3, 2, 16), torch.randn(4, 2, 16)], layout=torch.jagged)
+
+
 Case = tuple[Callable[[], Any], type[Exception], str]
 MESSAGES: dict[str, Case] = {
     "list": (lambda: fa3.flash_attn_func([1.0], *dense()[1:]), TypeError, r"q must be a torch\.Tensor, found list"),  # type: ignore[arg-type]
     "numpy": (lambda: fa3.flash_attn_func(np.ones(3), *dense()[1:]), TypeError, "q must be .*, found ndarray"),  # type: ignore[arg-type]
     "sparse": (lambda: fa3.flash_attn_func(sparse(), *dense()[1:]), CallError, "found the layout torch.sparse_coo"),
+    "nested": (lambda: fa3.flash_attn_func(*[nested()] * 3), CallError, r"dense tensor, found a nested one"),
+    "a list of lengths": (lambda: varlen(max_seqlen_q=[3, 4]), CallError, r"max_seqlen_q must be a whole number"),
     "list of offsets": (lambda: varlen(cu_seqlens_q=[0, 3, 7]), TypeError, "cu_seqlens_q must be .*, found list"),
     "window of three": (
         lambda: fa3.flash_attn_func(*dense(), window_size=(1, 2, 3)), CallError, "window_size must be two numbers",
@@ -230,7 +237,6 @@ def mapped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def test_functorch_transforms_in_any_order() -> None:
-    """In a process of their own vmap comes first: nothing is remembered then."""
     q, k, v = (torch.stack([x, x + 1, x - 1]) for x in dense(sq=4, sk=4))
     loss = lambda *x: mapped(*x).square().sum()  # noqa: E731
     expected = torch.stack([mapped(*x) for x in zip(q, k, v, strict=True)])
@@ -244,6 +250,28 @@ def test_functorch_transforms_in_any_order() -> None:
     torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(q, k, v)[0], right)
     with pytest.raises(CallError, match="double backward is not supported"):
         torch.func.grad(lambda x: torch.func.grad(loss)(x, k[0], v[0]).sum())(q[0])
+
+
+def test_functorch_transforms_of_transforms() -> None:
+    q, k, v = (torch.stack([x, x + 1, x - 1]) for x in dense(sq=4, sk=4))
+    many, loss = torch.vmap(mapped), lambda *x: mapped(*x).square().sum()
+    one_by_one = torch.stack([torch.func.grad(loss)(*x) for x in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(torch.func.grad(lambda *x: many(*x).square().sum())(q, k, v), one_by_one)
+    out, pull = torch.func.vjp(many, q, k, v)
+    torch.testing.assert_close(pull(2 * out)[0], one_by_one)
+    stacked = [torch.stack((x, x)) for x in (q, k, v)]
+    torch.testing.assert_close(torch.vmap(many)(*stacked)[1], out)
+    torch.testing.assert_close(torch.vmap(torch.vmap(torch.func.grad(loss)))(*stacked)[1], one_by_one)
+    jacobian = torch.func.jacrev(mapped)(q[0], k[0], v[0])
+    torch.testing.assert_close((jacobian * 2 * out[0][..., None, None, None, None]).sum((0, 1, 2, 3)), one_by_one[0])
+
+
+@pytest.mark.parametrize("first", ["torch.vmap(f)(x, x, x)", "torch.func.grad(lambda q: f(q, one, one).sum())(one)"])
+def test_a_transform_may_be_the_first_call_of_a_process(first: str) -> None:
+    """Nothing is remembered then; vmap raised."""
+    code = "import torch\nfrom flash_attn_interface import flash_attn_func as f\nx = torch.randn(3, 2, 4, 2, 16)\n"
+    done = python("-c", f"{code}one = x[0]\nprint({first}.isfinite().all().item())")
+    assert done.stdout == "True\n", done.stderr
 
 
 class Windowed(torch.nn.Module):

@@ -111,6 +111,15 @@ def cached(**fields: Any) -> Any:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "no head dim": (lambda: fa3.flash_attn_func(*(torch.randn(2, 3, 2, 0),) * 3), "last dimension of the tensor is"),
+    "no head dim, by an op": (
+        lambda: torch.ops.flash_attn_3._flash_attn_forward(*(torch.randn(2, 3, 2, 0),) * 3),
+        "last dimension of the tensor is",
+    ),
+    "no head dim, backward": (
+        lambda: torch.ops.flash_attn_3.bwd(*(torch.randn(2, 3, 2, 0),) * 5, torch.randn(2, 2, 3)),
+        "head_size should be",
+    ),
+    "no head dim, explained": (lambda: fa3.explain(*(torch.randn(2, 3, 2, 0),) * 3), "last dimension of the tensor is"),
     "no heads of keys": (
         lambda: fa3.flash_attn_func(torch.randn(2, 3, 2, 16), *(torch.randn(2, 3, 0, 16),) * 2),
         "Number of heads in key/value must divide",

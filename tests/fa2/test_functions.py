@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,6 +127,30 @@ def test_what_flash_attention_3_has_not_is_refused(asked: dict[str, Any], said: 
         with pytest.raises(CallError, match=said) as caught:
             call()
         assert caught.value.hint
+
+
+CACHE = torch.zeros(2, 8, 2, 16)
+MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "list": (lambda: fa2.flash_attn_func([1.0], *dense()[1:]), TypeError, "q must be a torch.Tensor, found list"),  # type: ignore[arg-type]
+    "sparse": (lambda: fa2.flash_attn_func(dense()[0].to_sparse(), *dense()[1:]), CallError, "torch.sparse_coo"),
+    "packed list": (lambda: fa2.flash_attn_qkvpacked_func([1.0]), TypeError, "qkv must be a torch.Tensor, found list"),  # type: ignore[arg-type]
+    "packed otherwise": (
+        lambda: fa2.flash_attn_kvpacked_func(dense()[0], torch.zeros(2, 5, 3, 2, 16)), CallError, "at 2 of size 2",
+    ),
+    "softcap": (lambda: fa2.flash_attn_func(*dense(), softcap="1"), CallError, "softcap must be a number"),  # type: ignore[arg-type]
+    "window": (
+        lambda: fa2.flash_attn_with_kvcache(dense()[0], CACHE, CACHE, window_size=(1, 2, 3)), CallError,
+        "window_size must be two numbers",
+    ),
+    "FA3's order": (lambda: fa2.flash_attn_func(*dense(), 0.25, True), CallError, "dropout_p is 0.25, expected 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_message_names_what_was_passed(name: str) -> None:
+    call, kind, words = MESSAGES[name]
+    with pytest.raises(kind, match=words):
+        call()
 
 
 def test_a_scale_of_zero_is_meant_here_and_a_negative_softcap_is_none() -> None:
