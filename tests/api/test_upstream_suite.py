@@ -5,13 +5,12 @@ They are newer than the pin and on no package index: git fetches the one file fr
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from ci.sources.lock import read_lock
+from tests.checkouts import Checkout
 from tests.fakes.dropin import python
 from tests.inductor import needs_inductor
 
@@ -33,29 +32,11 @@ def pytest_collection_modifyitems(items):
 """
 
 
-def fetch(into: Path) -> None:
-    """The file out of upstream's repository; skips, with git's words, where that cannot be reached."""
-    url = read_lock().upstream.url
-    patience = {"GIT_TERMINAL_PROMPT": "0", "GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "20"}
-    for arguments in (
-        ("init", "--quiet", "."),
-        ("remote", "add", "origin", url),
-        ("fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", RELEASE),
-        ("checkout", "--quiet", RELEASE, "--", f"hopper/{NAME}"),
-    ):
-        done = subprocess.run(
-            ["git", *arguments], cwd=into, env={**os.environ, **patience}, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"git {arguments[0]} of {url}: {done.stderr.strip()}")
-
-
 @pytest.mark.slow
 @pytest.mark.network
 @needs_inductor
 def test_compile_export_and_package(tmp_path: Path) -> None:
-    fetch(tmp_path)
-    folder = tmp_path / "hopper"
+    folder = Checkout(read_lock().upstream.url, RELEASE, (f"hopper/{NAME}",)).into(tmp_path) / "hopper"
     (folder / "conftest.py").write_text(CONFTEST, encoding="utf-8")
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), NAME, cwd=folder)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,7 +1,6 @@
 """Real packages that know FlashAttention-2 only, run by `flash-attn3 run --as flash_attn`.
 
-What had to be faked is said in each probe script. ComfyUI is no package of an index: its call is in
-tests/fa2/test_functions.py.
+What had to be faked is said in each probe script. Programs that are in no package index: test_programs_from_git.py.
 """
 
 from __future__ import annotations
