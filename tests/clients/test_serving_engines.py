@@ -33,18 +33,31 @@ SGLANG = Wanted(
     sha256="00b3cd5b265ac76c64185fbb6b95424f324ddd9f428d0306b77bc9db9d859937",
 )
 ATTENTION = "vllm/v1/attention/"
-CALLERS = (  # those of FlashAttention for CUDA: others have functions of the same name from elsewhere
-    f"{ATTENTION}backends/flash_attn.py",
-    f"{ATTENTION}backends/flash_attn_diffkv.py",
-    f"{ATTENTION}backends/turboquant_attn.py",
-    f"{ATTENTION}backends/mla/flashattn_mla.py",
-    f"{ATTENTION}backends/mla/flashattn_mla_sparse.py",
+# Every file of the wheel that calls vLLM's FlashAttention for CUDA, and how often; others have functions of the same
+# name from elsewhere. FlashAttention-4 alone: vllm/models/inkling and kimi_k3.
+CALLERS = {
+    f"{ATTENTION}backends/flash_attn.py": 6,
+    f"{ATTENTION}backends/flash_attn_diffkv.py": 1,
+    f"{ATTENTION}backends/turboquant_attn.py": 2,
+    f"{ATTENTION}backends/mla/flashattn_mla.py": 3,
+    f"{ATTENTION}backends/mla/flashattn_mla_sparse.py": 2,
+    f"{ATTENTION}ops/vit_attn_wrappers.py": 1,
+    "vllm/v1/worker/cp_utils.py": 2,
+    "vllm/model_executor/models/mimo_audio.py": 1,
+    "vllm/models/dots3_note/nvidia/attention.py": 1,
+    "vllm/models/dots3_note/nvidia/audio_encoder.py": 1,
+    "vllm/models/dots3_note/nvidia/vision_attention.py": 1,
+}
+# These put the arguments together in a dictionary first.
+GATHERERS = (
     f"{ATTENTION}backends/mla/prefill/flash_attn.py",
-    f"{ATTENTION}ops/vit_attn_wrappers.py",
+    "vllm/model_executor/layers/attention/sparse_mla_attention.py",
 )
 WRAPPER = "vllm/vllm_flash_attn/flash_attn_interface.py"
-SGLANG_DIFFUSION = {  # with FlashAttention-2's names
+SGLANG_FA2 = {  # with FlashAttention-2's names
     "sglang/multimodal_gen/runtime/layers/attention/backends/flash_attn_2.py": ("flash_attn_func",),
+    "sglang/multimodal_gen/runtime/models/sensenova_u1/neo_unify/modeling_qwen3.py": ("flash_attn_func",),
+    "sglang/srt/layers/attention/qwen_sparse_attn_backend.py": ("flash_attn_varlen_func",),
     "sglang/multimodal_gen/csrc/attn/vmoba_attn/vmoba/vmoba.py": (
         "flash_attn_varlen_func", "_flash_attn_varlen_forward", "_flash_attn_varlen_backward",
     ),
@@ -55,7 +68,7 @@ INT = torch.int32
 
 @pytest.fixture(scope="module")
 def vllm() -> dict[str, str]:
-    return texts(VLLM, WRAPPER, *CALLERS)
+    return texts(VLLM, WRAPPER, *CALLERS, *GATHERERS)
 
 
 def calls(text: str, name: str) -> Iterator[ast.Call]:
@@ -64,15 +77,44 @@ def calls(text: str, name: str) -> Iterator[ast.Call]:
             yield node
 
 
-@pytest.mark.parametrize("name", ["flash_attn_varlen_func", "get_scheduler_metadata"])
-def test_every_call_of_vllm_binds(vllm: dict[str, str], name: str) -> None:
-    signature = inspect.signature(getattr(vllm_interface, name))
-    found = [call for path in CALLERS for call in calls(vllm[path], name)]
-    for call in found:
-        named = {keyword.arg: keyword.arg for keyword in call.keywords if keyword.arg is not None}
-        assert len(call.args) <= 3 or name == "get_scheduler_metadata", "what follows q, k and v has another order"
-        signature.bind_partial(*call.args, **named)
-    assert len(found) >= (10 if name == "flash_attn_varlen_func" else 2)
+@pytest.mark.parametrize("path", CALLERS)
+def test_every_call_of_vllm_binds(vllm: dict[str, str], path: str) -> None:
+    bound = 0
+    for name in ("flash_attn_varlen_func", "get_scheduler_metadata"):
+        signature = inspect.signature(getattr(vllm_interface, name))
+        for call in calls(vllm[path], name):
+            named = {keyword.arg: keyword.arg for keyword in call.keywords if keyword.arg is not None}
+            assert len(call.args) <= 3 or name == "get_scheduler_metadata", "what follows q, k and v has another order"
+            signature.bind_partial(*call.args, **named)
+            bound += 1
+    assert bound == CALLERS[path]
+
+
+def test_what_vllm_gathers_for_a_call_is_taken(vllm: dict[str, str]) -> None:
+    taken = set(inspect.signature(vllm_interface.flash_attn_varlen_func).parameters)
+    prefill, sparse = (vllm[path] for path in GATHERERS)
+    named = {
+        keyword.arg
+        for name in ("_FA4_MLA_PREFILL_KERNEL", "_flash_attn_varlen_diff_headdims")
+        for call in calls(prefill, name)
+        for keyword in call.keywords
+        if keyword.arg not in (None, "runtime_kernel")  # the latter is the function itself
+    }
+    named |= {  # kwargs["out"] = out
+        node.slice.value
+        for node in ast.walk(ast.parse(prefill))
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) == "kwargs"
+        and isinstance(node.slice, ast.Constant)
+    }
+    assert {"q", "out", "return_softmax_lse", "max_seqlen_k"} <= named <= taken
+    gathered = [
+        {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        for node in ast.walk(ast.parse(sparse))
+        if isinstance(node, ast.Dict)
+        and any(isinstance(key, ast.Constant) and key.value == "fa_version" for key in node.keys)
+    ]
+    assert gathered and all(names <= taken for names in gathered)
 
 
 def test_vllms_wrapper_has_no_argument_that_ours_lacks(vllm: dict[str, str]) -> None:
@@ -85,9 +127,9 @@ def test_vllms_wrapper_has_no_argument_that_ours_lacks(vllm: dict[str, str]) -> 
 # -- SGLang
 
 
-def test_every_call_of_sglangs_diffusion_binds() -> None:
-    for path, text in texts(SGLANG, *SGLANG_DIFFUSION).items():
-        for name in SGLANG_DIFFUSION[path]:
+def test_every_call_of_sglangs_for_flash_attention_2_binds() -> None:
+    for path, text in texts(SGLANG, *SGLANG_FA2).items():
+        for name in SGLANG_FA2[path]:
             found = list(calls(text, name))
             for call in found:
                 named = {keyword.arg: None for keyword in call.keywords if keyword.arg is not None}
@@ -152,6 +194,23 @@ def test_sglangs_decode_and_prefill(sglang: ModuleType) -> None:
         torch.testing.assert_close(found[1], lse)
     plain = sglang.flash_attn_varlen_func(q, *pages, cu, None, 2, 8, seqused_k=lengths, **given)
     assert isinstance(plain, Tensor) and not torch.equal(plain, right)
+
+
+def test_on_a_gb10_sglangs_packed_function_takes_flash_attention_2(
+    sglang: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dense models and audio call this one; the cache's function and its vision models refuse 12.1."""
+    monkeypatch.setitem(vars(sglang), "get_device_capability", lambda: (12, 1))
+    monkeypatch.setitem(sys.modules, "flash_attn", fa2)  # as by `run --as flash_attn`
+    q, k, v = torch.randn(14, 4, 16), torch.randn(14, 2, 16), torch.randn(14, 2, 16)
+    cu, given = torch.tensor([0, 5, 14], dtype=INT), {"causal": True, "window_size": (3, 0), "softcap": 5.0}
+    right = fa3.flash_attn_varlen_func(q, k, v, cu, cu, 9, 9, return_attn_probs=True, **given)
+    packed = sglang.flash_attn_varlen_func(q, k, v, cu, cu, 9, 9, return_softmax_lse=True, **given)
+    torch.testing.assert_close(packed[:2], right)
+    dense = sglang.flash_attn_varlen_func(q[None], k[None], v[None], None, None, **given)
+    torch.testing.assert_close(dense, fa3.flash_attn_func(q[None], k[None], v[None], **given))
+    with pytest.raises(NotImplementedError):
+        sglang.flash_attn_with_kvcache(q[:, None], k[:, None], v[:, None])
 
 
 def test_sglangs_scores_of_qv_alone(sglang: ModuleType) -> None:
