@@ -125,18 +125,26 @@ def _read(tensor: Tensor | None) -> list[int] | None:
     return None if tensor is None else tensor.tolist()
 
 
-def _read_offsets(tensor: Tensor | None, *, name: str, total: int, longest: int | None = None) -> list[int] | None:
-    """cu_seqlens as numbers, checked against the packed length and the bound that the caller gave (max_seqlen)."""
+def _read_offsets(
+    tensor: Tensor | None, *, name: str, total: int, longest: int | None = None, used: list[int] | None = None
+) -> list[int] | None:
+    """cu_seqlens as numbers, checked against the packed length and the bound that the caller gave (max_seqlen).
+
+    The bound is one of what is used (seqused): xformers leaves room behind each sequence, and does not count it in.
+    """
     values = _read(tensor)
     if values is None:
         return None
     rising = all(a <= b for a, b in pairwise(values))
     if not rising or values[0] != 0 or values[-1] > total:
         raise CallError(f"{name} must rise from 0 to at most {total} (the packed length), found {values}")
-    length = max((b - a for a, b in pairwise(values)), default=0)
+    length = max((b - a for a, b in pairwise(values)) if used is None else used, default=0)
     if longest is not None and length > longest:
-        bound = name.replace("cu_seqlens", "max_seqlen")
-        raise CallError(f"{bound} is {longest}, but the longest sequence of {name} has {length}: it is an upper bound")
+        bound, source = (name.replace("cu_seqlens", word) for word in ("max_seqlen", "seqused"))
+        source = name if used is None else source
+        raise CallError(
+            f"{bound} is {longest}, but the longest sequence of {source} has {length}: it is an upper bound"
+        )
     return values
 
 
@@ -154,11 +162,10 @@ def sequences(args: ForwardArgs | BackwardArgs, info: Facts) -> tuple[Sequence, 
     cache = args if isinstance(args, ForwardArgs) else None
     count = info.batch
     total_q, total_k, max_q, max_k = args.q.shape[0], args.k.shape[0], args.max_seqlen_q, args.max_seqlen_k
-    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", total=total_q, longest=max_q)
-    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", total=total_k, longest=max_k)
-    used_q = _read(args.seqused_q)
+    used_q, used_k = _read(args.seqused_q), _read(args.seqused_k)
+    cu_q = _read_offsets(args.cu_seqlens_q, name="cu_seqlens_q", total=total_q, longest=max_q, used=used_q)
+    cu_k = _read_offsets(args.cu_seqlens_k, name="cu_seqlens_k", total=total_k, longest=max_k, used=used_k)
     length_name = "seqused_k" if cu_k is not None else "cache_seqlens"
-    used_k = _read(args.seqused_k)
     left = _read(cache.leftpad_k) if cache else None
     rows = _read(cache.kv_batch_idx) if cache else None
     cu_new = None

@@ -124,6 +124,20 @@ def test_a_bound_below_the_lengths_is_refused() -> None:
         varlen(max_seqlen_k=2, window_size=(1, 0))
 
 
+def test_a_bound_is_one_of_the_used_lengths() -> None:
+    """As xformers packs padded keys: room for four behind each start, of which 2 and 3 are used."""
+    q, k, v, cu = packed((4, 4))
+    used, given = torch.tensor([2, 3], dtype=INT), {"causal": True, "window_size": (1, 0)}
+    out = fa3.flash_attn_varlen_func(q, k, v, cu, cu, 4, 3, seqused_k=used, **given)
+    for row, (start, keys) in enumerate(((0, 2), (4, 3))):
+        one = [x[start : start + count][None] for x, count in ((q, 4), (k, keys), (v, keys))]
+        torch.testing.assert_close(out[4 * row : 4 * row + 4], fa3.flash_attn_func(*one, **given)[0])
+    some = fa3.flash_attn_varlen_func(q, k, v, cu, cu, 3, 4, seqused_q=used, causal=True)
+    torch.testing.assert_close(some[:2], fa3.flash_attn_func(q[None, :2], k[None, :4], v[None, :4], causal=True)[0])
+    with pytest.raises(CallError, match="max_seqlen_k is 2, but the longest sequence of seqused_k has 3"):
+        fa3.flash_attn_varlen_func(q, k, v, cu, cu, 4, 2, seqused_k=used)
+
+
 def test_offsets_that_do_not_start_at_zero_are_refused() -> None:
     with pytest.raises(CallError, match="cu_seqlens_k must rise from 0"):
         varlen(cu_seqlens_k=torch.tensor([1, 3, 7], dtype=INT))
