@@ -106,6 +106,22 @@ def test_a_seeded_cache_covers_what_hub_seed_says(version: str, tmp_path: Path, 
     assert found == expected, answers
 
 
+@pytest.mark.parametrize("from_hub", [False, True], ids=["installed", "hub"])
+def test_sglangs_way_of_asking(tmp_path: Path, hub: Hub, from_hub: bool) -> None:
+    """It names a revision, and installs this version of `kernels`."""
+    code = (
+        "import inspect\nfrom kernels import get_kernel\n"
+        "kernel = get_kernel('kernels-community/sgl-flash-attn3', revision='v1')\n"
+        "for function in (kernel.flash_attn_with_kvcache, kernel.flash_attn_varlen_func):\n"
+        "    print({'sinks', 'only_qv', 'page_table', 'out'} <= set(inspect.signature(function).parameters))"
+    )
+    done = subprocess.run(
+        [str(python_of("0.14.1")), "-c", code], env=overridden(tmp_path, hub if from_hub else None),
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.stdout == "True\nTrue\n", done.stderr
+
+
 @pytest.mark.parametrize("version", ["0.9.0", "0.12.3", "0.16.2", "0.17.2"])
 def test_other_repositories_reach_the_real_function(version: str, tmp_path: Path) -> None:
     """With the network cut the real function fails in its own way, just as it does without the override."""
