@@ -70,9 +70,12 @@ def test_a_decoding_step_can_be_captured() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out, lse = fallback.forward(args)
-    for step in ([10, 100], [255, 0]):
+    for step in ([10, 100], [10, -1], [255, 0]):  # -1: a row of padding
         lengths.copy_(torch.tensor(step, dtype=torch.int32))
+        before = k.clone()
         graph.replay()
+        if step[1] < 0:
+            assert torch.equal(k[1], before[1]) and not out[1].any() and lse[1].isneginf().all()
         want = fallback.forward(args)
         assert_close(out.cpu(), want[0].cpu().double(), TOLERANCE[torch.bfloat16], "out")
         assert_close(lse.cpu(), want[1].cpu().double(), LSE_TOLERANCE[torch.bfloat16], "lse")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ci.prove.gpu.probes.compare import Finding, GpuCase, Rule, attention, close, close_lse, random, same_bits
+from ci.prove.gpu.probes.compare import Finding, GpuCase, Rule, attention, close, close_lse, gap, random, same_bits
 from flash_attn3_sm121 import flash_attn_with_kvcache
 from flash_attn3_sm121.selftest.reference import Mask
 
 PAGE, PAGES = 64, 8
-# Lengths at capture, then at each replay; the last is longer than anything the capture saw.
-STEPS = ((70, 1, 200), (71, 2, 201), (300, 128, 5), (510, 509, 64))
+# Lengths at capture, then at each replay; the last is longer than anything the capture saw. -1 is a row of padding.
+STEPS = ((70, 1, 200), (71, 2, 201), (300, 128, 5), (40, -1, 7), (510, 509, 64))
 
 
 def captured(call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
@@ -52,9 +52,17 @@ def _step(dim: int, *, paged: bool, append: bool, splits: int) -> GpuCase:
             for tensor in (q, *new):
                 tensor.copy_(random(device, dtype, *tensor.shape))
             lengths.copy_(torch.tensor(step, dtype=torch.int32))
+            before = k_cache.clone()
             graph.replay()
             torch.cuda.synchronize(device)
             for row, used in enumerate(step):
+                if used < 0:
+                    nothing, none = torch.zeros_like(out[row]), torch.full_like(lse[row], -torch.inf)
+                    yield Finding(what=f"out of padding, step {number}", error=gap(out[row], nothing), allowed=0.0)
+                    yield Finding(what=f"lse of padding, step {number}", error=gap(lse[row], none), allowed=0.0)
+                    kept = (x.view(3, -1, 2, dim)[row] for x in (k_cache, before))
+                    yield same_bits(f"cache of padding, step {number}", *kept)
+                    continue
                 total = used + append
                 keys, values = (x.view(3, -1, 2, dim)[row, :total][None] for x in (k_cache, v_cache))
                 if append:  # what the replay must have written
