@@ -6,6 +6,7 @@ skip them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,8 @@ from flash_attn3_sm121.call.arguments import ForwardArgs
 from flash_attn3_sm121.fallback import host, static
 
 Forward = Callable[[ForwardArgs], tuple[Tensor, Tensor]]
-ENGINES = pytest.mark.parametrize("forward", [host.forward, static.forward], ids=["host", "static"])
+WAYS = {"host": host.forward, "static": static.forward, "unchecked": functools.partial(static.forward, check=False)}
+ENGINES = pytest.mark.parametrize("forward", list(WAYS.values()), ids=list(WAYS))
 
 
 def ints(*values: int) -> Tensor:
@@ -112,7 +114,7 @@ def test_padding_with_rotary_and_a_row_that_is_nowhere(forward: Forward) -> None
     assert torch.equal(args.k[0], before[0]) and not torch.equal(args.k[1, 2], before[1, 2])
 
 
-@ENGINES
+@pytest.mark.parametrize("forward", [host.forward, static.forward], ids=["host", "static"])
 def test_a_page_of_a_row_that_is_used_must_exist(forward: Forward) -> None:
     args = call(lengths=(4, 2), paged=True)
     assert args.page_table is not None
