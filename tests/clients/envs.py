@@ -23,6 +23,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "transformers-4.57": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", *COMMON),
     "transformers-5.17": ("transformers==5.17.0", "tokenizers==0.23.3", "huggingface_hub==1.33.0", *COMMON),
     "transformers-5.23": ("transformers==5.23.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
+    "transformers-5.24": ("transformers==5.24.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
     # It imports transformers, and takes FlashAttention-2 for granted.
     "ring-flash-attn-0.1": (
         "ring-flash-attn==0.1.8",
@@ -32,7 +33,6 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         *COMMON,
     ),
     "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
-    "transformers-batching": ("transformers==5.24.0", "tokenizers==0.23.3", "huggingface_hub==2.4.0", *COMMON),
     # With the `kernels` that it accepts: its gpt-oss asks for one of the hub's kernels.
     "gpt-oss": (
         "transformers==5.17.0",

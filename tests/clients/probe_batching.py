@@ -1,5 +1,7 @@
 """Run inside an environment with the real transformers: `generate_batch`, its continuous batching, against `generate`.
 
+With `--fa2` through FlashAttention-2's names, which then have to be there.
+
 Faked: what transformers asks of CUDA before it accepts the package, as in probe_transformers.py, and before it decodes
 with a table of pages; pinned memory; and that batches are padded, which it does for CUDA graphs.
 """
@@ -7,7 +9,9 @@ with a table of pages; pinned memory; and that batches are padded, which it does
 from __future__ import annotations
 
 import functools
+import importlib
 import json
+import sys
 from typing import Any
 
 import probe_transformers
@@ -51,20 +55,20 @@ def without_cuda() -> None:
 
 def main() -> None:
     probe_transformers.fake_cuda()
-    import flash_attn_interface
-
-    padded, serve = [], flash_attn_interface.flash_attn_with_kvcache
+    generation = 2 if "--fa2" in sys.argv else 3
+    interface: Any = importlib.import_module("flash_attn" if generation == 2 else "flash_attn_interface")
+    padded, serve = [], interface.flash_attn_with_kvcache
 
     @functools.wraps(serve)
     def watched(*args: Any, **kwargs: Any) -> Any:
         padded.append(int((kwargs["cache_seqlens"] < 0).sum()))  # now: the buffer is used again
         return serve(*args, **kwargs)
 
-    flash_attn_interface.flash_attn_with_kvcache = watched
+    interface.flash_attn_with_kvcache = watched
     dice = torch.Generator().manual_seed(6)
     prompts = [torch.randint(1, 97, (length,), generator=dice).tolist() for length in LENGTHS]
     eager = probe_transformers.model("llama", "eager")
-    mine = probe_transformers.model("llama", "flash_attention_3")
+    mine = probe_transformers.model("llama", f"flash_attention_{generation}")
     mine.load_state_dict(eager.state_dict())
     want = []
     for prompt in prompts:

@@ -37,6 +37,14 @@ def test_transformers(client: str, tmp_path: Path) -> None:
     assert found["generated"][0] == found["generated"][1]
 
 
+def test_transformers_continuous_batching(tmp_path: Path) -> None:
+    """Its decode batches have rows of padding for FlashAttention-2 as well."""
+    found: dict[str, Any] = run(
+        "transformers-5.24", HERE / "probe_batching.py", "--fa2", home=tmp_path, as_flash_attn=True
+    )
+    assert found["got"] == found["want"] and found["decoded"] > 0 and found["padded"] > 0
+
+
 def test_ring_flash_attn(tmp_path: Path) -> None:
     found: dict[str, Any] = run("ring-flash-attn-0.1", HERE / "probe_ring.py", home=tmp_path, as_flash_attn=True)
     assert len(found) == 6 and max(found.values()) < 5e-2
