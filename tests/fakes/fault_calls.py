@@ -109,6 +109,58 @@ def _turned(cos: Tensor | None, sin: Tensor | None) -> Callable[..., Tensor]:
     return turn
 
 
+def _skipped(out: Tensor, lse: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What a row of padding has: zeros, and an LSE of -inf, which counts as 0 here, and as 1 where it is not."""
+    return (out, torch.zeros_like(out)), ((~lse.isneginf()).float(), torch.zeros_like(lse))
+
+
+def padded_rows(call: Op) -> dict[str, float]:
+    """A batch of decoding, padded as the package hands it on: kernels see no keys, write none and read no page."""
+    figures: list[dict[str, float]] = []
+    for new, padding in ((1, -1), (5, -5)):
+        held = (130, padding, 97, padding)
+        caches = [torch.full((4, 256, GROUPS, DIM), UNUSED).bfloat16() for _ in range(2)]
+        q, k_new, v_new = _random(4, new, HEADS, DIM), *(_random(4, new, GROUPS, DIM) for _ in range(2))
+        for cache in caches:
+            for b in (0, 2):
+                cache[b, : held[b]] = _random(held[b], GROUPS, DIM)
+        expected = [x.clone() for x in caches]
+        for b in (0, 2):
+            for cache, tokens in zip(expected, (k_new, v_new), strict=True):
+                cache[b, held[b] : held[b] + new] = tokens[b]
+        cu = _ints(*range(0, 4 * new + 1, new))
+        out, lse, *_ = call(
+            "fwd", q=q.flatten(0, 1), k=caches[0], v=caches[1], k_new=k_new, v_new=v_new, seqused_k=_ints(*held),
+            num_splits=3, cu_seqlens_q=cu, max_seqlen_q=new,
+        )  # fmt: skip
+        out, lse = out.view(q.shape), lse.view(HEADS, 4, new).transpose(0, 1)
+        figures.append(_of_rows(out, lse, q, held, new, *expected))
+        figures[-1]["cache"] = _furthest(list(zip(caches, expected, strict=True)))
+    held, page = (201, -1, 17), 16
+    order = torch.randperm(3 * page).int().view(3, page)
+    k, v = (_random(3 * page, page, GROUPS, DIM) for _ in range(2))
+    whole = [x[order.long()].flatten(1, 2) for x in (k, v)]
+    order[1] = -1
+    q = _random(3, 1, HEADS, DIM)
+    out, lse, *_ = call(
+        "fwd", q=q, k=k, v=v, page_table=order, num_splits=3, seqused_k=_ints(*held), seqused_q=_ints(1, 1, 1)
+    )
+    figures.append(_of_rows(out, lse, q, held, 0, *whole))
+    return {name: max(found.get(name, 0.0) for found in figures) for name in ("out", "lse", "cache")}
+
+
+def _of_rows(
+    out: Tensor, lse: Tensor, q: Tensor, held: tuple[int, ...], new: int, keys: Tensor, values: Tensor
+) -> dict[str, float]:
+    outs, lses = [], []
+    for b, count in enumerate(held):
+        right, right_lse = attention(q[b], keys[b, : count + new], values[b, : count + new])
+        pairs = _skipped(out[b], lse[b]) if count < 0 else ((out[b], right), (lse[b], right_lse))
+        outs.append(pairs[0])
+        lses.append(pairs[1])
+    return {"out": _furthest(outs), "lse": _furthest(lses)}
+
+
 def append_and_split(call: Op) -> dict[str, float]:
     """Several tiles a block, where few SMs are posed as: each but the first begins under the output of the last."""
     return _append(call, dim=DIM, rows=70)
@@ -186,6 +238,7 @@ CASES: dict[str, Callable[[Op], dict[str, float]]] = {
         rotary_below_the_kernel,
         used_rows_and_split,
         decode_from_pages,
+        padded_rows,
         used_rows_backward,
         packed_rows_backward,
     )

@@ -80,6 +80,11 @@ def test_a_packed_q_does_not_pack_k(mended: Executable, faulty: Executable) -> N
     check(mended, "packed_rows_backward")
 
 
+def test_rows_of_padding_are_skipped(mended: Executable) -> None:
+    """No fault of upstream's: transformers pads decode batches with rows of length -1, and relies on this."""
+    check(mended, "padded_rows")
+
+
 def test_what_racecheck_says_of_decoding_from_pages(mended: Executable) -> None:
     """No race; but taken as ordering nothing, named barriers leave just the pairs that racecheck named on a GPU."""
     check(mended, "decode_from_pages")
