@@ -140,9 +140,7 @@ def _feature_refusal(build: BuildFacts, call: CallFacts) -> str | None:
             return "Hopper's deterministic backward stops at head dimension 192"
     elif "softcap" in call.features and call.head_dim != call.head_dim_v and build.family != "sm90":
         return "dv != d with softcap is not among the kernels below Hopper"
-    if "rotary" in call.features and call.dtype == "e4m3":
-        if build.family != "sm90":
-            return "queries in e4m3 are turned in fp32, which the fallback does"
+    if "rotary" in call.features and call.dtype == "e4m3" and build.family == "sm90":
         return "upstream's fp8 kernels turn keys by vectors of 16, which half a rotary dim need not be a multiple of"
     missing = [word for word in _LISTED if word in call.features and word not in build.features]
     if missing:
@@ -194,8 +192,9 @@ def _device_refusal(device: DeviceFacts, build: BuildFacts, call: CallFacts) -> 
 
 
 def multiplies_fp8(build: BuildFacts, call: CallFacts) -> bool:
-    """Whether the kernels multiply a call's Q, K and V in e4m3 as they are."""
-    return call.dtype == "e4m3" and (build.family == "sm90" or "fp8" in build.features)
+    """Whether the kernels multiply a call's Q, K and V in e4m3 as they are. A Q that is turned first has 16 bits."""
+    held = "fp8" in build.features and "rotary" not in call.features
+    return call.dtype == "e4m3" and (build.family == "sm90" or held)
 
 
 def appends(build: BuildFacts, call: CallFacts) -> bool:

@@ -178,7 +178,7 @@ class Engine:
         """True: native may serve and that may be remembered; False: not tried yet; None: native was turned off."""
         added = call.features & ({"sinks", "qv"} if call.direction == "forward" else {"dlse", "deterministic"})
         wide = call.head_dim_v > 256  # kernels of their own, as are those that read a qv
-        key = (device, dtype, call.dtype_kv, family, call.direction, wide, *added)
+        key = (device, dtype, call.dtype_kv, family, call.direction, wide, widened, *added)
         if not self.settings.canary or key in self._verified:
             return True
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

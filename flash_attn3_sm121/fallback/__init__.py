@@ -25,7 +25,7 @@ from torch import Tensor
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import append, flash, host, static, trial, whole
 from flash_attn3_sm121.fallback.combine import combine
-from flash_attn3_sm121.fallback.problem import facts
+from flash_attn3_sm121.fallback.problem import FP8, facts
 
 __all__ = ["appended", "backward", "combine", "dense_op", "forward"]
 
@@ -83,21 +83,24 @@ def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Ten
 def appended(args: ForwardArgs) -> ForwardArgs:
     """The call that is left once its new keys are written into the cache: Q is turned, and the lengths are longer.
 
-    Nothing is read on the host. The caller has checked that there is room.
+    An fp8 Q that was turned comes in bf16, multiplied by its scale. Nothing is read on the host. The caller has checked
+    that there is room.
     """
     assert args.k_new is not None and args.seqused_k is not None  # validated
     info = facts(args)
     with _plain_arithmetic(args.q.device):
         new = append.prepare(args, info)
-        q = host.rotated_queries(args, info)
+        q, descale = host.rotated_queries(args, info), args.q_descale
+        if q is not args.q and args.q.dtype in FP8:
+            q, descale = host.scaled_queries(q, args, info).to(torch.bfloat16), None
         if new is not None:
             append.write(args, new)
         cu, held = args.cu_seqlens_k_new, args.seqused_k
         total = held + (info.new_rows if cu is None else cu[1:] - cu[:-1])
         lengths = torch.where(held < 0, torch.zeros_like(held), total)
     return replace(
-        args, q=q, seqused_k=lengths, k_new=None, v_new=None, cu_seqlens_k_new=None, rotary_cos=None, rotary_sin=None,
-        seqlens_rotary=None,
+        args, q=q, q_descale=descale, seqused_k=lengths, k_new=None, v_new=None, cu_seqlens_k_new=None, rotary_cos=None,
+        rotary_sin=None, seqlens_rotary=None,
     )  # fmt: skip
 
 

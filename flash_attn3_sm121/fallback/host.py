@@ -63,6 +63,17 @@ def rotated_queries(args: ForwardArgs, info: Facts) -> Tensor:
     )
 
 
+def scaled_queries(q: Tensor, args: ForwardArgs, info: Facts) -> Tensor:
+    """Q of the whole batch, multiplied by the scale of its sequence and kv head."""
+    if args.q_descale is None:
+        return q
+    scale = args.q_descale.to(q.dtype).repeat_interleave(info.group, dim=-1)
+    if args.cu_seqlens_q is None:
+        return q * scale[:, None, :, None]
+    owner, _ = rotary.token_places(args.cu_seqlens_q.long(), q.shape[0])
+    return q * scale[owner][..., None]
+
+
 def _queries(args: ForwardArgs, tensor: Tensor, group: Group, info: Facts) -> Tensor:
     view = gather.queries(tensor, group, packed=info.packed_q).to(info.compute_dtype)
     if args.q_descale is None or args.q.dtype not in FP8:

@@ -33,6 +33,7 @@ def new(kind: torch.dtype, **rotary: Any) -> dict[str, Any]:
 
 
 COS, SIN = torch.linspace(0, 1, 64).view(8, 8).bfloat16(), torch.linspace(1, 0, 64).view(8, 8).bfloat16()
+ANGLES = {"rotary_cos": COS.to(FP8), "rotary_sin": SIN.to(FP8)}  # in the type of Q, as upstream has it
 NEW = {
     "converted": new(torch.bfloat16),
     "as they are": new(FP8),
@@ -85,6 +86,39 @@ def test_a_q_in_fp8_stays_where_kernels_multiply_it() -> None:
     engine(kernels.open).forward(args)
     (call,) = kernels.calls
     assert call.q is args.q and call.q_descale is args.q_descale and call.k_new is None
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+def test_a_q_in_fp8_that_is_turned_has_16_bits_and_its_scale_in_it(packed: bool, scaled: bool) -> None:
+    """The fallback keeps fp32 there, so the outputs are as near as a Q in bf16 is."""
+    kernels = Kernels()
+    turned = new(FP8, **ANGLES, rotary_interleaved=False)
+    args, right = (decode(q=FP8, **turned) for _ in range(2))
+    if packed:
+        flat = {"q": args.q.flatten(0, 1), "cu_seqlens_q": torch.tensor([0, 2, 4, 6], dtype=torch.int32)}
+        args, right = (replace(some, **flat, max_seqlen_q=2) for some in (args, right))
+    if not scaled:
+        args, right = (replace(some, q_descale=None) for some in (args, right))
+    out, lse, *_ = engine(kernels.open).forward(args)
+    wanted, wanted_lse = fallback.forward(right)
+    (call,) = kernels.calls
+    assert call.q.dtype == out.dtype == wanted.dtype == torch.bfloat16 and call.k.dtype == FP8
+    assert (call.k_new, call.rotary_cos, call.q_descale) == (None, None, None)
+    assert torch.equal(args.k.view(torch.uint8), right.k.view(torch.uint8))
+    mine, theirs = (x.view(3, 2, 4, 16)[::2].float() for x in (out, wanted))
+    torch.testing.assert_close(mine, theirs, atol=3e-2, rtol=3e-2)
+    pick = slice(None) if packed else slice(None, None, 2)
+    torch.testing.assert_close(lse[pick], wanted_lse[pick], atol=3e-2, rtol=1e-2)
+
+
+def test_a_q_in_fp8_is_tried_with_both_kinds_of_kernels() -> None:
+    """The canary of the kernels that multiply it says nothing of those that widen."""
+    kernels = Kernels()
+    serving = engine(kernels.open, canary=True)
+    serving.forward(decode(q=FP8))
+    serving.forward(decode(q=FP8, **new(FP8, **ANGLES)))
+    assert [call.q.dtype for call in kernels.calls] == [FP8, FP8, torch.bfloat16, torch.bfloat16]
 
 
 @pytest.mark.parametrize(("facts", "kind"), [(WITHOUT, torch.bfloat16), (SM8X, FP8)], ids=["widened", "as it is"])

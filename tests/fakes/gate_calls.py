@@ -180,8 +180,8 @@ def stricter(facts: BuildFacts, call: CallFacts) -> str | None:
         return "the op needs no sinks, which are in the LSE: whose forward takes none has no such LSE"
     if backward and facts.family == "sm90" and call.features & {"seqused_q", "seqused_k"}:
         return "Hopper's backward is wrong with seqused_*"
-    if "rotary" in call.features and call.dtype == "e4m3":
-        return "fp8 keys are turned wrongly, or by the fallback"
+    if facts.family == "sm90" and "rotary" in call.features and call.dtype == "e4m3":
+        return "fp8 keys are turned wrongly"
     if call.head_dim != call.head_dim_v and "diff_headdim" not in facts.features:
         return "a kernel may have room for another V, and none was built for it"
     return None
