@@ -17,6 +17,7 @@
 #include "fa3_tile_64.h"
 #include "fa3_tile_96.h"
 #include "fa3_tile_kv8.h"
+#include "fa3_tile_values.h"
 
 namespace fa3 {
 
@@ -26,7 +27,8 @@ constexpr Tile forward_tile(int head_dim, int dim_v, Variant const& variant) {
         return qv_tile();
     }
     if (head_dim <= 64) {
-        return tile_kv8(64, tile_64(dim_v, variant), variant);
+        Tile const tile = tile_values(dim_v, tile_64(dim_v, variant), variant);
+        return tile_kv8(64, tile, variant);
     }
     if (head_dim <= 96) {
         return tile_96(variant);

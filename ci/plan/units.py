@@ -262,6 +262,8 @@ def _tiles(item: Forward | Backward) -> str:
     tile, more = f"tile_{item.head_dim}({dim_v}variant)", ""
     if item.dtype.endswith(KV8) and item.head_dim in (64, 128) and item.softcap and not item.paged:
         tile, more = f"tile_kv8({item.head_dim}, {tile}, variant)", '#include "fa3_tile_kv8.h"\n'
+    if (item.head_dim, item.head_dim_v) == (64, 256) and item.split and not item.paged:
+        tile, more = f"tile_values({item.head_dim_v}, {tile}, variant)", '#include "fa3_tile_values.h"\n'
     call = f"constexpr Tile forward_tile(int, int, Variant const& variant) {{ return {tile}; }}"
     return f'#include "fa3_tile_{item.head_dim}.h"\n{more}\nnamespace fa3 {{\n{call}\n}}\n\n'
 

@@ -188,6 +188,7 @@ def test_a_kernels_file_depends_on_the_tiles_of_its_own_head_dim_alone(family: F
         own = {name for name in found.of(unit.text, origin=f"units/{unit.file}") if "fa3_tile" in name}
         wanted = {"csrc/fa3_tile.h", f"csrc/fa3_tile_{unit.head_dim}.h"} if unit.kind == "fwd" else set()
         wanted -= {f"csrc/fa3_tile_{unit.head_dim}.h"} if {"fp8", "qv"} & set(unit.name.split("_")) else set()
-        assert own - {"csrc/fa3_tile_kv8.h"} == wanted, unit.name
+        assert own - {"csrc/fa3_tile_kv8.h", "csrc/fa3_tile_values.h"} == wanted, unit.name
+        assert ("fa3_tile_values.h" in unit.text) == unit.name.startswith("fwd_hd64_256_split"), unit.name
         if "fa3_tile_kv8.h" in unit.text:
             assert {"kv8", "softcap"} <= set(unit.name.split("_")) and unit.head_dim in (64, 128)

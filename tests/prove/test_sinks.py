@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ci.prove.tiles import Forward
+from flash_attn3_sm121.bench.bounds import ISSUED, MUFU_LANES
 from tests.fakes.fault_calls import NEAR
 from tests.fakes.fault_kernels import make
 
@@ -38,7 +40,19 @@ def test_without_them_the_figures_are_far(told: Told, case: str) -> None:
     assert max(value / NEAR[name] for name, value in told[48][case]["ignored"].items()) > 10
 
 
-def test_sinks_cost_a_few_instructions_in_a_hundred_at_most(told: Told) -> None:
-    """Where they weigh most, which is under a narrow window at head dim 64, three; none of them on the tensor cores."""
+def test_sinks_cost_less_than_two_percent_of_the_predicted_time(told: Told) -> None:
+    """Where they weigh most, under a narrow window at head dim 64, and even if no unit of an SM overlapped another.
+
+    None of their instructions is on the tensor cores, which bound the kernel: where all overlap, they cost nothing.
+    """
     found = told[48]["gpt_oss"]
-    assert found["instructions ignored"] < found["instructions"] < 1.035 * found["instructions ignored"]
+    without, more = found["instructions ignored"], found["instructions"] - found["instructions ignored"]
+    assert 0 < more < 0.035 * without
+    rows, heads, window, tile = 384, 8, 128, Forward(head_dim=64, block_m=128, block_n=64, warps=4, q_in_regs=False)
+    queries = tile.block_m // heads  # of a tile, whose rows are those of all heads
+    tiles = sum(
+        -(-(first + queries) // tile.block_n) - max(0, first - window + 1) // tile.block_n
+        for first in range(0, rows, queries)
+    )
+    sinks = more / ISSUED + rows * heads * 4 * 4 / MUFU_LANES  # four MUFU operations in each of a row's four threads
+    assert sinks < 0.02 * (tiles * sum(tile.clocks) + without / ISSUED)
