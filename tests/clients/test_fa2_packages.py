@@ -58,10 +58,11 @@ def test_x_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the index has xformers for x86_64 alone")
 def test_xformers(tmp_path: Path) -> None:
-    """Its own op for FlashAttention-3 is for 9.0 at most, whatever is installed."""
+    """Its op for FlashAttention-3 is for 9.0 at most, whatever is installed; its numbers are looked at all the same."""
     found: dict[str, Any] = run("xformers-0.0.35", HERE / "probe_xformers.py", home=tmp_path, as_flash_attn=True)
     assert found["version"] == "2.8.3" and found["newest GPU of its own op"] == [9, 0]
-    assert max(found[name] for name in ("plain", "causal", "packed", "padded", "paged")) < 1e-2
+    for op in ("flash", "flash3"):
+        assert len(found[op]) == 5 and max(found[op].values()) < 1e-2
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.fakes.torch_hook import hooked
 CLIENTS = ROOT / "docs" / "clients.md"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("snippet.py")
-NEWEST = "transformers-5.23"
+NEWEST = "transformers-5.24"
 
 
 def inline(start: str) -> str:
