@@ -241,9 +241,18 @@ class Handle:
         for name, kernel in KERNELS.items():
             if torch._C._dispatch_has_kernel(f"aten::{name}"):
                 self.library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+        _let_e4m3_through(True)
 
     def remove(self) -> None:
         self.library = None
+        _let_e4m3_through(False)
+
+
+def _let_e4m3_through(open_: bool) -> None:
+    """torch's own hook for FA3 has this switch too: closed, torch refuses e4m3 before it asks for the flash backend."""
+    switch = getattr(torch._C, "_set_sdp_use_fa3", None)
+    if switch is not None:
+        switch(open_)
 
 
 def _require_registry() -> Any:

@@ -92,6 +92,17 @@ def test_activation_registers_and_can_be_undone(native: Kernels) -> None:
 
 
 @hooked
+def test_torch_lets_e4m3_through_while_it_is_active(native: Kernels) -> None:
+    """Without torch's switch for it, its choice of a backend takes no e4m3 tensor to any flash attention."""
+    if not hasattr(torch._C, "_get_fa3_sdp_enabled"):
+        pytest.skip(f"torch {torch.__version__} has no such switch")
+    activation.activate("cpu")
+    assert torch._C._get_fa3_sdp_enabled()
+    attention.restore_flash_attention_impl()
+    assert not torch._C._get_fa3_sdp_enabled()
+
+
+@hooked
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # a torch with CUDA says what is overridden
 def test_a_cuda_device_is_registered_as_one(native: Kernels) -> None:
     probe = ("aten::_flash_attention_forward", "CUDA")

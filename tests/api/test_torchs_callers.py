@@ -68,6 +68,35 @@ def test_varlen_attn_compiles(native: Kernels) -> None:
     assert len(native.calls) == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_varlen_attn_with_a_v_of_another_head_dim(native: Kernels, compiled: bool) -> None:
+    if compiled and not hasattr(varlen, "_empty_with_matching_layout"):  # since 2.15
+        pytest.skip(f"torch {torch.__version__} compiles it with q's head dim for the output")
+    q, k, _, _, cu = tokens(grad=True)
+    v, dout = torch.randn(2, EDGES[-1], 4, 128, dtype=torch.bfloat16)
+    v.requires_grad_()
+    expected = one_by_one(q, k, v)
+    wanted = torch.autograd.grad(expected, (q, k, v), dout)
+    activation.activate("cpu")
+    attend = varlen.varlen_attn
+    if compiled:
+        attend = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    out = attend(q, k, v, cu, cu, LONGEST, LONGEST, window_size=(-1, 0))
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+    for found, right in zip(torch.autograd.grad(out, (q, k, v), dout), wanted, strict=True):
+        torch.testing.assert_close(found, right, **TOLERANCE)
+    assert (len(native.calls), native.backward_calls) == (1, 1)
+
+
+def test_torch_leaves_packed_sequences_to_flash_attention_on_12_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 9.0 and 10.x it prefers cuDNN from 2.14 on, and does not come to what is activated."""
+    if not hasattr(varlen, "_should_use_cudnn"):
+        pytest.skip(f"torch {torch.__version__} does not choose there")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 99999)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (12, 1))
+    assert not varlen._should_use_cudnn(121)  # kept for this number, which no device has
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["cu_seq_k", "block_table alone"])
 def test_varlen_attn_out_over_a_paged_cache(native: Kernels, named: bool) -> None:
     """As torchtitan's engine calls it: prefill, the newest tokens of each row against pages of a cache."""

@@ -27,7 +27,7 @@ def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 class TorchVarlen:
     name = "torch-varlen"
-    about = "torch.nn.attention.varlen, which is FlashAttention 2 (torch 2.11 and later)"
+    about = "torch.nn.attention.varlen (torch 2.11 and later): FlashAttention 2, or cuDNN on 9.0 and 10.x from 2.14 on"
     devices = frozenset({"cuda"})
 
     def prepare(self, case: Case) -> Runner:
