@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from ci.cache.objects import find_executed
 from ci.commands import common, options
 from ci.prove.standin import document, library
 from ci.prove.standin.calls import DEVICES, calls
 from ci.verify import kernels
+from ci.verify.executed import executed
 from ci.verify.reading import Disassembler
 from flash_attn3_sm121.arch import Family
 from flash_attn3_sm121.errors import VerifyError
@@ -50,8 +49,7 @@ def do_kernels(args: argparse.Namespace) -> int:
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
-    ran = find_executed(session.settings.cache, (report.key for report in made.reports))
-    shown = document.rows(usage, code, answers, json.loads(ran) if ran else None)
+    shown = document.rows(usage, code, answers, executed(session.settings.cache, made.reports))
     words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
     words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]
     words += [*([f"--write {args.write}"] if args.write else [])]

@@ -14,10 +14,10 @@ from ci.build.artifact import Artifact, Part
 from ci.build.family import Builder
 from ci.build.workdir import WorkFolder
 from ci.cache.folders import file_sha256
-from ci.cache.objects import find_executed
 from ci.plan.archs import Platform
 from ci.verify import policy, report
 from ci.verify.checks import Check, passed
+from ci.verify.executed import executed
 from ci.verify.libraryrules import library_checks
 from ci.verify.reading import Disassembler, LibraryReading, read_wheel_bytes, remembered
 from ci.verify.wheelrules import wheel_checks
@@ -130,10 +130,8 @@ def _contents(
         "provenance.json": report.to_json(story).encode(),
     }
     for item in libraries:
-        # What was executed of 12.1's kernels in software, if that was done with these very objects.
-        done = find_executed(builder.settings.cache, [kept.key for kept in item.artifact.reports])
-        if done is not None:
-            inside["executed.json"] = done.encode()
+        if (done := executed(builder.settings.cache, item.artifact.reports)) is not None:
+            inside["executed.json"] = report.to_json(done).encode()
         inside[item.reading.name] = item.path.read_bytes()
         inside[f"{item.facts.family}.json"] = item.facts.to_json().encode()
     versions = [version for item in libraries for _, version in item.reading.elf.versions]

@@ -124,4 +124,5 @@ def executed_line(document: Mapping[str, Any]) -> str:
     count, cases = document["attention"], document["cases"]
     parts = [part for row in document.get("kernels", ()) for part in row.get("parts", {}).values()]
     share = f", errors at most {100 * max(parts):.0f} % of their limits" if parts else ""
-    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}{share}"
+    record = f" (the same PTX, by docs/results/{document['record']})" if "record" in document else ""
+    return f"executed in software: {count} attention kernels for 12.1 in {cases} cases, {wrong}{share}{record}"

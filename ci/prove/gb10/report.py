@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ci.prove.gb10 import mutants
-from ci.verify import kernels
+from ci.verify import executed, kernels
+from ci.verify.executed import ATTENTION, SCHEMA
 from flash_attn3_sm121.console import Block, Table
 
-SCHEMA = 1
-ATTENTION = ("forward", "backward")
 # Why a helper's kernel need not be reached by calls of this profile.
 REASONS = {
     "library": "empty on purpose: CUB reads the architecture from it and launches it never",
@@ -121,19 +120,9 @@ def document(
 
 
 def summary(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What a wheel carries: no times, and no note's every place."""
-    kept = ("kind", "variant", "kernel", "cases", "largest", "parts", "wrong", "instructions", "executed")
-    return {
-        "schema": SCHEMA,
-        "cases": made["cases"],
-        "wrong": len(made["failed"]),
-        "attention": sum(row["kind"] in ATTENTION for row in made["kernels"]),
-        "kernels": [{name: row[name] for name in kept} for row in made["kernels"]],
-        "unreached": [missing["kernel"] for missing in made["unreached"]],
-        "findings": [describe(found) for found in made["findings"] if not found["note"]],
-        "seeds": made["seeds"],
-        "second_poison": made["second_poison"],
-    }
+    """What a wheel carries of it."""
+    said = [describe(found) for found in made["findings"] if not found["note"]]
+    return executed.summary(made, findings=said)
 
 
 def good(made: Mapping[str, Any]) -> bool:
@@ -173,9 +162,10 @@ def to_blocks(made: Mapping[str, Any]) -> list[Block]:
     )
     for failure in made["failed"]:
         lines += [f"WRONG: {failure['case']}", *(f"    {text}" for text in failure["wrong"])]
-    executed = sum(row["kind"] in ATTENTION for row in made["kernels"])
+    attention = sum(row["kind"] in ATTENTION for row in made["kernels"])
+    others = len(made["kernels"]) - attention
     lines.append(
-        f"{executed} attention kernels and {len(made['kernels']) - executed} others executed in {made['cases']} cases, "
+        f"{attention} attention kernels and {others} others executed in {made['cases']} cases, "
         f"{made['instructions'] / 1e6:.0f} million instructions of warps; {len(made['failed'])} cases wrong"
     )
     table = Table(head=HEAD, rows=rows, right=frozenset(range(8)))

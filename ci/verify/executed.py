@@ -1,0 +1,70 @@
+"""What was executed of 12.1's kernels before a wheel is made of them: by the repository's record, or on this machine.
+
+A record is a document of `make prove` that the repository keeps. It holds for every build whose PTX is the same, byte
+for byte, on whatever machine: what a user builds need not be executed there again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ci import ROOT
+from ci.cache.objects import ObjectReport, find_executed
+from flash_attn3_sm121.arch import CAPABILITIES
+
+RECORDS = ROOT / "docs" / "results"
+SCHEMA = 1
+ATTENTION = ("forward", "backward")  # kinds of kernels
+IMAGE = CAPABILITIES["12.1"].target
+_KEPT = ("kind", "variant", "kernel", "cases", "largest", "parts", "wrong", "instructions", "executed")
+
+
+def summary(made: Mapping[str, Any], *, findings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a wheel carries of a document of `make prove`: no times, and no note's every place.
+
+    Args:
+        findings: what is wrong, in words.
+    """
+    return {
+        "schema": SCHEMA,
+        "cases": made["cases"],
+        "wrong": len(made["failed"]),
+        "attention": sum(row["kind"] in ATTENTION for row in made["kernels"]),
+        "kernels": [{name: row[name] for name in _KEPT} for row in made["kernels"]],
+        "unreached": [missing["kernel"] for missing in made["unreached"]],
+        "findings": list(findings),
+        "seeds": made["seeds"],
+        "second_poison": made["second_poison"],
+    }
+
+
+def recorded(reports: Sequence[ObjectReport], folder: Path = RECORDS) -> dict[str, Any] | None:
+    """What a record says of a library's kernels for 12.1; None where none has them all, or the library has none."""
+    units = [report for report in reports if any(use.image == IMAGE for use in report.usage)]
+    names = {use.kernel for report in units for use in report.usage if use.image == IMAGE}
+    for path in sorted(folder.glob("executed-*.json")):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        told = {row["kernel"] for row in (*made["kernels"], *made["unreached"])}
+        ptx = set(made.get("ptx", ()))
+        if units and names <= told and not made["failed"] and all(ptx & set(unit.ptx.values()) for unit in units):
+            return {**summary(_limited(made, names)), "record": path.name}
+    return None
+
+
+def _limited(made: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The document, as far as it is about these kernels. A case launches one attention kernel, and helpers beside."""
+    rows = [row for row in made["kernels"] if row["kernel"] in names]
+    cases = sum(row["cases"] for row in rows if row["kind"] in ATTENTION)
+    unreached = [row for row in made["unreached"] if row["kernel"] in names]
+    return {**made, "kernels": rows, "unreached": unreached, "cases": cases}
+
+
+def executed(cache: Path, reports: Sequence[ObjectReport]) -> dict[str, Any] | None:
+    """What is known to have been executed of a library; None where nothing is."""
+    if (found := recorded(reports)) is not None:
+        return found
+    text = find_executed(cache, (report.key for report in reports))
+    return None if text is None else json.loads(text)
