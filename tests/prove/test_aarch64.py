@@ -54,6 +54,20 @@ def test_the_machine_code_is_that_of_the_native_build(
     assert sorted(arm.values()) == sorted(native.values())
 
 
+def _ptx(wheel: Path) -> dict[str, str]:
+    """The PTX of the wheel's units: the name of each file, and its sha256."""
+    with zipfile.ZipFile(wheel) as archive:
+        story = json.loads(archive.read("flash_attn3_sm121/lib/provenance.json"))
+    units = story["families"]["sm8x"]["units"]
+    return {name: sha256 for unit in units for name, sha256 in unit["ptx_sha256"].items()}
+
+
+@needs_tools
+def test_the_ptx_by_which_executed_kernels_are_known_is_too(arm_wheel: BuiltWheel, smoke_wheel: BuiltWheel) -> None:
+    assert len(_ptx(arm_wheel.path)) >= 2
+    assert _ptx(arm_wheel.path) == _ptx(smoke_wheel.path)
+
+
 @needs_tools
 def test_the_wheel_installs_and_works_on_aarch64(arm_wheel: BuiltWheel) -> None:
     assert arm_wheel.path.name.endswith("_aarch64.whl")
