@@ -55,9 +55,10 @@ def recorded(reports: Sequence[ObjectReport], folder: Path = RECORDS) -> dict[st
 
 
 def _limited(made: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The document, as far as it is about these kernels. A case launches one attention kernel, and helpers beside."""
+    """The document, as far as it is about these kernels: with the cases that launched no other."""
     rows = [row for row in made["kernels"] if row["kernel"] in names]
-    cases = sum(row["cases"] for row in rows if row["kind"] in ATTENTION)
+    mine = {place for place, row in enumerate(made["kernels"]) if row["kernel"] in names}
+    cases = sum(mine.issuperset(launched) for launched in made["launched"])
     unreached = [row for row in made["unreached"] if row["kernel"] in names]
     return {**made, "kernels": rows, "unreached": unreached, "cases": cases}
 

@@ -38,7 +38,8 @@ def row(kernel: str, kind: str, cases: int) -> dict[str, Any]:
 RECORD: dict[str, Any] = {
     "kernels": [row("f1", "forward", 3), row("f2", "forward", 4), row("c1", "combine", 5), row("b1", "backward", 6)],
     "unreached": [{"kernel": "c2", "kind": "combine", "reason": ""}, {"kernel": "c3", "kind": "combine", "reason": ""}],
-    "failed": [], "findings": [], "cases": 15, "seeds": [0], "second_poison": {"cases": 1, "equal": 1},
+    "launched": [[0], [0, 2], [1, 2], [2], [2, 3]], "failed": [], "findings": [], "cases": 5,
+    "seeds": [0], "second_poison": {"cases": 1, "equal": 1},
     "ptx": ["fwd 1", "combine 1", "bwd 1"],
 }  # fmt: skip
 
@@ -52,9 +53,9 @@ def test_a_part_of_what_was_executed_has_its_own_kernels_and_cases(tmp_path: Pat
     found = recorded(UNITS, kept(tmp_path))
     assert found is not None
     assert [each["kernel"] for each in found["kernels"]] == ["f1", "f2", "c1"] and found["unreached"] == ["c2"]
-    assert (found["attention"], found["cases"], found["wrong"], found["findings"]) == (2, 7, 0, [])
+    assert (found["attention"], found["cases"], found["wrong"], found["findings"]) == (2, 4, 0, [])
     assert executed_line(found) == (
-        "executed in software: 2 attention kernels for 12.1 in 7 cases, none wrong, errors at most 50 % of their "
+        "executed in software: 2 attention kernels for 12.1 in 4 cases, none wrong, errors at most 50 % of their "
         "limits (the same PTX, by docs/results/executed-more.json)"
     )
 

@@ -105,12 +105,14 @@ def document(
             kept["cases"] += 1
             kept["count"] += found["count"]
     twice = [result["second"] for result in results if result["second"] is not None]
+    places = {row["kernel"]: place for place, row in enumerate(rows)}
     return {
         "schema": SCHEMA,
         **about,
         "cases": len(results),
         "failed": failed,
         "kernels": rows,
+        "launched": [sorted(places[kernel] for kernel in result["launched"]) for result in results],  # of each case
         "unreached": unreached,
         "findings": list(findings.values()),
         "second_poison": {"cases": len(twice), "equal": sum(twice)},
