@@ -81,6 +81,7 @@ def _attend(
         k_descale=k_descale,
         v_descale=v_descale,
         num_splits=num_splits or (1 if torch.are_deterministic_algorithms_enabled() else 0),
+        sm_margin=_sm_margin(),
         window_left=_side(window_size_left),
         window_right=_side(window_size_right),
     )
@@ -105,6 +106,12 @@ def _forward_inplace(out: Tensor, *arguments: Any, **options: Any) -> Tensor:
     """aten::_flash_attention_forward_no_dropout_inplace, behind varlen_attn_out: the LSE; `out` is written to."""
     _, lse = _attend(*arguments, out=out, **options)
     return lse
+
+
+def _sm_margin() -> int:
+    """How many SMs torch was told to leave free, for communication beside a kernel."""
+    carveout = getattr(torch._C, "_get_sm_carveout_experimental", None)
+    return 0 if carveout is None else carveout() or 0
 
 
 def _random_state(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,6 +193,7 @@ def _backward(
         max_seqlen_q=max_q,
         max_seqlen_k=max_k,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        sm_margin=_sm_margin(),
         window_left=_side(window_size_left),
         window_right=_side(window_size_right),
     )

@@ -124,6 +124,19 @@ def test_programs_that_ask_torch_for_a_newer_one_get_ours(native: Kernels, name:
 
 
 @hooked
+@pytest.mark.skipif(not hasattr(torch._C, "_set_sm_carveout_experimental"), reason="this torch leaves no SM free")
+def test_the_sms_that_torch_leaves_free_are_left_free(native: Kernels) -> None:
+    q, k, v = heads_first()
+    torch._C._set_sm_carveout_experimental(4)
+    try:
+        activation._sdpa_forward(q, k, v, 0.0)
+    finally:
+        torch._C._set_sm_carveout_experimental(None)
+    activation._sdpa_forward(q, k, v, 0.0)
+    assert [call.sm_margin for call in native.calls] == [4, 0]
+
+
+@hooked
 def test_dropout_and_biases_are_refused(native: Kernels) -> None:
     q, k, v = heads_first()
     with pytest.raises(BackendError, match=r"no dropout, and forward was asked for dropout_p=0\.1"):
