@@ -1,7 +1,7 @@
-"""What was executed of 12.1's kernels before a wheel is made of them: by the repository's record, or on this machine.
+"""The kernels for 12.1 that were executed in software before a wheel was made of them.
 
-A record is a document of `make prove` that the repository keeps. It holds for every build whose PTX is the same, byte
-for byte, on whatever machine: what a user builds need not be executed there again.
+The repository keeps a record: a document that `make prove` wrote. It counts for every build whose PTX is the same, byte
+for byte, on any machine. So users need not execute again what they build.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _KEPT = ("kind", "variant", "kernel", "cases", "largest", "parts", "wrong", "ins
 
 
 def summary(made: Mapping[str, Any], *, findings: Sequence[str] = ()) -> dict[str, Any]:
-    """What a wheel carries of a document of `make prove`: no times, and no note's every place.
+    """Shorten a document of `make prove` to what a wheel carries. Times and the places of notes are left out.
 
     Args:
-        findings: what is wrong, in words.
+        findings: the faults that were found, in words.
     """
     return {
         "schema": SCHEMA,
@@ -42,20 +42,26 @@ def summary(made: Mapping[str, Any], *, findings: Sequence[str] = ()) -> dict[st
 
 
 def recorded(reports: Sequence[ObjectReport], folder: Path = RECORDS) -> dict[str, Any] | None:
-    """What a record says of a library's kernels for 12.1; None where none has them all, or the library has none."""
+    """Look up a library's kernels for 12.1 in the records.
+
+    Returns:
+        The summary of these kernels; None if the library has none for 12.1, or if no record covers all of them.
+    """
     units = [report for report in reports if any(use.image == IMAGE for use in report.usage)]
+    if not units:
+        return None
     names = {use.kernel for report in units for use in report.usage if use.image == IMAGE}
     for path in sorted(folder.glob("executed-*.json")):
         made = json.loads(path.read_text(encoding="utf-8"))
         told = {row["kernel"] for row in (*made["kernels"], *made["unreached"])}
-        ptx = set(made.get("ptx", ()))
-        if units and names <= told and not made["failed"] and all(ptx & set(unit.ptx.values()) for unit in units):
+        ptx = set(made["ptx"])
+        if names <= told and not made["failed"] and all(ptx & set(unit.ptx.values()) for unit in units):
             return {**summary(_limited(made, names)), "record": path.name}
     return None
 
 
 def _limited(made: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The document, as far as it is about these kernels: with the cases that launched no other."""
+    """Cut the document down to these kernels, and to the cases that launched no other kernel."""
     rows = [row for row in made["kernels"] if row["kernel"] in names]
     mine = {place for place, row in enumerate(made["kernels"]) if row["kernel"] in names}
     cases = sum(mine.issuperset(launched) for launched in made["launched"])
@@ -64,7 +70,7 @@ def _limited(made: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def executed(cache: Path, reports: Sequence[ObjectReport]) -> dict[str, Any] | None:
-    """What is known to have been executed of a library; None where nothing is."""
+    """Return the summary of a library's executed kernels, from a record or from a run on this machine, or None."""
     if (found := recorded(reports)) is not None:
         return found
     text = find_executed(cache, (report.key for report in reports))

@@ -86,7 +86,7 @@ twice the multiplications, in the same clocks."""
 
 
 def notes(*, fp8: bool) -> str:
-    """What the columns mean. `fp8`: kernels with Q in e4m3 are in the table."""
+    """Return the text that explains the columns. `fp8`: the table has kernels with Q in e4m3."""
     return NOTES + _FP8_NOTES * fp8
 
 

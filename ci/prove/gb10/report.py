@@ -122,7 +122,7 @@ def document(
 
 
 def summary(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What a wheel carries of it."""
+    """Shorten the document to what a wheel carries."""
     said = [describe(found) for found in made["findings"] if not found["note"]]
     return executed.summary(made, findings=said)
 
