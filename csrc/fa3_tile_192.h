@@ -13,17 +13,17 @@ constexpr Tile tile_192(Variant const& v) {
         return {128, 48, 8, 1, true};
     }
     bool const busy = v.append || v.local || v.varlen_split || v.paged;
-    // Everything at once under a causal mask spills 16 to 24 bytes at 64.
-    bool const busiest = v.append && v.causal && v.varlen_split && !v.paged;
-    return {128, busiest ? 48 : busy ? 64 : 80, 8, 1, !busy};
+    return {128, busy ? 64 : 80, 8, 1, !busy};
 }
 
 // V of 128 columns: 64 sums of the output a thread instead of 96 leave room for 96 columns of K where 192 has 80. Under
-// a causal mask 96 spill 52 bytes where keys are split.
+// a causal mask 96 spill 52 bytes where keys are split, and 64 spill 24 where keys are appended and split over lengths.
 constexpr Tile tile_192(int dim_v, Variant const& v) {
     Tile tile = tile_192(v);
     if (dim_v <= 128 && tile.q_in_regs && !v.causal) {
         tile.block_n = 96;
+    } else if (dim_v <= 128 && v.append && v.causal && v.varlen_split && !v.paged) {
+        tile.block_n = 48;
     }
     return tile;
 }
