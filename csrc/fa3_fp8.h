@@ -272,7 +272,10 @@ struct CollectiveMainloopFwdSm80<kNWarps, Stages, Q_in_regs, TileShape_MNK_, kHe
         };
 
         __syncthreads();  // the output of the block's last tile has been read where K and V will be
-        load(n_block, 0, cute::true_type{});
+        // Where a block of keys lies: kept from one to the next, but computed for each at head dim 256. The other way
+        // makes some kernels spill.
+        int stage = kHeadDim == 256 ? n_block & 1 : 0;
+        load(n_block, stage, cute::true_type{});
         cute::cp_async_fence();
 
         Mask<kBlockM, kBlockN, PackGQA_, ScoresMma> mask(
@@ -286,13 +289,15 @@ struct CollectiveMainloopFwdSm80<kNWarps, Stages, Q_in_regs, TileShape_MNK_, kHe
 
         int const lane = thread % 32, warp = thread / 32;
         TileQ const q(cast_smem_ptr_to_uint(storage.smem_q.data()), warp * 16 + lane % 16, lane / 16);
-        int stage = 0;
         clear(out);
 
         auto step = [&](auto mask_fn, auto first, auto check_inf) {
             static constexpr bool First = decltype(first)::value, Check_inf = decltype(check_inf)::value;
             Tensor scores = partition_fragment_C(ScoresMma{}, select<0, 1>(TileShape_MNK{}));
             clear(scores);
+            if constexpr (kHeadDim == 256) {
+                stage = n_block & 1;
+            }
             // This tile has landed, and everybody is done with the one before it, whose place the next one takes.
             cp_async_wait<0>();
             __syncthreads();
@@ -311,7 +316,9 @@ struct CollectiveMainloopFwdSm80<kNWarps, Stages, Q_in_regs, TileShape_MNK_, kHe
                 softmax.rescale_o(out, scale);
             }
             multiply_pv(out, scores, TileKV(cast_smem_ptr_to_uint(values(stage)), lane, 0));
-            stage ^= 1;
+            if constexpr (kHeadDim != 256) {
+                stage ^= 1;
+            }
             --n_block;
         };
 

@@ -189,7 +189,7 @@ def forwards(chosen: Selection) -> tuple[Forward, ...]:
 
 def _own_forwards(chosen: Selection, dtypes: Sequence[str], dims: Sequence[tuple[int, int]]) -> tuple[Forward, ...]:
     """mma.sync forward instances of types that upstream's kernels do not have. They append nothing to a cache."""
-    switches = product(*(_switch(chosen, name) for name in ("paged", "split", "softcap")))
+    switches = product(*(_switch(chosen, name) for name in ("softcap", "paged", "split")))
     return tuple(
         Forward(
             arch=chosen.spec.effective_arch,
@@ -202,7 +202,7 @@ def _own_forwards(chosen: Selection, dtypes: Sequence[str], dims: Sequence[tuple
             packgqa=True,
             kernels=_masks(chosen) * (1 + chosen.has("varlen")),
         )
-        for (dim, dim_v), (paged, split, softcap), dtype in product(dims, switches, dtypes)
+        for (dim, dim_v), (softcap, paged, split), dtype in product(dims, switches, dtypes)
     )
 
 
@@ -240,14 +240,17 @@ def backwards(chosen: Selection) -> tuple[Backward, ...]:
 def _pack(items: Iterable[Forward] | Iterable[Backward], limit: int) -> list[list[Forward | Backward]]:
     """Neighbours of one group together, up to `limit` kernels a pack (one item alone may exceed it).
 
-    K and V in e4m3, or a second query: one variant a pack, so that its file is the same in every profile with these
-    types.
+    K and V in e4m3, or a second query: one variant a pack. Q in e4m3 too: none with softcap beside those without. So
+    their files are the same in every profile with these types.
     """
     packs: list[list[Forward | Backward]] = []
     for item in items:
         last = packs[-1] if packs else None
         fits = last and last[0].group == item.group and sum(x.kernels for x in last) + item.kernels <= limit
-        if last and fits and (last[0].variant == item.variant or not item.dtype.endswith((KV8, QV))):
+        alone = item.dtype.endswith((KV8, QV)) and last and last[0].variant != item.variant
+        if isinstance(item, Forward) and item.fp8:
+            alone = last and last[0].softcap != item.softcap
+        if last and fits and not alone:
             last.append(item)
         else:
             packs.append([item])

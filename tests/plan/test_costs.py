@@ -139,6 +139,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert json.loads(table.read_text())["fwd"]["measured"] == 1
     rows = [line.split() for line in features[0].splitlines()[1:]]
     units = whole.families[0].units
-    assert [row[0] for row in rows][-3:] == ["kv8", "fp8", "qv"] and "0 B, 15 not compiled" in features[0]
+    assert [row[0] for row in rows][-3:] == ["kv8", "fp8", "qv"] and "0 B, 20 not compiled" in features[0]
     added = [(int(row[-8]), int(row[-7])) for row in rows]  # units, kernels
     assert tuple(map(sum, zip(*added, strict=True))) == (len(units), sum(item.unit.kernels for item in units))

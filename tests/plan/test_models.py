@@ -262,7 +262,7 @@ def test_the_profile_for_an_fp8_cache_adds_kernels_that_read_e4m3_and_nothing_el
 def test_objects_of_the_default_profile_are_among_those_of_full() -> None:
     """A unit's key hashes its file and flags (and what is the same for both): all but the host file's are equal.
 
-    So are those of the profile between them, but for the files of kernels with Q in e4m3, which hold several variants.
+    So are those of the profile between them.
     """
     objects = {
         name: {
@@ -273,5 +273,4 @@ def test_objects_of_the_default_profile_are_among_those_of_full() -> None:
     }
     assert {file for file, _, _ in objects[DEFAULT] - objects["fp8"]} == {"api.cpp"}
     assert {file for file, _, _ in objects[DEFAULT] - objects["full"]} == {"api.cpp"}
-    own = {file for file, _, _ in objects["fp8"] - objects["full"]} - {"api.cpp"}
-    assert own and all(file.startswith("fwd_fp8_hd") for file in own)
+    assert {file for file, _, _ in objects["fp8"] - objects["full"]} == {"api.cpp"}

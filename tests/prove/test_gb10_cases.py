@@ -74,7 +74,7 @@ def test_each_kernel_of_the_full_profile_has_a_case() -> None:
         ({"dim": 48}, "fwd_hd64_", 8),
         ({"dim": 176, "dim_v": 104}, "fwd_hd192_128_", 4),
         ({"dim": 80, "kv8": True}, "fwd_kv8_hd96_", 8),
-        ({"dim": 80, "kv8": True, "fp8": True}, "fwd_fp8_hd96_", 3),
+        ({"dim": 80, "kv8": True, "fp8": True}, "fwd_fp8_hd96_", 4),
         ({"dim": 48, "dim_v": 256, "qv": True}, "fwd_qv_hd64_512_", 4),
         ({"dim": 64, "dim_v": 264}, "fwd_qv_hd64_512_", 4),
         ({"dim": 176, "dim_v": 104, "op": "bwd"}, "bwd_hd192_", 4),
