@@ -45,7 +45,7 @@ def test_a_line_a_kernel() -> None:
         "| forward hd128 bf16 causal | 128 x 96 | 8 | 255 | 16 | 57728 | 768 | 1 | 2 | 90 % | 3 | 5.0e-01 | 125 % | 1 |"
         in text
     )
-    assert "(`make prove`, the same objects): 2 of 3." in text
+    assert "(`make prove`, the same PTX): 2 of 3." in text
     assert "| backward hd128 fp16 | 128 x 128 | 8 | 250 | 0 | 99584 | 768 | 1 | 1 | no |  |  |  |  |" in text
     assert "No whole run of `make prove`" in to_text((OTHER,), ABOUT)
 

@@ -100,8 +100,9 @@ def document(
     for result in results:
         for found in result["findings"]:
             other = found["other"]["line"] if found["other"] else None
-            place = (found["kernel"], found["kind"], None if found["note"] else found["who"]["line"], other)
-            kept = findings.setdefault(place, {**found, "case": result["case"], "cases": 0, "count": 0})
+            # Of what is harmless, one example of each kind is enough: the kernels' rows say where else it was seen.
+            mine = (found["kind"],) if found["note"] else (found["kernel"], found["kind"], found["who"]["line"], other)
+            kept = findings.setdefault(mine, {**found, "case": result["case"], "cases": 0, "count": 0})
             kept["cases"] += 1
             kept["count"] += found["count"]
     twice = [result["second"] for result in results if result["second"] is not None]

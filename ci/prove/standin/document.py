@@ -138,8 +138,8 @@ def _spilling(found: Sequence[Row]) -> int:
 def _executed(found: Sequence[Row]) -> str:
     ran = [row.executed for row in found if row.executed]
     if not ran:
-        return "No whole run of `make prove` over these objects is on record: the columns on execution are empty."
-    return f"""Executed in software (`make prove`, the same objects): {len(ran)} of {len(found)}. `executed` is the part
+        return "No whole run of `make prove` over this PTX is on record: the columns on execution are empty."
+    return f"""Executed in software (`make prove`, the same PTX): {len(ran)} of {len(found)}. `executed` is the part
 of a kernel's PTX that some case reached. A case counts for each kernel that it launched. The largest error is that of
 outputs, for a backward that of gradients; where values are large, so is their last bit. `of its limit`: the
 largest error as a part of what rounding may cause there, which grows with the right value (`LIMITS` in
