@@ -40,6 +40,11 @@ PROGRAMS = {
         "82997188568abe525d2b961fa2d4feae8f98f843",
         ("comfy/ldm/modules/attention.py",),
     ),
+    "comfyui-spark": Checkout(  # a ComfyUI for the DGX Spark
+        "https://github.com/thebroadercollective/ComfyUI-Spark",
+        "5872d72b74a374283f77703d997fa16b74eb5fc1",  # 2026-05-02
+        ("comfy/ldm/modules/attention.py",),
+    ),
 }
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
