@@ -2,6 +2,7 @@
 
     hub.json                      {"schema": 1, "kind": "flash-attn3-hub"}; written once
     CURRENT                       "17\\n": the number of the current generation; renaming this file is THE commit
+    pulled                        in a copy: sha256 of the generation that `pull` showed last, and of the one before
     lock                          locked by writers (publish, remove, sign, gc); readers take no lock
     generations/00000017.json     one whole index (see index.Index); immutable once CURRENT names it
     generations/00000017.sig      when signed: an ed25519 signature of that file
@@ -158,6 +159,10 @@ class HubLayout:
     @property
     def current(self) -> Path:
         return self.root / "CURRENT"
+
+    @property
+    def pulled(self) -> Path:
+        return self.root / "pulled"
 
     @property
     def lock(self) -> Path:

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit
 
 from flash_attn3_sm121.errors import HubError, IntegrityError, UsageError
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.hub.generation import show
 from flash_attn3_sm121.hub.index import FileEntry, Index, Manifest
 from flash_attn3_sm121.hub.sign import TrustedKeys
@@ -84,6 +86,7 @@ def pull(root: Path, remote: Remote, keys: TrustedKeys | None, *, durable: bool 
     Raises:
         UsageError: There are no keys, or the address is none.
         IntegrityError: A signature or a hash is wrong, or the generation is older than one that was seen here.
+        HubError: The folder holds another hub, or something was published into the copy.
     """
     if keys is None:
         raise UsageError("pulling needs a key to trust", hint="say --keys ed25519:... or set FLASH_ATTN3_TRUSTED_KEYS")
@@ -104,7 +107,9 @@ def pull(root: Path, remote: Remote, keys: TrustedKeys | None, *, durable: bool 
             raise HubError(f"{hub.layout.root} holds another hub", hint="name an empty folder with --hub")
         if base == index:
             return Pulled(generation=index.generation, changed=False, key=key, files=0, size=0)
+        before = _shown_last(hub, remote)
         fetched = _fetch(txn, remote, index)
+        put_file(hub.layout.pulled, f"{sha256(data).hexdigest()}\n{before}")
         show(txn, Generation(index=index, data=data, signature=signature))
     return Pulled(
         generation=index.generation,
@@ -113,6 +118,25 @@ def pull(root: Path, remote: Remote, keys: TrustedKeys | None, *, durable: bool 
         files=len(fetched),
         size=sum(entry.size for entry in fetched),
     )
+
+
+def _shown_last(hub: Hub, remote: Remote) -> str:
+    """The hash of what the hub shows, as a line; empty where it shows nothing.
+
+    Raises:
+        HubError: That is not what a pull had shown: it would be hidden.
+    """
+    found = hub.current()
+    if not found.index.generation:
+        return ""
+    mine, path = f"{sha256(found.data).hexdigest()}\n", hub.layout.pulled
+    if path.is_file() and mine not in path.read_text(encoding="ascii").splitlines(keepends=True):
+        raise HubError(
+            f"generation {found.index.generation} of {hub.layout.root} was made here since the last pull, which "
+            "would hide what it holds",
+            hint=f"publish that to {remote.url} itself, and pull into an empty folder (--hub)",
+        )
+    return mine
 
 
 def _fetch(txn: Transaction, remote: Remote, index: Index) -> list[FileEntry]:

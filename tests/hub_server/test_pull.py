@@ -140,6 +140,25 @@ def test_an_older_generation_is_refused(origin: Hub, key: SigningKey, tmp_path: 
     assert Hub.open(root).generation() == 3
 
 
+def test_what_was_published_into_a_copy_is_not_hidden(origin: Hub, key: SigningKey, tmp_path: Path) -> None:
+    keys, root = TrustedKeys.parse(key.public), tmp_path / "copy"
+    with running(origin.layout.root) as server:
+        for text in (b"1", b"2"):
+            add_repo(origin, REPO, {INIT: text}, key=key)
+            pull(root, Remote(url=server.url), keys, durable=False)
+        copy = Hub.open(root, durable=False)
+        add_repo(copy, "lab/own", {INIT: b"mine"}, key=key)
+        add_repo(origin, REPO, {INIT: b"3"}, key=key)
+        add_repo(origin, REPO, {INIT: b"4"}, key=key)
+        mine = copy.index()
+        with pytest.raises(HubError, match=f"generation {mine.generation} of .* was made here since the last pull"):
+            pull(root, Remote(url=server.url), keys, durable=False)
+        assert copy.index() == mine
+        copy.layout.current.write_text(f"{mine.generation - 1}\n")  # as after a pull that was killed before its end
+        assert pull(root, Remote(url=server.url), keys, durable=False).changed
+    assert copy.index() == origin.index()
+
+
 def test_without_a_key_nothing_is_pulled(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a key to trust"):
         pull(tmp_path / "copy", Remote(url="http://127.0.0.1:9"), None)
