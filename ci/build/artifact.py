@@ -19,7 +19,7 @@ from ci.plan.plan import FamilyPlan
 from flash_attn3_sm121.errors import AssembleError
 from flash_attn3_sm121.files import put_folder
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "artifact.json"
 
 
@@ -57,6 +57,7 @@ class Artifact:
     shard: str
     files: Mapping[str, str]
     reports: tuple[ObjectReport, ...]
+    kernels: Mapping[str, str]  # of those for 12.1, by mangled name: the hash of their PTX, where it was kept
 
     @property
     def name(self) -> str:

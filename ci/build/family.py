@@ -21,6 +21,7 @@ from ci.sources.lock import SourceLock
 from ci.sources.patched import Edited
 from ci.toolchain import Toolchain
 from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.errors import CompileError
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 
@@ -154,6 +155,7 @@ class Builder:
             shard=str(plan.shard),
             files=hashes,
             reports=tuple(reports),
+            kernels=self.store.kernels(reports, CAPABILITIES["12.1"].target),
         )
         return Part(artifact=artifact, paths=paths, plan=family)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ci.cache.folders import file_sha256, locked, making
 from ci.cache.includes import Closures
+from ci.cache.ptx import kernel_hashes
 from ci.plan.costs import Cost, Work
 from ci.plan.plan import PlannedUnit
 from flash_attn3_sm121.errors import CompileError
@@ -178,6 +179,12 @@ class ObjectStore:
                 raise CompileError(f"{path}: expected PTX with sha256 {expected}, found {sha256}")
             texts[name] = data.decode()
         return texts
+
+    def kernels(self, reports: Iterable[ObjectReport], image: str) -> dict[str, str]:
+        """The hash of each kernel's PTX for a GPU (see `kernel_hashes`), by mangled name."""
+        texts = (text for report in reports for text in self.ptx(report).values())
+        mine = (text for text in texts if f".target {image}\n" in text)
+        return {name: sha256 for text in mine for name, sha256 in kernel_hashes(text).items()}
 
     def put(self, report: ObjectReport, *, made: Path, log: str, ptx: Mapping[str, bytes] | None = None) -> Path:
         """Store an object; call with the lock of `entry(key)` held."""

@@ -49,7 +49,8 @@ def do_kernels(args: argparse.Namespace) -> int:
     if failed:
         raise VerifyError(f"{len(failed)} calls failed, the first: {failed[0].call.name}: {failed[0].error}")
     usage = [item for report in made.reports for item in report.usage if item.image == family.images[0]]
-    shown = document.rows(usage, code, answers, executed(session.settings.cache, made.reports))
+    ran = executed(session.settings.cache, made.reports, builder.store.kernels(made.reports, family.images[0]))
+    shown = document.rows(usage, code, answers, ran)
     words = ["python -m ci kernels", *([f"--profile {args.profile}"] if args.profile else [])]
     words += [*(["--summary"] if args.summary else []), *(f"--only {word}" for word in args.only)]
     words += [*([f"--write {args.write}"] if args.write else [])]

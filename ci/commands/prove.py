@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ci import ROOT
-from ci.cache.folders import file_sha256
 from ci.cache.objects import put_executed
 from ci.commands import common, options
 from ci.plan.plan import FamilyPlan
@@ -119,7 +118,6 @@ def do_prove(args: argparse.Namespace) -> int:
         "only": args.only,
         "times": args.times,
         "seeds": sorted({case.seed for case in wanted}),
-        "ptx": sorted(map(file_sha256, executable.ptx)),
     }
     made = report.document(results, counts, all_kernels=executable.kernels, about=about)
     if args.mutants:

@@ -1,7 +1,7 @@
 """The kernels for 12.1 that were executed in software before a wheel was made of them.
 
-The repository keeps a record: a document that `make prove` wrote. It counts for every build whose PTX is the same, byte
-for byte, on any machine. So users need not execute again what they build.
+The repository keeps a record: a document that `make prove` wrote. It counts for every build whose kernels have the same
+PTX, on any machine and whatever else the build holds. So users need not execute again what they build.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def summary(made: Mapping[str, Any], *, findings: Sequence[str] = ()) -> dict[st
     }
 
 
-def recorded(reports: Sequence[ObjectReport], folder: Path = RECORDS) -> dict[str, Any] | None:
+def recorded(reports: Sequence[ObjectReport], ptx: Mapping[str, str], folder: Path = RECORDS) -> dict[str, Any] | None:
     """Look up a library's kernels for 12.1 in the records.
+
+    Args:
+        reports: of the library's units.
+        ptx: the hash of each kernel's PTX.
 
     Returns:
         The summary of these kernels; None if the library has none for 12.1, or if no record covers all of them.
     """
-    units = [report for report in reports if any(use.image == IMAGE for use in report.usage)]
-    if not units:
-        return None
-    names = {use.kernel for report in units for use in report.usage if use.image == IMAGE}
-    for path in sorted(folder.glob("executed-*.json")):
+    names = {use.kernel for report in reports for use in report.usage if use.image == IMAGE}
+    for path in sorted(folder.glob("executed-*.json")) if names else ():
         made = json.loads(path.read_text(encoding="utf-8"))
-        told = {row["kernel"] for row in (*made["kernels"], *made["unreached"])}
-        ptx = set(made["ptx"])
-        if names <= told and not made["failed"] and all(ptx & set(unit.ptx.values()) for unit in units):
+        told = {row["kernel"]: row["ptx"] for row in (*made["kernels"], *made["unreached"])}
+        if not made["failed"] and all(name in told and ptx.get(name) == told[name] for name in names):
             return {**summary(_limited(made, names)), "record": path.name}
     return None
 
@@ -69,9 +69,9 @@ def _limited(made: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {**made, "kernels": rows, "unreached": unreached, "cases": cases}
 
 
-def executed(cache: Path, reports: Sequence[ObjectReport]) -> dict[str, Any] | None:
+def executed(cache: Path, reports: Sequence[ObjectReport], ptx: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the summary of a library's executed kernels, from a record or from a run on this machine, or None."""
-    if (found := recorded(reports)) is not None:
+    if (found := recorded(reports, ptx)) is not None:
         return found
     text = find_executed(cache, (report.key for report in reports))
     return None if text is None else json.loads(text)

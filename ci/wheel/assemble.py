@@ -101,6 +101,7 @@ def joined(group: Sequence[Part]) -> Part:
     paths = {name: path for part in group for name, path in part.paths.items()}
     hashes = {name: sha256 for part in group for name, sha256 in part.artifact.files.items()}
     reports = {report.unit: report for part in group for report in part.artifact.reports}
+    kernels = {name: sha256 for part in group for name, sha256 in part.artifact.kernels.items()}
     order = [item.unit.name for item in plan.units]
     missing = [name for name in order if f"{name}.o" not in paths]
     if missing or len(paths) != len(order):
@@ -111,5 +112,6 @@ def joined(group: Sequence[Part]) -> Part:
         flags={name: flags[name] for name in order},
         files={f"{name}.o": hashes[f"{name}.o"] for name in order},
         reports=tuple(reports[name] for name in order),
+        kernels=kernels,
     )
     return Part(artifact=artifact, paths={f"{name}.o": paths[f"{name}.o"] for name in order}, plan=plan)

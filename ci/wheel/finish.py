@@ -130,7 +130,7 @@ def _contents(
         "provenance.json": report.to_json(story).encode(),
     }
     for item in libraries:
-        if (done := executed(builder.settings.cache, item.artifact.reports)) is not None:
+        if (done := executed(builder.settings.cache, item.artifact.reports, item.artifact.kernels)) is not None:
             inside["executed.json"] = report.to_json(done).encode()
         inside[item.reading.name] = item.path.read_bytes()
         inside[f"{item.facts.family}.json"] = item.facts.to_json().encode()

@@ -66,6 +66,7 @@ def make(folder: Path, plan: FamilyPlan, *, shard: str = "1/1", identity: Identi
         shard=shard,
         files={name: file_sha256(path) for name, path in files.items()},
         reports=tuple(report(item.unit.name) for item in units),
+        kernels={"kernel": "hash of its PTX"},
     )
     return artifact.read(artifact.write(folder / "artifacts", Part(artifact=described, paths=files)))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,13 @@ def answers(session: common.Session, made: Made) -> tuple[library.Answer, ...]:
     """What every call launches on a GB10."""
     (family,) = session.plan.families
     return made.ask(DEVICES["GB10"], list(calls(family.selection)))
+
+
+def test_a_wheel_says_that_its_kernels_were_executed(smoke_wheel: BuiltWheel) -> None:
+    """By the record of the full profile, though the file of these four kernels is none of that profile's."""
+    with zipfile.ZipFile(smoke_wheel.path) as archive:
+        found = json.loads(archive.read("flash_attn3_sm121/lib/executed.json"))
+    assert (found["attention"], found["wrong"], found["record"]) == (4, 0, "executed-full.json")
 
 
 def test_every_call_launches_what_fits(made: Made, answers: tuple[library.Answer, ...]) -> None:

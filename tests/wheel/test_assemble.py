@@ -77,6 +77,7 @@ def make(tmp_path: Path) -> Maker:
             shard=shard,
             files={name: hashlib.sha256(name.encode()).hexdigest() for name in names},
             reports=tuple(_report(item.unit.name, f"{item.unit.name}.o".encode()) for item in units),
+            kernels={},
         )
         return write(tmp_path / into, Part(artifact=artifact, paths={name: scratch / name for name in names}))
 
@@ -104,7 +105,7 @@ def _spoil(folder: Path, old: str, new: str) -> None:
         (lambda f: next(f.glob("*.so")).unlink(), "is missing"),
         (lambda f: (f / MANIFEST).unlink(), "no artifact in"),
         (lambda f: (f / MANIFEST).write_text("{", encoding="utf-8"), "not JSON"),
-        (lambda f: _spoil(f, '"schema": 2', '"schema": 1'), "of schema 2"),
+        (lambda f: _spoil(f, '"schema": 3', '"schema": 1'), "of schema 3"),
         (lambda f: _spoil(f, '"kind"', '"sort"'), "expected the fields"),
     ],
 )

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ci.prove.gb10.build import FOLDER, Executor, executor
 from ci.prove.gb10.cases import Case
 from ci.prove.standin import library
 from ci.prove.standin.calls import DEVICES
+from ci.verify.executed import IMAGE
 from flash_attn3_sm121.errors import CompileError
 
-TARGET = ".target sm_121"
 # How the PTX files of attention kernels are named: a unit is of one sort of kernels and one head dim.
 _ATTENTION = re.compile(r"((?:fwd|bwd)(?:_[a-z]+\d?)?)_hd(\d+(?:_\d+)?)_")
 # What a case's result depends on beside the C++; which cases there are, and what is said of results, is no part of it.
@@ -56,7 +56,7 @@ class Executable:
     executor: Executor
     keys: tuple[str, ...] = ()  # of the objects
     host: str = ""  # the host code's object, by its hash
-    kernels: tuple[str, ...] = ()  # every kernel for 12.1 that ptxas told of, by mangled name
+    kernels: Mapping[str, str] = field(default_factory=dict)  # the PTX's hash of each that ptxas told of, by its name
 
     def needed(self, case: Case) -> tuple[Path, ...]:
         """The PTX files that a call may need: helpers', and those of its own sort of kernels and head dims."""
@@ -134,14 +134,15 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
     A family may hold code for several GPUs; that for 12.1 is taken.
     """
     made = library.make(builder, family, output=output)
-    files = []
+    files: list[Path] = []
     for report in made.reports:
         for name, text in builder.store.ptx(report).items():
-            if TARGET not in text:
+            if f".target {IMAGE}\n" not in text:
                 continue
             path = output / name
             path.write_text(text, encoding="utf-8")
             files.append(path)
+    hashes = builder.store.kernels(made.reports, IMAGE)
     if not files:
         raise CompileError(
             "no PTX was kept with these objects", hint="build without --launcher: compiler caches keep none"
@@ -153,5 +154,5 @@ def make(builder: Builder, family: FamilyPlan, *, output: Path) -> Executable:
         executor=executor(builder.settings.cache),
         keys=tuple(report.key for report in made.reports),
         host=" ".join(report.sha256 for report in made.reports if not report.usage),
-        kernels=tuple(use.kernel for report in made.reports for use in report.usage if use.image == "sm_121"),
+        kernels={use.kernel: hashes[use.kernel] for unit in made.reports for use in unit.usage if use.image == IMAGE},
     )

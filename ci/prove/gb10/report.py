@@ -80,20 +80,25 @@ def document(
     results: Sequence[Mapping[str, Any]],
     counts: Mapping[str, Sequence[int]],
     *,
-    all_kernels: Sequence[str],
+    all_kernels: Mapping[str, str],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that a run showed.
 
     Args:
-        all_kernels: every kernel of the library, by mangled name.
+        all_kernels: the hash of every kernel's PTX, by mangled name.
         about: the profile, the sources, the compiler.
     """
-    rows = _rows(results, counts)
+    rows = [row | {"ptx": all_kernels[row["kernel"]]} for row in _rows(results, counts)]
     reached = {row["kernel"] for row in rows}
     unreached = [
-        {"kernel": name, "kind": kernels.kind(name), "reason": REASONS.get(kernels.kind(name), "no call reached it")}
-        for name in sorted(set(all_kernels) - reached)
+        {
+            "kernel": name,
+            "ptx": all_kernels[name],
+            "kind": kernels.kind(name),
+            "reason": REASONS.get(kernels.kind(name), "no call reached it"),
+        }
+        for name in sorted({*all_kernels} - reached)
     ]
     failed = [{"case": result["case"], "wrong": wrong(result)} for result in results if wrong(result)]
     findings: dict[tuple[Any, ...], dict[str, Any]] = {}
