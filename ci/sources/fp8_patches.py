@@ -19,21 +19,22 @@ _CHECKS = (
 )
 
 
-def _tile(varlen_split: str) -> Change:
-    """Where a tile is asked for: fp8's own."""
-    call = f"params.page_table, {varlen_split}, params.softcap > 0.f, params.knew_ptr, params.is_kv8);\n"
-    variant = f"params.is_causal, params.is_local, params.page_table != nullptr, {varlen_split}, params.softcap > 0.f"
-    own = f"::fa3::fp8_tile_size(params.d_rounded, {{{variant}, false, false}})"
-    return Change(anchor=call, replacement=f"{call}    if (params.is_e4m3) {{ kBlockMN_kernel_args_sm8x = {own}; }}\n")
+_BOUND = "because we might just underestimate kBlockN a bit\n"
+# get_scheduler_metadata() is told of e4m3 and not whose, and must come to the call's number of splits. So both count
+# the blocks of K and V in e4m3 beside another Q.
+_ASKED = (
+    "    auto kBlockMN_kernel_args_sm8x = tile_size_fwd_sm8x(params.arch == 86 || params.arch == 89, params.d_rounded, "
+    "params.dv_rounded, params.is_causal, params.is_local, 2 /*element_size*/, params.page_table, varlen, "
+    "params.softcap > 0.f, params.knew_ptr, params.is_kv8 || params.is_e4m3);\n"
+)
 
 
 FP8_PATCHES: tuple[Edit, ...] = (
     Edit(
         name="fp8-host",
         file="hopper/flash_api_stable.cpp",
-        why="Q, K and V in e4m3 below Hopper: what such a call may be, its tile, and its kernel",
+        why="Q, K and V in e4m3 below Hopper: what such a call may be, its splits, and its kernel",
         changes=(
-            Change(anchor='#include "fa3_kv8.h"\n', replacement='#include "fa3_fp8_tile.h"\n#include "fa3_kv8.h"\n'),
             Change(
                 anchor="    if (::fa3::kArch < 90) {\n        STD_TORCH_CHECK(q_type == ",
                 until='cards only supports fp16 and bf16 data type");\n    }\n',
@@ -48,8 +49,7 @@ FP8_PATCHES: tuple[Edit, ...] = (
                 replacement="run_mha_fwd_<Arch, cutlass::float_e4m3_t",
                 count=6,
             ),
-            _tile("varlen"),
-            _tile("is_varlen && params.num_splits > 1"),
+            Change(anchor=_BOUND, until="params.is_kv8);\n", replacement=_BOUND + _ASKED),
         ),
     ),
 )

@@ -53,6 +53,13 @@ def shown(library: Executable) -> dict[str, Shown]:
     return execute(library, CASES | REFUSED, 0)
 
 
+def test_metadata_made_before_a_call_has_its_number_of_splits(library: Executable) -> None:
+    """It is told of e4m3, and not that Q is in e4m3 too, whose tiles have another number of columns."""
+    run = library.run("tests.fakes.fp8_calls:scheduled", {"lengths": [300, 350, 450, 520, 1000]})
+    assert [found["wrong"] for found in run.result] == [""] * 5 and all(found["equal"] for found in run.result)
+    assert list(run.errors) == []
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_errors_are_those_of_the_roundings(shown: dict[str, Shown], case: str) -> None:
     """Scales differ by batch and head, and what lies behind each head and length is NaN."""
