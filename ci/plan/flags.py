@@ -39,6 +39,10 @@ _DEFINES = (
     "-DCUTLASS_ENABLE_GDC_FOR_SM90",
 )
 
+# ptxas holds fewer values in registers than it does unless told (level 5 of 10). Kernels then need no spill that would
+# have one otherwise, and their inner loops are no longer; others begin to spill, so it is for `_tight` files alone.
+_FEWER_REGISTERS = "-Xptxas=--register-usage-level=3"
+
 # CuTe's headers with every WGMMA shape, which Hopper's tiles need. Parsing them takes 40 CPU seconds a file, so nobody
 # else gets them; the objects of the other families are the same with them and without.
 HOPPER_SHAPES = "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED"
@@ -103,15 +107,23 @@ def family_defines(chosen: Selection, *, proxy: bool) -> tuple[str, ...]:
     )
 
 
+def _tight(unit: Unit, family: Family) -> bool:
+    """Whether ptxas must be told to save registers: found by compiling the files of 12.x at each level."""
+    if family is not Family.SM8X or unit.kind != "fwd" or unit.e4m3:
+        return False
+    return unit.head_dim == 256 or (unit.name.startswith("fwd_hd192_plain") and "softcap" not in unit.name)
+
+
 def unit_flags(
-    unit: Unit, defines: tuple[str, ...], *, gencode: tuple[str, ...], images: tuple[str, ...]
+    unit: Unit, family: Family, defines: tuple[str, ...], *, gencode: tuple[str, ...], images: tuple[str, ...]
 ) -> tuple[str, ...]:
     """A unit's flags: all that matters to its object, but for the tools, the seed and the file names.
 
     The host file is told which code the library holds, to refuse a device that could run none of it.
     """
     if unit.is_cuda:
-        return nvcc_flags(defines, gencode)
+        level = (_FEWER_REGISTERS,) if _tight(unit, family) else ()
+        return (*nvcc_flags(defines, gencode), *level)
     return cxx_flags((*defines, f"-DFA3_IMAGES={','.join(images)}"))
 
 

@@ -142,7 +142,7 @@ def plan_family(chosen: Selection, targets: tuple[Target, ...], *, proxy: str = 
         defines = (*family, *flags.feature_defines(chosen, unit.kind))
         return PlannedUnit(
             unit=unit,
-            flags=flags.unit_flags(unit, defines, gencode=gencode(own), images=(*images, *ptx)),
+            flags=flags.unit_flags(unit, chosen.family, defines, gencode=gencode(own), images=(*images, *ptx)),
             cost=costs.estimate(unit, family=chosen.family, images=sum(image.kind == "sm" for image in own)),
             shard=1,
         )

@@ -52,7 +52,7 @@ def plan(profile: Profile, texts: Mapping[str, str]) -> FamilyPlan:
         planned.append(
             PlannedUnit(
                 unit=unit,
-                flags=flags.unit_flags(unit, defines, gencode=gencode, images=(str(ptx),)),
+                flags=flags.unit_flags(unit, Family.SM8X, defines, gencode=gencode, images=(str(ptx),)),
                 cost=costs.estimate(unit, family=Family.SM8X, images=1),
                 shard=1,
             )
