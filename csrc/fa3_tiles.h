@@ -2,9 +2,9 @@
 //
 // The budget of a block on 12.x (and 8.6, 8.9) is 99 KB of shared memory and 255 registers a thread. Every tile fits
 // the first in all variants (tests/build/test_tiles.py proves it without a compiler for CUDA; a static_assert in the
-// launch templates does at compile time), and those of head dims 64 and 128 the second, without a spill. The pages
-// docs/kernels-12.1*.md list what the compiled kernels really take. Speed is a prediction from arithmetic: none of this
-// has run on a GB10.
+// launch templates does at compile time), and the second without a spill, at head dim 256 because ptxas is told to save
+// registers (ci/plan/flags.py). The pages docs/kernels-12.1*.md list what the compiled kernels really take. Speed is a
+// prediction from arithmetic: none of this has run on a GB10.
 //
 // A kernel's file includes the header of its own head dim alone, so that a change of one head dim's tiles compiles that
 // one anew. This one is the host code's, which asks for any.

@@ -196,6 +196,18 @@ def test_kernel_files_share_objects_between_profiles() -> None:
     assert len(prepare) == 1
 
 
+def test_only_files_whose_kernels_would_spill_save_registers() -> None:
+    saving = [
+        (str(family.family), item.unit.name.removesuffix("_bf16_fp16"))
+        for family in planned("full", "9.0 10.0 12.1").families
+        for item in family.units
+        if "-Xptxas=--register-usage-level=3" in item.flags
+    ]
+    variants = ("plain", "softcap", "split", "split_softcap", "paged", "paged_softcap", "paged_split")
+    names = [f"fwd_hd256_{variant}" for variant in (*variants, "paged_split_softcap")]
+    assert sorted(saving) == [("sm8x", name) for name in sorted(["fwd_hd192_plain", *names])]
+
+
 def test_fat_plan_has_a_library_a_family() -> None:
     fat = planned("full", "9.0 10.0 12.0 12.1")
     assert [str(family.family) for family in fat.families] == ["sm80", "sm8x", "sm90"]
