@@ -21,6 +21,7 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 from flash_attn3_sm121.native.location import locate
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Op = Callable[..., Any]
@@ -196,14 +197,16 @@ def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:
     return rounded * vectors + (arch >= 90 or given["num_splits"] > 1)
 
 
-def mark_native_metadata(metadata: Tensor) -> Tensor:
-    """Remember that a kernel wrote this scheduler metadata."""
-    metadata._fa3_native = True  # type: ignore[attr-defined]
+def mark_native_metadata(metadata: Tensor, dtype: torch.dtype) -> Tensor:
+    """Remember that a kernel wrote this scheduler metadata, for K and V of that type."""
+    metadata._fa3_native = dtype  # type: ignore[attr-defined]
     return metadata
 
 
-def is_native_metadata(metadata: Tensor) -> bool:
-    return getattr(metadata, "_fa3_native", False)
+def is_native_metadata(metadata: Tensor, k: Tensor) -> bool:
+    """Whether a kernel wrote it, for tiles like this K's: those of e4m3 have other sizes, and so other splits."""
+    made_for = getattr(metadata, "_fa3_native", None)
+    return made_for is not None and made_for.itemsize == k.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
