@@ -16,6 +16,7 @@ from torch import Tensor
 from flash_attn3_sm121.api import eager, ops, transforms
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs, default_scale
+from flash_attn3_sm121.call.types import check_number
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.errors import CallError
@@ -98,8 +99,8 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
     """The scale of the scores: the caller's, or one over the root of the width of q, with qv counted in.
 
     Raises:
-        CallError: the scale is 0, which is FlashAttention-2's dropout_p in this place and hardly ever a scale; or q is
-            a nested tensor.
+        CallError: the scale is no number; or 0, which is FlashAttention-2's dropout_p in this place and hardly ever a
+            scale; or q is a nested tensor.
     """
     if q.is_nested:
         raise CallError(
@@ -109,6 +110,7 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
         )
     if softmax_scale is None:
         return float(default_scale(q, qv if isinstance(qv, Tensor) else None))
+    check_number("softmax_scale", softmax_scale)
     if softmax_scale == 0:
         raise CallError(
             "softmax_scale is 0, so every key would weigh the same. FlashAttention-2 has dropout_p in this place: its "

@@ -140,7 +140,7 @@ def flash_attn_with_kvcache(
         and v_descale is None
         and s_aux is None
         and scheduler_metadata is None
-        and softmax_scale != 0
+        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale != 0))
         and type(cache_seqlens) is Tensor
         and is_plain(q)
     ):

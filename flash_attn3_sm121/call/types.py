@@ -34,6 +34,12 @@ def name_of_lengths(args: ForwardArgs) -> str:
     return "seqused_k" if args.cu_seqlens_k is not None else "cache_seqlens"
 
 
+def check_number(name: str, value: object) -> None:
+    """Raises CallError unless the value is a number or, while a compiler traces, stands for one."""
+    if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not hasattr(value, "__float__"):
+        fail(f"{name} must be a number, found {value!r}")
+
+
 def _tensors(args: ForwardArgs | BackwardArgs) -> None:
     """Whether each tensor is one, with numbers that lie in memory at strides."""
     forward = isinstance(args, ForwardArgs)
@@ -62,9 +68,7 @@ def _scalars(args: ForwardArgs | BackwardArgs) -> None:
     if args.causal is None or isinstance(args.causal, float) or not hasattr(args.causal, "__bool__"):
         fail(f"causal must be True or False, found {args.causal!r}", hint=_FA2_ORDER)
     for name in _NUMBERS:
-        value = getattr(args, name, 0)
-        if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not hasattr(value, "__float__"):
-            fail(f"{name} must be a number, found {value!r}")
+        check_number(name, getattr(args, name, 0))
     for name in _LENGTHS:
         value = getattr(args, name)
         if value is not None and not isinstance(value, int | torch.SymInt) and not hasattr(value, "__index__"):

@@ -66,6 +66,10 @@ MESSAGES: dict[str, Case] = {
     "half a window": (lambda: fa3.flash_attn_func(*dense(), window_size=(1.5, 0)), CallError, "must be two numbers"),  # type: ignore[arg-type]
     "causal is a word": (lambda: fa3.flash_attn_func(*dense(), causal="yes"), CallError, "causal must be True or F"),  # type: ignore[arg-type]
     "softcap is a word": (lambda: fa3.flash_attn_func(*dense(), softcap="1"), CallError, "softcap must be a number"),  # type: ignore[arg-type]
+    "scale is a word, of a kind of call that is known": (
+        lambda: [fa3.flash_attn_func(*dense(), softmax_scale=scale) for scale in (None, "1")],  # type: ignore[arg-type]
+        CallError, "softmax_scale must be a number, found '1'",
+    ),
     "FA2's order": (lambda: fa3.flash_attn_func(*dense(), 0.1, None, True), CallError, "causal must .*found None"),  # type: ignore[arg-type]
     "FA2's order, no dropout": (
         lambda: fa3.flash_attn_func(*dense(), 0.0, None, True), CallError, "FlashAttention-2 has dropout_p in this",  # type: ignore[arg-type]
