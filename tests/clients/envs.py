@@ -51,7 +51,16 @@ BARE = {
     "diffusion": ("diffsynth==2.1.12", "ltx-core==1.0.0", "sam3==0.1.4", "xfuser==0.7.0", "einops==0.8.2"),
     "yunchang-0.6": ("yunchang==0.6.4",),
     "xformers-0.0.35": ("xformers==0.0.35", "numpy==2.2.6"),
-    "unsloth-2026.10": ("unsloth==2026.10.9",),
+    # What its import touches, but for torch, what torch has beside it, and numpy. pyarrow is a third of its 410 MB.
+    "unsloth-2026.10": (
+        *("unsloth==2026.10.9", "unsloth-zoo==2026.10.9", "peft==0.21.2", "trl==1.15.0", "accelerate==1.15.0"),
+        *("transformers==5.17.0", "tokenizers==0.23.3", "huggingface_hub==1.33.0", "safetensors==0.8.0"),
+        *("httpx==0.28.1", "httpcore==1.0.9", "h11==0.16.0", "anyio==4.16.0", "idna==3.20"),
+        *("requests==2.34.2", "urllib3==2.8.0", "charset-normalizer==3.5.3", "regex==2026.11.15", "pillow==13.0.0"),
+        *("datasets==4.8.5", "pyarrow==24.0.0", "pandas==2.3.3", "python-dateutil==2.9.0.post0", "pytz==2026.1"),
+        *("six==1.17.0", "dill==0.4.1", "multiprocess==0.70.19", "xxhash==3.6.0", "psutil==7.2.2", "tqdm==4.70.1"),
+        *("certifi==2026.10.19.post1", "pyyaml==6.0.3"),
+    ),
     "x-transformers-2.26": (
         "x-transformers==2.26.4",
         "einops==0.8.2",

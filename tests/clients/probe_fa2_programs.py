@@ -1,8 +1,7 @@
 """Run inside an environment with a program: its own look for `flash_attn`, and diffusers' calls.
 
-Unsloth and TransformerEngine cannot be imported without CUDA. Cut out of their sources and executed as they stand:
-Unsloth's detection, which decides HAS_FLASH_ATTENTION, and TransformerEngine's `try` that imports private functions.
-Faked: torch's answers about a device. The last line of output is JSON.
+TransformerEngine cannot be imported without CUDA. Cut out of its source and executed as it stands: the `try` that
+imports private functions. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -32,28 +31,6 @@ def piece(package: str, path: str, words: str) -> Any:
         if isinstance(node, (ast.If, ast.Try)) and words in (ast.get_source_segment(text, node) or "")
     ]
     return compile(ast.Module(body=[node], type_ignores=[]), package, "exec")
-
-
-def unsloth() -> dict[str, Any]:
-    torch.cuda.is_available = lambda: True
-    torch.cuda.device_count = lambda: 1
-    torch.cuda.get_device_capability = lambda *_: (12, 1)
-    names: dict[str, Any] = {
-        "torch": torch,
-        "Version": Version,
-        "DEVICE_TYPE": "cuda",
-        "HAS_FLASH_ATTENTION": False,
-        "_cache_device_capability": lambda function: function,
-        "cuda_bf16_capability": lambda: (12, 1),
-        "distributed_launch": lambda: True,
-        "_package_available": lambda name: importlib.util.find_spec(name) is not None,
-    }
-    exec(piece("unsloth", "models/_utils.py", "HAS_FLASH_ATTENTION_SOFTCAPPING = Version("), names)
-    return {
-        "found": names["HAS_FLASH_ATTENTION"],
-        "softcap": names.get("HAS_FLASH_ATTENTION_SOFTCAPPING", False),
-        "gpu": sorted(name for name in vars(names["flash_attn_gpu"]) if name.endswith(("fwd", "bwd", "kvcache"))),
-    }
 
 
 def transformer_engine() -> dict[str, Any]:
@@ -96,5 +73,5 @@ def diffusers() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    programs = {"unsloth": unsloth, "transformer_engine": transformer_engine, "diffusers": diffusers}
+    programs = {"transformer_engine": transformer_engine, "diffusers": diffusers}
     print(json.dumps(programs[sys.argv[1]]()))
