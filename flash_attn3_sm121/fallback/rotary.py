@@ -20,9 +20,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, interleave
     kind = accumulator(cos.dtype if x.dtype in FP8 else torch.promote_types(x.dtype, cos.dtype))
     half = cos.shape[-1]
     index = positions.long().clamp(0, max(cos.shape[0] - 1, 0))
-    c, s = cos[index].to(kind).unsqueeze(-2), sin[index].to(kind).unsqueeze(-2)
+    c, s = (_rows(table, index).to(kind).unsqueeze(-2) for table in (cos, sin))
     turned = turn(x[..., : 2 * half].to(kind), c, s, interleaved=interleaved)
     return torch.cat((turned.to(dtype), x[..., 2 * half :].to(dtype)), -1)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """table[index], by bytes in fp8, which torch 2.9 does not index on a CPU."""
+    return table.view(torch.uint8)[index].view(table.dtype) if table.dtype in FP8 else table[index]
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
