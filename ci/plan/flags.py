@@ -40,7 +40,7 @@ _DEFINES = (
 )
 
 # ptxas holds fewer values in registers than it does unless told (level 5 of 10). Kernels then need no spill that would
-# have one otherwise, and their inner loops are as long within 2 %. Others begin to spill: `_tight` files alone get it.
+# have one otherwise, and their inner loops are as long or shorter. Others begin to spill: `_tight` files alone get it.
 _FEWER_REGISTERS = "-Xptxas=--register-usage-level=3"
 
 # CuTe's headers with every WGMMA shape, which Hopper's tiles need. Parsing them takes 40 CPU seconds a file, so nobody

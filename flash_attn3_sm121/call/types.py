@@ -26,6 +26,7 @@ _FA2_ORDER = (
 
 
 _NUMBERS = ("softmax_scale", "softcap", "window_left", "window_right", "attention_chunk", "num_splits", "sm_margin")
+_NUMBER_TYPES = (int, float, torch.SymInt, torch.SymFloat)  # a tuple: torch 2.9 traces no union of types
 _LENGTHS = ("max_seqlen_q", "max_seqlen_k")
 
 
@@ -36,7 +37,7 @@ def name_of_lengths(args: ForwardArgs) -> str:
 
 def check_number(name: str, value: object) -> None:
     """Raises CallError unless the value is a number or, while a compiler traces, stands for one."""
-    if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not hasattr(value, "__float__"):
+    if not isinstance(value, _NUMBER_TYPES) and not hasattr(value, "__float__"):
         fail(f"{name} must be a number, found {value!r}")
 
 
