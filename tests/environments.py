@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ci.cache.folders import cache_root, locked, making
+
+SHARED = "zz_shared_torch.pth"
 
 
 def python_with(name: str, wanted: Sequence[str], *, ours: Path | None = None) -> Path:
@@ -33,17 +36,25 @@ def python_with(name: str, wanted: Sequence[str], *, ours: Path | None = None) -
     python = cache / key / "bin" / "python"
     with locked(cache, key):
         if not python.exists():
+            _remove_orphans(cache, name)
             with making(cache, key) as folder:
                 _call(sys.executable, "-m", "venv", "--without-pip", str(folder))
                 target = str(folder / "bin" / "python")
                 # Clients are large, and little of them is imported: what is, Python compiles once.
                 _call(sys.executable, "-m", "pip", "--python", target, "install", "--quiet", "--no-compile", *wanted)
                 (site,) = folder.glob("lib/python*/site-packages")
-                (site / "zz_shared_torch.pth").write_text(shared + "\n", encoding="utf-8")
+                (site / SHARED).write_text(shared + "\n", encoding="utf-8")
                 if ours:
                     (site / "flash_attn3_sm121").symlink_to(ours / "flash_attn3_sm121")
                     (site / "flash_attn3_sm121.pth").write_text("flash_attn3_sm121/_dropin\n", encoding="utf-8")
     return python
+
+
+def _remove_orphans(cache: Path, name: str) -> None:
+    """Remove the environments of this name whose shared torch is gone, with the clone that had it."""
+    for shared in cache.glob(f"{name}-*/lib/python*/site-packages/{SHARED}"):
+        if not Path(shared.read_text(encoding="utf-8").strip()).exists():
+            shutil.rmtree(shared.parents[3])
 
 
 def _call(*command: str) -> None:
