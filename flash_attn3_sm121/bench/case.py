@@ -38,9 +38,14 @@ class Case:
             part = slice(start, start + rows)
             return self.q[part], self.k[part], self.v[part], None if self.dout is None else self.dout[part]
         if self.page_table is not None:
-            k, v = (x[self.page_table[i].long()].flatten(0, 1)[:keys] for x in (self.k, self.v))
+            k, v = (_pages(x, self.page_table[i].long()).flatten(0, 1)[:keys] for x in (self.k, self.v))
             return self.q[i], k, v, None
         return self.q[i], self.k[i, :keys], self.v[i, :keys], None if self.dout is None else self.dout[i]
+
+
+def _pages(cache: Tensor, table: Tensor) -> Tensor:
+    """The pages of one sequence; e4m3 by bytes, as torch 2.9 does not index it on a CPU."""
+    return cache.view(torch.uint8)[table].view(cache.dtype) if cache.dtype.itemsize == 1 else cache[table]
 
 
 def build(workload: Workload, device: torch.device, *, seed: int = 0) -> Case:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from flash_attn3_sm121.hub.store import Hub
 from tests.hub_server.harness import REPO, Server, running
@@ -58,11 +59,11 @@ def test_a_client_gets_its_kernel(server: Server, tmp_path: Path, version: str) 
 
 
 @pytest.mark.parametrize("version", ["0.12.3", "0.17.2"])
-def test_without_a_gpu_the_cpu_variant_is_taken(server: Server, tmp_path: Path, version: str) -> None:
+def test_without_a_gpu_the_variant_of_torchs_build_is_taken(server: Server, tmp_path: Path, version: str) -> None:
     environ = clean_environ(tmp_path, {"HF_ENDPOINT": server.url})
     done = run_python(version, ONE, environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "/build/torch-cpu/" in done.stdout
+    assert f"/build/{'torch-cpu' if torch.version.cuda is None else 'torch-cuda'}/" in done.stdout
 
 
 @pytest.mark.parametrize("version", ["0.12.3", "0.17.2"])

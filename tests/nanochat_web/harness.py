@@ -269,30 +269,39 @@ class Network:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self._open: list[socket.socket] = []
+        self._lock = threading.Lock()  # a browser connects anew while the others are closed
+        self._ended = False
 
     def __enter__(self) -> Network:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         self.listener.close()
         self.fail()
 
     def fail(self) -> None:
-        for one in self._open:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._open.clear()
+        with self._lock:
+            while self._open:
+                one = self._open.pop()
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            while True:
+            while not self._ended:
                 near = self.listener.accept()[0]
+                with self._lock:
+                    self._open.append(near)
                 far = socket.create_connection(("127.0.0.1", self.target))
-                self._open += [near, far]
+                with self._lock:
+                    self._open.append(far)
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+        if self._ended:
+            self.fail()
 
     @staticmethod
     def _carry(source: socket.socket, sink: socket.socket) -> None:

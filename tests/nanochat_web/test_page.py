@@ -61,7 +61,7 @@ def test_the_line_that_says_who_serves_unfolds_and_stays(browser: Browser, share
     write(page, "echo served")
     assert answered(page) == "served"
     line = "document.querySelector('#serving').innerText"
-    assert "FlashAttention-3 is served by flash_attn3_sm121" in page.evaluate(line)
+    until(page, f"{line}.includes('FlashAttention-3 is served by flash_attn3_sm121')")
     assert "on the CPU with its exact PyTorch fallback" in page.evaluate(line)
     assert "nanochat.gpt.flash_attn" not in page.evaluate(line)
     page.click("#serving summary")
