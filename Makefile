@@ -167,7 +167,7 @@ prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, P
 	@$(PY) -m ci prove $(HARNESS_FLAGS) $(if $(WRITE),--write "$(WRITE)")
 
 tiles: $(BUILD_VENV)/.stamp  ## search 12.1's tiles: candidates compiled one by one, their work counted, no GPU (JOBS=, WRITE=)
-	@$(BUILD_PY) -m ci tiles $(if $(JOBS),--jobs $(JOBS)) $(if $(WRITE),--write "$(WRITE)")
+	@$(BUILD_PY) -m ci tiles --profile full $(if $(JOBS),--jobs $(JOBS)) $(if $(WRITE),--write "$(WRITE)")
 
 sentry: venv  ## optional: sentryward on a few forward kernels, race-free in every schedule? (SENTRYWARD=its program)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) --sentryward "$(or $(SENTRYWARD),sentryward)" $(if $(WRITE),--write "$(WRITE)")

@@ -25,10 +25,21 @@ from flash_attn3_sm121.errors import UsageError
 SEARCHES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("forward", 128, ("128 x 112, 8 warps, Q in registers", "128 x 48, 4 warps", "128 x 32, 4 warps")),
     ("forward", 64, ("128 x 64, 4 warps, Q in registers",)),
+    ("forward", 96, (
+        "128 x 96, 4 warps", "128 x 48, 4 warps, Q in registers", "128 x 128, 8 warps, Q in registers",
+    )),
+    ("forward", 192, ("128 x 96, 8 warps, Q in registers", "128 x 64, 8 warps, Q in registers")),
+    ("forward", 256, ("64 x 48, 4 warps", "64 x 32, 4 warps")),
     ("backward", 128, ()),
     ("backward", 64, ()),
+    ("backward", 96, (
+        "64 x 96, warps 2/2/2, V in registers, 2 + 2 stages", "96 x 96, warps 2/2/2, V in registers, 1 + 1 stages",
+    )),
+    ("backward", 192, (
+        "32 x 64, warps 2/2/1, V in registers, 2 + 2 stages", "64 x 48, warps 4/1/2, V in registers, 1 + 1 stages",
+    )),
     ("backward", 256, ("64 x 32, warps 4/1/1, V in registers, 1 + 1 stages",)),
-)
+)  # fmt: skip
 VARIANTS = ("", "causal")
 
 
@@ -59,7 +70,8 @@ def do_tiles(args: argparse.Namespace) -> int:
     )  # fmt: skip
     asked = [(args.direction, args.head_dim, args.tile, args.most)] if args.direction else []
     asked = asked or [(direction, dim, names, len(names)) for direction, dim, names in SEARCHES]
-    words = ["python -m ci tiles", *(f"--variant {each}" for each in args.variant)]
+    words = ["python -m ci tiles"] + [f"--profile {args.profile}"] * bool(args.profile)
+    words += [f"--variant {each}" for each in args.variant]
     words += [f"--direction {args.direction} --head-dim {args.head_dim}"] if args.direction else []
     words += [f"--tile '{name}'" for name in args.tile]
     words += [f"--write {args.write}"] if args.write else []
@@ -123,7 +135,7 @@ class Searcher:
         code = {kernel: counts for (of, kernel), counts in kernels.parse_sass(listing).items() if of == image}
         for item in report.usage:
             variant = kernels.variant(item.kernel)
-            if variant is None or item.image != image or variant.dtype != tiles.DTYPE:
+            if variant is None or item.image != image or variant.dtype != tiles.DTYPE or variant.head_dim_v:
                 continue
             if variant.flags - {"packgqa"} in self.variants:
                 trial, counted = tiles.of_kernel(item.kernel), code[item.kernel]

@@ -197,7 +197,7 @@ def candidates(
     """The tiles to compile beside the table's, those for a later search, and for which reasons others were left out.
 
     Arithmetic knows the best that a tile can do. The two best of each size stay; of equal ones, those nearest to the
-    table's tile come first. `only`: these alone, by their names.
+    table's tile come first. `only`: these alone, by their names, however much they move through shared memory.
     """
     left, sizes = Counter[str](), Counter[tuple[int, int]]()
     found: list[Trial] = []
@@ -206,7 +206,7 @@ def candidates(
         fault = (
             "shared memory" if trial.smem > SPEC.smem_limit
             else "registers" if trial.sums > MOST_SUMS
-            else "traffic of shared memory" if share(trial) < WORSE * share(table)
+            else "traffic of shared memory" if share(trial) < WORSE * share(table) and str(trial) not in only
             else "two better ones of the size" if sizes[size] == 2
             else ""
         )  # fmt: skip

@@ -40,13 +40,20 @@ def test_the_arithmetic_agrees_with_compiled_kernels(trial: Trial, smem: int, te
     assert 0.94 * shared < counted[2] <= shared  # what is left out: row sums, LSE, the copies' own reads
 
 
+def fits(trial: Trial) -> bool:
+    return trial.smem <= 101376 and trial.sums <= 192
+
+
+def worse(trial: Trial, table: Trial) -> bool:
+    return tiles.share(trial) < 0.9 * tiles.share(table)
+
+
 @pytest.mark.parametrize("table", [F64, F128, B64, B128, B256])
 def test_candidates_fit_and_are_few(table: Trial) -> None:
     direction = "forward" if isinstance(table, Forward) else "backward"
     found, later, left = tiles.candidates(direction, table.head_dim, table, most=4)
     assert table not in found and len(set(found)) == len(found) == 4
-    assert all(trial.smem <= 101376 and trial.sums <= 192 for trial in found)
-    assert all(tiles.share(trial) >= 0.9 * tiles.share(table) for trial in found)
+    assert all(fits(trial) and not worse(trial, table) for trial in found)
     chosen, *_ = tiles.candidates(direction, table.head_dim, table, most=4, only=[str(found[3])])
     assert chosen == found[3:]
     with pytest.raises(UsageError, match="no candidate '1 x 1'"):
@@ -54,6 +61,14 @@ def test_candidates_fit_and_are_few(table: Trial) -> None:
     legal = sum(trial != table for trial in tiles.grid(direction, table.head_dim))
     assert legal == len(found) + len(later) + sum(left.values())
     assert left["registers"] and left["shared memory"] + left["traffic of shared memory"]
+
+
+def test_a_tile_asked_for_by_name_is_compiled_though_arithmetic_speaks_against_it() -> None:
+    slow = next(trial for trial in tiles.grid("forward", 64) if fits(trial) and worse(trial, F64))
+    found, later, left = tiles.candidates("forward", 64, F64, most=4)
+    assert slow not in (*found, *later)
+    assert left["traffic of shared memory"]
+    assert tiles.candidates("forward", 64, F64, most=4, only=[str(slow)])[0] == (slow,)
 
 
 def test_a_unit_has_a_kernel_for_each_variant() -> None:
