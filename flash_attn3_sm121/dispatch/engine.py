@@ -277,7 +277,7 @@ class Engine:
         lengths = _lengths_of(call)
         ops = self._ops_without_call(lengths.device)
         if ops is not None:
-            return native.mark_native_metadata(ops.get_scheduler_metadata(*call), call[_QKV_DTYPE])
+            return native.mark_native_metadata(ops.get_scheduler_metadata(*call), call)
         return torch.zeros(self.metadata_length(call), dtype=torch.int32, device=lengths.device)
 
     def metadata_length(self, call: tuple[Any, ...]) -> int:
@@ -314,7 +314,6 @@ def _lengths_of(metadata_call: tuple[Any, ...]) -> Tensor:
 
 
 _SEQUSED_K = schemas.METADATA_NAMES.index("seqused_k")
-_QKV_DTYPE = schemas.METADATA_NAMES.index("qkv_dtype")
 
 
 @functools.cache

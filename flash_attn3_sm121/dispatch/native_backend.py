@@ -85,8 +85,8 @@ class NativePlan:
         """The call as a kernel may have it."""
         if args.num_splits < 1 and not self.can_split:
             args = replace(args, num_splits=1)
-        if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata, args.k):
-            args = replace(args, scheduler_metadata=None)  # a fallback's zeros would be taken at their word
+        if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata, args):
+            args = replace(args, scheduler_metadata=None)  # zeros, or another call's, would be taken at their word
         if args.s_aux is not None:
             return native.readable(args)
         for tensor in tensors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,6 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 from flash_attn3_sm121.native.location import locate
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Op = Callable[..., Any]
@@ -197,16 +196,63 @@ def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:
     return rounded * vectors + (arch >= 90 or given["num_splits"] > 1)
 
 
-def mark_native_metadata(metadata: Tensor, dtype: torch.dtype) -> Tensor:
-    """Remember that a kernel wrote this scheduler metadata, for K and V of that type."""
-    metadata._fa3_native = dtype  # type: ignore[attr-defined]
+# What a plan of the work depends on, beside what `_planned_for` makes of other arguments, and the lengths themselves.
+_PLANNED_BY = (
+    *("batch_size", "max_seqlen_q", "max_seqlen_k", "num_heads", "num_heads_k", "headdim", "headdim_v", "page_size"),
+    *("is_causal", "window_size_left", "attention_chunk", "has_softcap", "num_splits", "sm_margin"),
+)
+
+
+def _planned_for(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        *(given[name] for name in _PLANNED_BY),
+        0 if given["is_causal"] else given["window_size_right"],
+        given["qkv_dtype"].itemsize,  # tiles of e4m3 have other sizes, and so other splits
+        given["max_seqlen_k_new"] > 0,
+        *(given[name] is not None for name in ("cu_seqlens_q", "seqused_q")),
+        given["pack_gqa"] is False,  # it counts rows without groups then, and no kernel that splits keys does
+    )
+
+
+def mark_native_metadata(metadata: Tensor, call: tuple[Any, ...]) -> Tensor:
+    """Remember that a kernel wrote this scheduler metadata, and for which calls."""
+    metadata._fa3_native = _planned_for(dict(zip(schemas.METADATA_NAMES, call, strict=True)))  # type: ignore[attr-defined]
     return metadata
 
 
-def is_native_metadata(metadata: Tensor, k: Tensor) -> bool:
-    """Whether a kernel wrote it, for tiles like this K's: those of e4m3 have other sizes, and so other splits."""
+def is_native_metadata(metadata: Tensor, args: ForwardArgs) -> bool:
+    """Whether a kernel wrote it for such a call. Those of another one have other splits, or other entries even."""
     made_for = getattr(metadata, "_fa3_native", None)
-    return made_for is not None and made_for.itemsize == k.dtype.itemsize
+    if made_for is None or args.seqused_k is None:
+        return False
+    q, k, cu, table = args.q, args.k, args.cu_seqlens_q, args.page_table
+    return bool(
+        made_for
+        == _planned_for(
+            {
+                "batch_size": q.shape[0] if cu is None else cu.shape[0] - 1,
+                "max_seqlen_q": q.shape[1] if cu is None else args.max_seqlen_q,
+                "max_seqlen_k": k.shape[1] * (1 if table is None else table.shape[1]),
+                "num_heads": q.shape[-2],
+                "num_heads_k": k.shape[-2],
+                "headdim": q.shape[-1],
+                "headdim_v": args.v.shape[-1],
+                "page_size": None if table is None else k.shape[1],
+                "is_causal": args.causal,
+                "window_size_left": args.window_left,
+                "window_size_right": args.window_right,
+                "attention_chunk": args.attention_chunk,
+                "has_softcap": args.softcap > 0,
+                "num_splits": args.num_splits,
+                "sm_margin": args.sm_margin,
+                "qkv_dtype": k.dtype,
+                "max_seqlen_k_new": args.k_new is not None,
+                "cu_seqlens_q": cu,
+                "seqused_q": args.seqused_q,
+                "pack_gqa": None,
+            }
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
