@@ -235,15 +235,17 @@ class Engine:
         return self.plan(args, tensors).backward(args, tensors, into)
 
     def _instead(self, error: RuntimeError) -> Computes:
-        """The backend that serves tensors which kernels cannot read; an error about anything else is raised again."""
+        """The backend that serves tensors which kernels cannot take; an error about anything else is raised again."""
         if not native.is_unreadable(error):
             raise error
+        copies = "" if native.is_too_large(error) else "pass .clone() copies of such tensors, or "
         if self.forced() == "native":
             raise BackendError(
                 f"the backend native was asked for and cannot serve this call\n{error}",
-                hint="pass .clone() copies of such tensors, or leave the choice open (backend auto)",
+                hint=f"{copies}leave the choice open (backend auto)",
             ) from error
-        self._warn_once(f"flash_attn3_sm121: {error}. The fallback serves such calls; .clone() copies avoid it.")
+        avoided = "; .clone() copies avoid it" if copies else ""
+        self._warn_once(f"flash_attn3_sm121: {error}. The fallback serves such calls{avoided}.")
         return python_backend.load("sdpa")
 
     def combine(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,11 +95,46 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
 _UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
+# CUDA's word for a grid that no launch takes (of more than 65535 sequences), and what `assert_indexed` says.
+_TOO_LARGE = ("cudaErrorInvalidConfiguration", "more than 32 bits count")
+INDEXED = 2**31  # what upstream's launches multiply in 32 bits must be below it
+
+
+def is_too_large(error: RuntimeError) -> bool:
+    """Whether a call was refused for its size."""
+    return any(words in str(error) for words in _TOO_LARGE)
 
 
 def is_unreadable(error: RuntimeError) -> bool:
-    """Whether a library refused a call for where its tensors lie in memory; nothing was launched then."""
-    return any(words in str(error) for words in _UNREADABLE)
+    """Whether a call was refused for where its tensors lie in memory, or for its size: it has to be served anew."""
+    return is_too_large(error) or any(words in str(error) for words in _UNREADABLE)
+
+
+def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
+    """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
+
+    They are counted there (`hopper/flash_bwd_launch_template.h`): kernels would write gigabytes away from it.
+
+    Args:
+        dims: the head dims that the library has a backward of.
+
+    Raises:
+        RuntimeError: one that `is_too_large` knows.
+    """
+    most = max(args.q.shape[-1], args.v.shape[-1])
+    dim = min((built for built in dims if built >= most), default=most)
+    lengths = args.seqused_q is not None or args.seqused_k is not None
+    parts = {"dq": (args.q, args.cu_seqlens_q)}
+    if args.q.shape[-2] != args.k.shape[-2]:
+        parts["dk and dv"] = (args.k, args.cu_seqlens_k)
+    for name, (tensor, cu) in parts.items():
+        rows = tensor.shape[-3] + 128  # the largest block
+        if cu is not None:
+            rows += 128 * cu.shape[0]
+        elif tensor.shape[0] > 1:
+            rows *= max(tensor.shape[-2], tensor.shape[0] if lengths else 1)
+        if rows * dim >= INDEXED:
+            raise RuntimeError(f"the scratch of {name} takes strides of {rows * dim} numbers, more than 32 bits count")
 
 
 def assert_room(args: ForwardArgs) -> None:
