@@ -95,8 +95,12 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
 _UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
-# CUDA's word for a grid that no launch takes (of more than 65535 sequences), and what `assert_indexed` says.
-_TOO_LARGE = ("cudaErrorInvalidConfiguration", "more than 32 bits count")
+# CUDA's words for a grid that no launch takes (of more than 65535 sequences), what `assert_indexed` says, and what
+# upstream's host code says of more queries than the cache has room for, where new keys are written (and be it one).
+_TOO_LARGE = (
+    *("cudaErrorInvalidConfiguration", "cudaErrorInvalidValue: invalid argument (kernel launch)"),
+    *("more than 32 bits count", "seqlen <= the seqlen of the KV cache"),
+)
 INDEXED = 2**31  # what upstream's launches multiply in 32 bits must be below it
 
 

@@ -21,6 +21,8 @@ REFUSALS = (
     "FlashAttention-3: q has stride 66 in dimension 2, no multiple of 16 bytes",
     "FlashAttention-3: CUDA driver error 1 for a TMA descriptor",
     "FlashAttention-3: CUDA error: cudaErrorInvalidConfiguration: invalid configuration argument (kernel launch)",
+    "FlashAttention-3: CUDA error: cudaErrorInvalidValue: invalid argument (kernel launch)",
+    "mha_fwd, flash_api_stable.cpp:1098, If k_new is supplied, it must have seqlen <= the seqlen of the KV cache",
 )
 
 
