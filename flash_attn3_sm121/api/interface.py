@@ -334,8 +334,8 @@ def get_scheduler_metadata(
 ) -> Tensor:
     """Plan a `flash_attn_with_kvcache` call ahead.
 
-    The arguments describe that call, `qkv_dtype` its K and V. The result holds for every call that they describe,
-    layer after layer. A call whose K and V have another size of element plans for itself.
+    The arguments describe that call, `qkv_dtype` its K and V, and `max_seqlen_k` the capacity of its cache. The result
+    holds for every call that they describe, layer after layer. Any other call plans for itself.
 
     Returns:
         An opaque int32 vector for its `scheduler_metadata`.

@@ -235,15 +235,17 @@ class Engine:
         return self.plan(args, tensors).backward(args, tensors, into)
 
     def _instead(self, error: RuntimeError) -> Computes:
-        """The backend that serves tensors which kernels cannot read; an error about anything else is raised again."""
+        """The backend that serves tensors which kernels cannot take; an error about anything else is raised again."""
         if not native.is_unreadable(error):
             raise error
+        copies = "" if native.is_too_large(error) else "pass .clone() copies of such tensors, or "
         if self.forced() == "native":
             raise BackendError(
                 f"the backend native was asked for and cannot serve this call\n{error}",
-                hint="pass .clone() copies of such tensors, or leave the choice open (backend auto)",
+                hint=f"{copies}leave the choice open (backend auto)",
             ) from error
-        self._warn_once(f"flash_attn3_sm121: {error}. The fallback serves such calls; .clone() copies avoid it.")
+        avoided = "; .clone() copies avoid it" if copies else ""
+        self._warn_once(f"flash_attn3_sm121: {error}. The fallback serves such calls{avoided}.")
         return python_backend.load("sdpa")
 
     def combine(
@@ -277,7 +279,7 @@ class Engine:
         lengths = _lengths_of(call)
         ops = self._ops_without_call(lengths.device)
         if ops is not None:
-            return native.mark_native_metadata(ops.get_scheduler_metadata(*call), call[_QKV_DTYPE])
+            return native.mark_native_metadata(ops.get_scheduler_metadata(*call), call)
         return torch.zeros(self.metadata_length(call), dtype=torch.int32, device=lengths.device)
 
     def metadata_length(self, call: tuple[Any, ...]) -> int:
@@ -314,7 +316,6 @@ def _lengths_of(metadata_call: tuple[Any, ...]) -> Tensor:
 
 
 _SEQUSED_K = schemas.METADATA_NAMES.index("seqused_k")
-_QKV_DTYPE = schemas.METADATA_NAMES.index("qkv_dtype")
 
 
 @functools.cache

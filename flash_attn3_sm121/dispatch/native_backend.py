@@ -48,7 +48,7 @@ class NativePlan:
     check_cache: bool
     appends: bool = True  # the kernels write new keys
     widened: bool = False  # K and V are e4m3, and kernels widen them
-    instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot read; raises other errors
+    instead: Callable[[RuntimeError], Computes]  # the backend for tensors that kernels cannot take; raises other errors
     _dense: DenseOp | None = field(init=False, default=None)
     # A function of (q, k_cache, v_cache, cache_seqlens, k, v, page_table, cache_batch_idx, softmax_scale, ...).
     decode_op: DenseOp | None = field(init=False, default=None)
@@ -85,8 +85,8 @@ class NativePlan:
         """The call as a kernel may have it."""
         if args.num_splits < 1 and not self.can_split:
             args = replace(args, num_splits=1)
-        if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata, args.k):
-            args = replace(args, scheduler_metadata=None)  # a fallback's zeros would be taken at their word
+        if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata, args):
+            args = replace(args, scheduler_metadata=None)  # zeros, or another call's, would be taken at their word
         if args.s_aux is not None:
             return native.readable(args)
         for tensor in tensors:
@@ -102,10 +102,12 @@ class NativePlan:
         if args.q.numel() == 0 or args.k.numel() == 0:
             check_backward(args)
             return python_backend.backward(python_backend.load("sdpa"), args, into)
+        assert self.decision.build is not None
         given, args = args, native.readable(args)
-        dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
-        native.blank_unused_gradients(dq, dk, dv, args)
         try:
+            native.assert_indexed(args, self.decision.build.backward_head_dims)
+            dq, dk, dv = into or (_fresh(args.q), _fresh(args.k), _fresh(args.v))
+            native.blank_unused_gradients(dq, dk, dv, args)
             softmax_d = native.run_backward(self.ops, args, dq, dk, dv)
         except RuntimeError as error:
             other = self.instead(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,6 @@ from flash_attn3_sm121.native.buildfacts import BuildFacts
 from flash_attn3_sm121.native.location import locate
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Op = Callable[..., Any]
@@ -96,11 +95,50 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
 _UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
+# CUDA's words for a grid that no launch takes (of more than 65535 sequences), what `assert_indexed` says, and what
+# upstream's host code says of more queries than the cache has room for, where new keys are written (and be it one).
+_TOO_LARGE = (
+    *("cudaErrorInvalidConfiguration", "cudaErrorInvalidValue: invalid argument (kernel launch)"),
+    *("more than 32 bits count", "seqlen <= the seqlen of the KV cache"),
+)
+INDEXED = 2**31  # what upstream's launches multiply in 32 bits must be below it
+
+
+def is_too_large(error: RuntimeError) -> bool:
+    """Whether a call was refused for its size."""
+    return any(words in str(error) for words in _TOO_LARGE)
 
 
 def is_unreadable(error: RuntimeError) -> bool:
-    """Whether a library refused a call for where its tensors lie in memory; nothing was launched then."""
-    return any(words in str(error) for words in _UNREADABLE)
+    """Whether a call was refused for where its tensors lie in memory, or for its size: it has to be served anew."""
+    return is_too_large(error) or any(words in str(error) for words in _UNREADABLE)
+
+
+def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
+    """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
+
+    They are counted there (`hopper/flash_bwd_launch_template.h`): kernels would write gigabytes away from it.
+
+    Args:
+        dims: the head dims that the library has a backward of.
+
+    Raises:
+        RuntimeError: one that `is_too_large` knows.
+    """
+    most = max(args.q.shape[-1], args.v.shape[-1])
+    dim = min((built for built in dims if built >= most), default=most)
+    lengths = args.seqused_q is not None or args.seqused_k is not None
+    parts = {"dq": (args.q, args.cu_seqlens_q)}
+    if args.q.shape[-2] != args.k.shape[-2]:
+        parts["dk and dv"] = (args.k, args.cu_seqlens_k)
+    for name, (tensor, cu) in parts.items():
+        rows = tensor.shape[-3] + 128  # the largest block
+        if cu is not None:
+            rows += 128 * cu.shape[0]
+        elif tensor.shape[0] > 1:
+            rows *= max(tensor.shape[-2], tensor.shape[0] if lengths else 1)
+        if rows * dim >= INDEXED:
+            raise RuntimeError(f"the scratch of {name} takes strides of {rows * dim} numbers, more than 32 bits count")
 
 
 def assert_room(args: ForwardArgs) -> None:
@@ -197,16 +235,63 @@ def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:
     return rounded * vectors + (arch >= 90 or given["num_splits"] > 1)
 
 
-def mark_native_metadata(metadata: Tensor, dtype: torch.dtype) -> Tensor:
-    """Remember that a kernel wrote this scheduler metadata, for K and V of that type."""
-    metadata._fa3_native = dtype  # type: ignore[attr-defined]
+# What a plan of the work depends on, beside what `_planned_for` makes of other arguments, and the lengths themselves.
+_PLANNED_BY = (
+    *("batch_size", "max_seqlen_q", "max_seqlen_k", "num_heads", "num_heads_k", "headdim", "headdim_v", "page_size"),
+    *("is_causal", "window_size_left", "attention_chunk", "has_softcap", "num_splits", "sm_margin"),
+)
+
+
+def _planned_for(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        *(given[name] for name in _PLANNED_BY),
+        0 if given["is_causal"] else given["window_size_right"],
+        given["qkv_dtype"].itemsize,  # tiles of e4m3 have other sizes, and so other splits
+        given["max_seqlen_k_new"] > 0,
+        *(given[name] is not None for name in ("cu_seqlens_q", "seqused_q")),
+        given["pack_gqa"] is False,  # it counts rows without groups then, and no kernel that splits keys does
+    )
+
+
+def mark_native_metadata(metadata: Tensor, call: tuple[Any, ...]) -> Tensor:
+    """Remember that a kernel wrote this scheduler metadata, and for which calls."""
+    metadata._fa3_native = _planned_for(dict(zip(schemas.METADATA_NAMES, call, strict=True)))  # type: ignore[attr-defined]
     return metadata
 
 
-def is_native_metadata(metadata: Tensor, k: Tensor) -> bool:
-    """Whether a kernel wrote it, for tiles like this K's: those of e4m3 have other sizes, and so other splits."""
+def is_native_metadata(metadata: Tensor, args: ForwardArgs) -> bool:
+    """Whether a kernel wrote it for such a call. Those of another one have other splits, or other entries even."""
     made_for = getattr(metadata, "_fa3_native", None)
-    return made_for is not None and made_for.itemsize == k.dtype.itemsize
+    if made_for is None or args.seqused_k is None:
+        return False
+    q, k, cu, table = args.q, args.k, args.cu_seqlens_q, args.page_table
+    return bool(
+        made_for
+        == _planned_for(
+            {
+                "batch_size": q.shape[0] if cu is None else cu.shape[0] - 1,
+                "max_seqlen_q": q.shape[1] if cu is None else args.max_seqlen_q,
+                "max_seqlen_k": k.shape[1] * (1 if table is None else table.shape[1]),
+                "num_heads": q.shape[-2],
+                "num_heads_k": k.shape[-2],
+                "headdim": q.shape[-1],
+                "headdim_v": args.v.shape[-1],
+                "page_size": None if table is None else k.shape[1],
+                "is_causal": args.causal,
+                "window_size_left": args.window_left,
+                "window_size_right": args.window_right,
+                "attention_chunk": args.attention_chunk,
+                "has_softcap": args.softcap > 0,
+                "num_splits": args.num_splits,
+                "sm_margin": args.sm_margin,
+                "qkv_dtype": k.dtype,
+                "max_seqlen_k_new": args.k_new is not None,
+                "cu_seqlens_q": cu,
+                "seqused_q": args.seqused_q,
+                "pack_gqa": None,
+            }
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

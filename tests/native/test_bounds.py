@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_attn3_sm121 import fallback
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
@@ -102,3 +103,34 @@ def test_combine_fills_out_at_every_head_dim(refuses: bool) -> None:
         merged, _ = serving.combine(parts, lses, out, None)
     assert merged.data_ptr() == out.data_ptr()
     torch.testing.assert_close(out, fallback.combine(parts, lses)[0])
+
+
+METADATA_CALL = (
+    *(2, 1, 16, 4, 2, 16, 16, torch.bfloat16, torch.tensor([5, 6], dtype=torch.int32), *[None] * 6),
+    *(0, True, -1, -1, 0, False, 0, None, 0),
+)
+ANOTHER_CALL = {
+    "batch_size": 1, "max_seqlen_q": 2, "max_seqlen_k": 6, "num_heads": 8, "qkv_dtype": torch.float8_e4m3fn,
+    "seqused_q": torch.tensor([1, 1], dtype=torch.int32), "page_size": 16, "max_seqlen_k_new": 1, "is_causal": False,
+    "window_size_left": 3, "has_softcap": True, "num_splits": 16, "pack_gqa": False, "sm_margin": 8,
+}  # fmt: skip
+
+
+def test_metadata_of_a_fallback_or_another_call_is_never_handed_to_a_kernel() -> None:
+    """Executed, kernels that read it wrote past the partial results, or left rows of the output as they were.
+
+    Those were 16 splits for a call with 2; the longest sequence for the cache's capacity, a window lying between them;
+    and rows counted without groups (pack_gqa=False) where keys are split.
+    """
+    q, k, v = half(sq=1, sk=16)
+    kernels = Kernels()
+    serving = engine(kernels.open)
+    call = dict(zip(schemas.METADATA_NAMES, METADATA_CALL, strict=True))
+    own = serving.scheduler_metadata(METADATA_CALL)
+    assert (own.shape, bool(own.all())) == ((4 * 4 + 1,), True)
+    others = [serving.scheduler_metadata(tuple((call | {n: x}).values())) for n, x in ANOTHER_CALL.items()]
+    for metadata in (own, torch.zeros_like(own), *others):
+        args = ForwardArgs(q=q, k=k, v=v, seqused_k=call["seqused_k"], scheduler_metadata=metadata, **CAUSAL)
+        serving.forward(replace(args, num_splits=0))
+    assert kernels.calls[0].scheduler_metadata is own
+    assert [seen.scheduler_metadata for seen in kernels.calls[1:]] == [None] * (1 + len(others))

@@ -1,4 +1,4 @@
-"""Tensors that kernels cannot read 16 bytes at a time: the library refuses them, and the fallback serves the call."""
+"""Tensors that kernels cannot read 16 bytes at a time, or that are too many: the fallback serves what is refused."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ REFUSALS = (
     "FlashAttention-3: k starts at no multiple of 16 bytes",
     "FlashAttention-3: q has stride 66 in dimension 2, no multiple of 16 bytes",
     "FlashAttention-3: CUDA driver error 1 for a TMA descriptor",
+    "FlashAttention-3: CUDA error: cudaErrorInvalidConfiguration: invalid configuration argument (kernel launch)",
+    "FlashAttention-3: CUDA error: cudaErrorInvalidValue: invalid argument (kernel launch)",
+    "mha_fwd, flash_api_stable.cpp:1098, If k_new is supplied, it must have seqlen <= the seqlen of the KV cache",
 )
 
 
@@ -78,6 +81,50 @@ def test_gradients_too() -> None:
     with pytest.warns(RuntimeWarning, match="no multiple of 16 bytes"):
         found = serving.backward(BackwardArgs(**{**args, "q": shifted(q)}), into)
     assert kernels.backward_calls == 1 and found.dq is into[0]
+    torch.testing.assert_close((found.dq, found.dk, found.dv), (right.dq, right.dk, right.dv))
+
+
+def backward_of(q: Tensor, k: Tensor, **more: Any) -> BackwardArgs:
+    return BackwardArgs(dout=q, q=q, k=k, v=k, out=q, softmax_lse=q, softmax_scale=1.0, **more)
+
+
+def test_a_backward_whose_scratch_32_bits_cannot_count_is_refused() -> None:
+    """Of 2 x 524288 rows, 32 heads of 128: the second sequence's dQ would lie 2^31 numbers before the first's."""
+
+    def refused(q: tuple[int, ...], k: tuple[int, ...], **more: Any) -> bool:
+        tensors = (torch.zeros(1).bfloat16().expand(shape) for shape in (q, k))
+        try:
+            library.assert_indexed(backward_of(*tensors, **more), (64, 128, 256))
+        except RuntimeError as error:
+            assert library.is_too_large(error) and library.is_unreadable(error)
+            return True
+        return False
+
+    rows = 2**19
+    assert refused((2, rows, 32, 128), (2, rows, 8, 128))
+    assert refused((2, rows, 32, 96), (2, rows, 8, 96)), "the kernel's head dim counts"
+    assert refused((2, 64, 64, 128), (2, rows, 32, 128)), "the scratch of dk and dv, too"
+    assert not refused((2, 64, 32, 128), (2, rows, 32, 128)), "which heads of their own do not have"
+    assert not refused((1, rows, 32, 128), (1, rows, 8, 128)), "one sequence has no stride to the next"
+    assert not refused((2, rows - 256, 32, 128), (2, rows, 8, 128))
+    cu = torch.zeros(3, dtype=torch.int32)
+    assert refused((2**24, 1, 128), (2**24, 1, 128), cu_seqlens_q=cu, cu_seqlens_k=cu)
+    assert not refused((2**23, 1, 128), (2**23, 1, 128), cu_seqlens_q=cu, cu_seqlens_k=cu)
+    used = torch.zeros(1, dtype=torch.int32).expand(64)
+    assert refused((64, 2**18, 1, 128), (64, 2**18, 1, 128), seqused_k=used)
+
+
+def test_the_fallback_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = half()
+    kernels = Choosy()
+    serving = engine(kernels.open)
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    args = BackwardArgs(dout=torch.randn_like(out), q=q, k=k, v=v, out=out, softmax_lse=lse, **CAUSAL)
+    right = serving.backward(args)
+    monkeypatch.setattr(library, "INDEXED", 16)
+    with pytest.warns(RuntimeWarning, match=r"more than 32 bits count. The fallback serves such calls\.$"):
+        found = serving.backward(args)
+    assert kernels.backward_calls == 1
     torch.testing.assert_close((found.dq, found.dk, found.dv), (right.dq, right.dk, right.dv))
 
 
