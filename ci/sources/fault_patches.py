@@ -124,4 +124,21 @@ FAULT_PATCHES: tuple[Edit, ...] = (
             ),
         ),
     ),
+    Edit(
+        name="many-rows",
+        file="hopper/flash_api_stable.cpp",
+        why="batch times length, in 32 bits, said that there are no rows or no keys: 2048 sequences sharing 2^20 keys "
+        "got zeros, and an LSE of infinity",
+        changes=(
+            Change(
+                anchor="if (total_q > 0 && (total_k + params.total_knew) > 0 && num_heads_k > 0) {",
+                replacement="if (q.numel() > 0 && (k.size(is_varlen_k ? 0 : 1) > 0 || params.total_knew > 0) && "
+                "num_heads_k > 0) {",
+            ),
+            Change(
+                anchor="} else if (total_q > 0 && num_heads_k > 0) {\n        // If seqlen_k == 0",
+                replacement="} else if (q.numel() > 0 && num_heads_k > 0) {\n        // If seqlen_k == 0",
+            ),
+        ),
+    ),
 )

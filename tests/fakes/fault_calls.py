@@ -196,6 +196,18 @@ def decode_from_pages(call: Op) -> dict[str, float]:
     return {"out": _furthest(outs), "lse": _furthest(lses)}
 
 
+def shared_keys(call: Op) -> dict[str, float]:
+    """2^31 keys by their shape: a tensor expanded over the batch, of which a window sees two."""
+    batch, rows, keys = 2048, 2, 2**20
+    q, (k, v) = _random(batch, rows, 1, DIM), (_random(1, keys, 1, DIM) for _ in range(2))
+    out, lse, *_ = call(
+        "fwd", q=q, k=k.expand(batch, -1, -1, -1), v=v.expand(batch, -1, -1, -1), window_size_left=0,
+        window_size_right=0, num_splits=1,
+    )  # fmt: skip
+    own = (q.double() * k[0, -rows:].double()).sum(-1) / math.sqrt(DIM)
+    return {"out": _furthest([(out, v[:, -rows:].expand_as(out))]), "lse": _furthest([(lse, own.transpose(1, 2))])}
+
+
 def _gradients(call: Op, lengths: list[tuple[int, int]], *, packed: bool, **more: Any) -> dict[str, float]:
     """Gradients of `lengths` (rows, keys) of each batch's 100 and 150; rows of Q are packed or not."""
     rows, keys, heads = 100, 150, HEADS
@@ -239,6 +251,7 @@ CASES: dict[str, Callable[[Op], dict[str, float]]] = {
         used_rows_and_split,
         decode_from_pages,
         padded_rows,
+        shared_keys,
         used_rows_backward,
         packed_rows_backward,
     )

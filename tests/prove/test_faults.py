@@ -80,6 +80,11 @@ def test_a_packed_q_does_not_pack_k(mended: Executable, faulty: Executable) -> N
     check(mended, "packed_rows_backward")
 
 
+def test_keys_are_counted_in_64_bits(mended: Executable, faulty: Executable) -> None:
+    assert set(far(show(faulty, "shared_keys"))) == {"out", "lse"}
+    check(mended, "shared_keys")
+
+
 def test_rows_of_padding_are_skipped(mended: Executable) -> None:
     """No fault of upstream's: transformers pads decode batches with rows of length -1, and relies on this."""
     check(mended, "padded_rows")
