@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_attn3_sm121.arch import capability as capability_row
-from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
+from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts, device_named
 from flash_attn3_sm121.dispatch.decide import Decision
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.native.location import locate
@@ -143,7 +143,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
     if device is not None:
-        return torch.device(device)
+        return device_named(device)
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

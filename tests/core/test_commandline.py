@@ -107,6 +107,12 @@ def test_a_missing_package_is_named(missing: str, words: list[str]) -> None:
     assert f"the Python package {missing} is not installed" in done.stderr and f"pip install {missing}" in done.stderr
 
 
+@pytest.mark.parametrize("words", [["explain"], ["selftest"], ["bench", "--quick"]], ids=" ".join)
+def test_a_device_that_is_not_there_is_a_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--device", "cuda:99"]) == 2
+    assert "device cuda:99: torch sees no such device here\n  -> flash-attn3 doctor" in capsys.readouterr().err
+
+
 def test_the_documented_table_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
     rows = {int(code): meaning for code, meaning in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)}
