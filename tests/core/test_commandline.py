@@ -97,7 +97,9 @@ def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[st
     assert out == "" and err.startswith("ci: error: ") and "99.9" in err
 
 
-@pytest.mark.parametrize(("missing", "words"), [("torch", ["selftest"]), ("torch", ["bench"])])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("torch", ["selftest"]), ("torch", ["bench"]), ("shtab", ["completion", "bash"])]
+)
 def test_a_missing_package_is_named(missing: str, words: list[str]) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from flash_attn3_sm121.cli import main; sys.exit(main({words}))"
