@@ -146,6 +146,7 @@ def test_help_of_every_subcommand_fits_eighty_columns(
     ("words", "code", "said"),
     [
         (["verify", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
+        (["reproduce", "--against", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
         (["wheel", "--jobs", "0"], 2, "--jobs: expected 1 or more, found 0"),
         (["assemble", "/nowhere"], 16, "python -m ci build"),
     ],
