@@ -147,6 +147,7 @@ def test_help_of_every_subcommand_fits_eighty_columns(
     [
         (["verify", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
         (["reproduce", "--against", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
+        (["tiles", "--variant", "paged,kausal"], 2, "--variant: unknown word 'kausal'\n  -> known: causal, local"),
         (["wheel", "--jobs", "0"], 2, "--jobs: expected 1 or more, found 0"),
         (["assemble", "/nowhere"], 16, "python -m ci build"),
     ],
