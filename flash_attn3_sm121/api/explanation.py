@@ -127,6 +127,8 @@ def explain(
         unknown = sorted(set(features) - set(FEATURE_WORDS))
         if unknown:
             raise UsageError(f"explain: unknown features {unknown}; known are {', '.join(FEATURE_WORDS)}")
+        if (least := min(head_dim, head_dim if head_dim_v is None else head_dim_v)) < 1:
+            raise UsageError(f"explain: expected a head dim of 1 or more, found {least}")
         where = _device(device)
         facts = CallFacts(
             device_type=where.type if capability is None else "cuda",

@@ -69,6 +69,8 @@ def do_bench(args: argparse.Namespace) -> int:
         return 0
     from flash_attn3_sm121.bench.contenders import contenders
 
+    if args.seconds is not None and not args.seconds > 0:
+        raise UsageError(f"--seconds: expected more than 0, found {args.seconds:g}")
     device = _device(args.device)
     works = pick_workloads(suite(device.type, quick=args.quick), args.workload)
     everyone = pick_contenders(contenders(device), args.backend)
