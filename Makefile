@@ -26,6 +26,8 @@ HARNESS_FLAGS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(MODELS),--models "$
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  What is built: PROFILE= or MODELS=, ARCHS=, PIN= or LOCK=, PLATFORM=, PROXY='
+	@echo '  with JOBS= compilers at once; docs/building.md says what each may be.'
 
 # An environment with the packages of a list. Where two makes want it at once, the second waits and finds it made.
 define environment
@@ -45,7 +47,7 @@ $(VENV)/.stamp-torch-$(TORCH): | $(VENV)/.stamp-dev
 
 venv: $(VENV)/.stamp-dev $(VENV)/.stamp-torch-$(TORCH)  ## the virtual environment of the tests (.venv)
 
-lint: venv  ## ruff, mypy --strict, import-linter, clang-format, shellcheck
+lint: venv  ## ruff, mypy, import-linter, clang-format, shellcheck
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -64,7 +66,7 @@ CI_BIN := $(CI_VENV)/bin
 $(CI_VENV)/.stamp: requirements-ci.txt
 	$(environment)
 
-lint-ci: $(CI_VENV)/.stamp  ## workflows against GitHub's schema and zizmor, cibuildwheel's configuration
+lint-ci: $(CI_VENV)/.stamp  ## the workflows, and cibuildwheel's configuration
 	$(CI_BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(CI_BIN)/zizmor --offline --strict-collection --no-progress --quiet .github/workflows
 	$(CI_BIN)/cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers
@@ -88,7 +90,7 @@ KERNELS ?= 0.17.2
 .PHONY: ci-plan ci-launcher ci-fetch ci-build ci-launcher-stats ci-assemble ci-verify ci-install ci-native ci-emulate \
   ci-index ci-manylinux
 
-ci-local:  ## the jobs of wheels.yml here, smoke profile: build, assemble, verify, install, emulate, index
+ci-local:  ## the jobs of wheels.yml here (PROFILE=smoke)
 	@.ci/local
 
 ci-plan: $(BUILD_VENV)/.stamp
@@ -148,28 +150,28 @@ ci-manylinux: $(CI_VENV)/.stamp
 plan: $(BUILD_VENV)/.stamp  ## what `make wheel` would build, without doing it
 	@$(BUILD_PY) -m ci plan $(HARNESS_FLAGS)
 
-wheel: $(BUILD_VENV)/.stamp  ## sources to a checked, published wheel (PROFILE= or MODELS=, PIN= or LOCK=, ARCHS=, JOBS=, PLATFORM=, PROXY=)
+wheel: $(BUILD_VENV)/.stamp  ## sources to a checked wheel, published to the local hub
 	@$(BUILD_PY) -m ci wheel $(HARNESS_FLAGS) --output $(OUT)
 
-wheel-fa2: $(BUILD_VENV)/.stamp  ## FlashAttention-2's names (flash_attn) as a small wheel of their own, over the other one
+wheel-fa2: $(BUILD_VENV)/.stamp  ## FlashAttention-2's names as a small wheel over the other
 	@$(BUILD_PY) -m ci wheel-fa2 --output $(OUT)/fa2
 
 verify: $(BUILD_VENV)/.stamp  ## check the wheels in wheels/ again
 	@$(BUILD_PY) -m ci verify $(wildcard $(OUT)/*.whl)
 
-reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches in two folders: the same bytes?
+reproducible: $(BUILD_VENV)/.stamp  ## build twice with cold caches: the same bytes?
 	@$(BUILD_PY) -m ci reproduce $(HARNESS_FLAGS)
 
-measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory against upstream's files and flags (SAMPLE=)
+measure: $(BUILD_VENV)/.stamp  ## CPU seconds and memory beside upstream's files (SAMPLE=)
 	@$(BUILD_PY) -m ci measure --profile full $(if $(ARCHS),--archs "$(ARCHS)",--archs 12.1) --sample $(SAMPLE)
 
-prove: venv  ## execute 12.1's kernels in software before they ship (PROFILE=, PIN=, ARCHS=, JOBS=, WRITE=)
+prove: venv  ## execute 12.1's kernels in software (WRITE=FILE)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) $(if $(WRITE),--write "$(WRITE)")
 
-tiles: $(BUILD_VENV)/.stamp  ## search 12.1's tiles: candidates compiled one by one, their work counted, no GPU (JOBS=, WRITE=)
+tiles: $(BUILD_VENV)/.stamp  ## search 12.1's tiles by counted work (WRITE=FILE)
 	@$(BUILD_PY) -m ci tiles --profile full $(if $(JOBS),--jobs $(JOBS)) $(if $(WRITE),--write "$(WRITE)")
 
-sentry: venv  ## optional: sentryward on a few forward kernels, race-free in every schedule? (SENTRYWARD=its program)
+sentry: venv  ## optional: sentryward's opinion of races (SENTRYWARD=)
 	@$(PY) -m ci prove $(HARNESS_FLAGS) --sentryward "$(or $(SENTRYWARD),sentryward)" $(if $(WRITE),--write "$(WRITE)")
 
 test-quick: venv  ## what needs no GPU, compiler or network: a few minutes
@@ -179,14 +181,14 @@ test-torch: venv  ## what depends on torch, with TORCH=2.9.1 or another
 	$(PY) -m pytest -q -m "not nvcc and not gpu and not network and not emulated and not slow and not browser and not fresh" \
 	  tests/api tests/call tests/core tests/dispatch tests/flex tests/fallback tests/native
 
-test-aarch64: venv  ## a cross-compiled aarch64 wheel, installed and used under emulation (qemu-user, debootstrap, root)
+test-aarch64: venv  ## an aarch64 wheel under emulation (qemu-user, root)
 	$(PY) -m pytest -q -m emulated
 
 # No environment of its own: it runs with the Python that has the device's torch. MINUTES=, OUT_GPU=, PROXY=1
 GPU_PYTHON ?= python3
 MINUTES ?= 8
 OUT_GPU ?= gpu-test
-test-gpu:  ## try WHEEL= on this machine's GPU, building nothing: numbers, crashes, graphs, compile, speed
+test-gpu:  ## try WHEEL= on this machine's GPU, building nothing
 	$(GPU_PYTHON) -m ci gpu-test --wheel "$(WHEEL)" --out "$(OUT_GPU)" --minutes $(MINUTES) $(if $(PROXY),--proxy)
 
 # `fresh` runs this very target on a bare Debian: it has one of its own.
@@ -195,8 +197,8 @@ test: venv  ## everything that this machine can run
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not fresh" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # FRESH="--only wheel" and the like; as root.
-fresh: $(BUILD_VENV)/.stamp  ## the two commands of README.md on a bare Debian, as a new user (debootstrap, root)
+fresh: $(BUILD_VENV)/.stamp  ## README.md's two commands on a bare Debian (root)
 	@$(BUILD_PY) -m ci fresh $(FRESH)
 
 clean:  ## products of this folder (the content cache stays)
-	rm -rf build $(VENV) $(CI_VENV) $(USER_VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) $(BUILD_VENV) $(CI_VENV) $(USER_VENV) .pytest_cache .mypy_cache .ruff_cache

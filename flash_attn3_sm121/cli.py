@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from flash_attn3_sm121.commandline import Program
-from flash_attn3_sm121.errors import FlashAttn3Error
 
 # name -> (module, what `--help` says)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -52,14 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def configure_completion(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Use it as: eval "$(flash-attn3 completion bash)"'
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh"))
 
 
 def do_completion(args: argparse.Namespace) -> int:
     """Print a script, made by shtab, that completes commands, actions and options."""
-    try:
-        import shtab
-    except ModuleNotFoundError as error:
-        raise FlashAttn3Error("`flash-attn3 completion` needs shtab", hint="pip install shtab") from error
+    import shtab
+
     print(shtab.complete(PROGRAM.parser(), shell=args.shell))
     return 0

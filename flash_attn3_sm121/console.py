@@ -146,6 +146,11 @@ class Verbatim(NamedTuple):
 Block = str | Verbatim | Table
 
 
+def paragraph(text: str) -> list[Block]:
+    """Prose as lines of at most 80 characters, on a terminal and elsewhere."""
+    return [*textwrap.wrap(text, 80, break_on_hyphens=False)]
+
+
 def plain(blocks: Iterable[Block]) -> str:
     """Blocks as they stand in a file or a pipe. A string is a line of its own."""
     return "".join(str(block) if isinstance(block, Table) else f"{_line(block)}\n" for block in blocks)

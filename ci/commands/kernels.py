@@ -13,7 +13,7 @@ from ci.verify import kernels
 from ci.verify.executed import executed
 from ci.verify.reading import Disassembler
 from flash_attn3_sm121.arch import Family
-from flash_attn3_sm121.errors import VerifyError
+from flash_attn3_sm121.errors import UsageError, VerifyError
 
 DEVICE = "GB10"
 
@@ -32,7 +32,7 @@ def do_kernels(args: argparse.Namespace) -> int:
     session = common.begin(options.from_arguments(args))
     family = next((item for item in session.plan.families if item.family is Family.SM8X), None)
     if family is None:
-        raise VerifyError("the page is about the 99 KB family", hint="add 12.1 to the architectures")
+        raise UsageError("the page is of kernels for 12.1", hint="add 12.1 to the architectures")
     chosen_rows = document.choice(args.only, family.selection)
     inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-standin-") as scratch:

@@ -12,6 +12,7 @@ from ci.commands import common, options
 from ci.plan import plan
 from ci.plan.plan import BuildPlan, FamilyPlan
 from ci.plan.profiles import find
+from ci.plan.units import Unit
 from ci.settings import Settings
 from ci.sources.lock import read_lock
 from ci.toolchain.installed import format_version
@@ -65,12 +66,17 @@ def _family(plan: BuildPlan, family: FamilyPlan) -> list[str]:
     head = ("unit", "kernels", "CPU s", "GB") + (() if plan.shard.whole else ("shard",))
     table = Table(head=head, rows=rows, right=frozenset({1, 2, 3}))
     lines += textwrap.indent(str(table), "  ").splitlines()
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[Unit]] = {}
     for item in family.units:
-        groups.setdefault(item.flags, []).append(item.unit.kind)
-    for words, kinds in groups.items():
+        groups.setdefault(item.flags, []).append(item.unit)
+    told: set[str] = set()
+    for words, units in groups.items():
+        # A kind of file that had other flags above is named by its files.
+        titles = dict.fromkeys(unit.name if unit.kind in told else unit.kind for unit in units)
+        told |= {unit.kind for unit in units}
         body = textwrap.wrap(" ".join(words), 76, break_long_words=False, break_on_hyphens=False)
-        lines += ["", f"  flags of {', '.join(dict.fromkeys(kinds))}", *(f"    {line}" for line in body)]
+        lines += ["", *textwrap.wrap(f"  flags of {', '.join(titles)}", 80, subsequent_indent="    ")]
+        lines += (f"    {line}" for line in body)
     return lines
 
 
@@ -89,7 +95,9 @@ def to_text(plan: BuildPlan, settings: Settings) -> str:
     lines += [
         "",
         f"total: {len(units)} units, {kernels} kernels, about {cost.cpu_s:.0f} CPU s, at most {cost.rss_gb:.1f} GB each"
-        f"; {here} with {at_once.jobs} at once here, less what is cached"
+        f"; {here} with {at_once.jobs} at once here"
+        + (f" ({at_once.hungry} of those over {at_once.hungry_gb:g} GB)" if at_once.hungry < at_once.jobs else "")
+        + ", less what is cached"
         + (f" ({measured} units as they were measured here)" if measured else ""),
     ]
     return "\n".join(lines) + "\n"

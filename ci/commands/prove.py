@@ -36,7 +36,6 @@ dims and directions whose kernels changed.
 def configure_prove(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     options.add_build_arguments(parser)
-    parser.add_argument("--times", type=int, default=3, help="calls for each combination of parameters (default 3)")
     parser.add_argument(
         "--only",
         action="append",
@@ -44,7 +43,6 @@ def configure_prove(parser: argparse.ArgumentParser) -> None:
         metavar="WORD[,WORD]",
         help="cases with one of these words in their name; may be repeated, and each --only must hold",
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "prove", help="where results are kept")
     parser.add_argument("--mutants", type=int, default=0, metavar="N", help="change N instructions: is each noticed?")
     parser.add_argument(
         "--draw", type=int, default=0, metavar="SEED", help="other instructions for --mutants (default 0)"
@@ -100,14 +98,14 @@ def do_prove(args: argparse.Namespace) -> int:
     if family is None or "sm_121" not in family.images:
         raise UsageError("kernels for 12.1 are what can be executed", hint="add 12.1 to the architectures")
     inputs = common.gather_inputs(session)
-    name = session.plan.profile
-    folder: Path = args.folder / (name if session.request.lock == DEFAULT_LOCK else f"{name}-{inputs.tree.lock.short}")
+    pin = "" if session.request.lock == DEFAULT_LOCK else f"-{inputs.tree.lock.short}"
+    folder = ROOT / "build" / "prove" / f"{session.plan.profile}{pin}"
     folder.mkdir(parents=True, exist_ok=True)
     executable = make(common.builder(session, inputs), family, output=folder)
     jobs, narrate = session.settings.jobs or session.settings.cores, session.settings.narrate
     if args.sentryward:
         return second_opinion(args, executable, family, folder=folder, narrate=narrate)
-    wanted = chosen_cases(cases(family.selection, times=args.times), args.only)
+    wanted = chosen_cases(cases(family.selection), args.only)
     pool = Pool(executable=executable, folder=folder, jobs=jobs, narrate=narrate)
     results, counts = pool.run(wanted)
     about: dict[str, Any] = {
@@ -116,7 +114,6 @@ def do_prove(args: argparse.Namespace) -> int:
         "edits": inputs.edited.digest,
         "cuda": inputs.toolchain.cuda,
         "only": args.only,
-        "times": args.times,
         "seeds": sorted({case.seed for case in wanted}),
     }
     made = report.document(results, counts, all_kernels=executable.kernels, about=about)

@@ -59,15 +59,16 @@ def configure_tiles(parser: argparse.ArgumentParser) -> None:
 def do_tiles(args: argparse.Namespace) -> int:
     if (args.direction is None) != (args.head_dim is None):
         raise UsageError("a search is of a direction and a head dim", hint="give both, or neither for the whole page")
+    variants = tuple(frozenset(filter(None, words.split(","))) for words in args.variant or VARIANTS)
+    if unknown := sorted(frozenset().union(*variants) - {*kernels.FORWARD_FLAGS, *kernels.BACKWARD_FLAGS}):
+        known = dict.fromkeys((*kernels.FORWARD_FLAGS, *kernels.BACKWARD_FLAGS))
+        raise UsageError(f"--variant: unknown word {unknown[0]!r}", hint=f"known: {', '.join(known)}")
     session = common.begin(options.from_arguments(args))
     family = next((item for item in session.plan.families if item.family is Family.SM8X), None)
     if family is None:
-        raise UsageError("tiles are searched for the 99 KB family", hint="add 12.1 to the architectures")
+        raise UsageError("tiles are searched for 12.1", hint="add 12.1 to the architectures")
     inputs = common.gather_inputs(session)
-    searcher = Searcher(
-        builder=common.builder(session, inputs), family=family,
-        variants=tuple(frozenset(filter(None, words.split(","))) for words in args.variant or VARIANTS),
-    )  # fmt: skip
+    searcher = Searcher(builder=common.builder(session, inputs), family=family, variants=variants)
     asked = [(args.direction, args.head_dim, args.tile, args.most)] if args.direction else []
     asked = asked or [(direction, dim, names, len(names)) for direction, dim, names in SEARCHES]
     words = ["python -m ci tiles"] + [f"--profile {args.profile}"] * bool(args.profile)

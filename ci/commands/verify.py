@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ci.build.family import Builder, Inputs
@@ -39,8 +40,7 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
 def do_verify(args: argparse.Namespace) -> int:
     if not args.wheels:
         raise UsageError("no wheel to verify", hint="make wheel builds one; then: python -m ci verify wheels/*.whl")
-    if missing := [path for path in args.wheels if not path.is_file()]:
-        raise UsageError(f"no such wheel: {missing[0]}", hint="ls wheels; make wheel builds one")
+    _refuse_missing(args.wheels)
     settings = Settings()
     tool = Disassembler.of(resolve(settings, cuda_home=args.cuda_home), settings.narrate)
     good = True
@@ -57,12 +57,19 @@ def do_verify(args: argparse.Namespace) -> int:
     return 0 if good else VerifyError.exit_code
 
 
+def _refuse_missing(wheels: Sequence[Path]) -> None:
+    """Raises UsageError where a wheel is not there, before anything is fetched or compiled."""
+    if missing := [path for path in wheels if not path.is_file()]:
+        raise UsageError(f"no such wheel: {missing[0]}", hint="ls wheels; make wheel builds one")
+
+
 def configure_reproduce(parser: argparse.ArgumentParser) -> None:
     options.add_build_arguments(parser)
     parser.add_argument("--against", type=Path, metavar="WHEEL", help="compare one build with this wheel")
 
 
 def do_reproduce(args: argparse.Namespace) -> int:
+    _refuse_missing([args.against] if args.against else [])
     session = common.begin(options.from_arguments(args))
     inputs = common.gather_inputs(session)
     with tempfile.TemporaryDirectory(prefix="fa3-reproduce-") as scratch:

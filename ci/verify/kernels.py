@@ -66,8 +66,8 @@ _MAIN_LOOP = re.compile(
 )
 # Where Q, K and V are e4m3, the output's.
 _DTYPES: dict[str | None, str] = {"bfloat16_t": "bf16", "half_t": "fp16", None: "bf16"}
-_FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "packgqa", "split")
-_BACKWARD_FLAGS = ("causal", "local", "softcap", "varlen", "deterministic")
+FORWARD_FLAGS = ("causal", "local", "softcap", "varlen", "paged", "append", "packgqa", "split")
+BACKWARD_FLAGS = ("causal", "local", "softcap", "varlen", "deterministic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def variant(mangled: str) -> Variant | None:
     loop = _MAIN_LOOP.search(signature)
     if loop is None:
         return None
-    names = _FORWARD_FLAGS if loop["direction"] == "Fwd" else _BACKWARD_FLAGS
+    names = FORWARD_FLAGS if loop["direction"] == "Fwd" else BACKWARD_FLAGS
     values = loop["flags"].strip(", ").split(", ")
     flags = {name for name, value in zip(names, values, strict=False) if value == "true"}
     if "flash::CollectiveEpilogueBwdGQA<" in signature:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_attn3_sm121.arch import capability as capability_row
-from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts
+from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts, device_named
 from flash_attn3_sm121.dispatch.decide import Decision
 from flash_attn3_sm121.errors import UsageError
 from flash_attn3_sm121.native.location import locate
@@ -127,6 +127,8 @@ def explain(
         unknown = sorted(set(features) - set(FEATURE_WORDS))
         if unknown:
             raise UsageError(f"explain: unknown features {unknown}; known are {', '.join(FEATURE_WORDS)}")
+        if (least := min(head_dim, head_dim if head_dim_v is None else head_dim_v)) < 1:
+            raise UsageError(f"explain: expected a head dim of 1 or more, found {least}")
         where = _device(device)
         facts = CallFacts(
             device_type=where.type if capability is None else "cuda",
@@ -143,7 +145,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
     if device is not None:
-        return torch.device(device)
+        return device_named(device)
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.bench.devices import SHEETS
-from flash_attn3_sm121.console import Block, Table
+from flash_attn3_sm121.console import Block, Table, paragraph
 
 GB10 = SHEETS["gb10"]
 IMAGE = CAPABILITIES[GB10.capability].target
@@ -111,12 +111,12 @@ def blocks(folder: Path) -> list[Block]:
     libraries = json.loads(report.read_text(encoding="utf-8"))["libraries"] if report.is_file() else {}
     found = groups(kernel for library in libraries.values() for kernel in library["kernels"])
     if not found:
-        return [
+        return paragraph(
             "The kernels' own bounds are left out: no wheel with counted kernels for 12.1 is installed (make wheel)."
-        ]
+        )
     rows = [(name, str(len(items)), *cells(items)) for name, items in found.items()]
     return [
         Table(head=("kernels", "of them", *HEAD), rows=rows, spare=(1, 5, 6, 4, 3)),
         "",
-        *notes(fp8=any("fp8" in name.split() for name in found)).splitlines(),
+        *paragraph(notes(fp8=any("fp8" in name.split() for name in found))),
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_attn3_sm121.bench.workloads import Workload, suite
+from flash_attn3_sm121.call.facts import device_named
 from flash_attn3_sm121.console import Block, Narrator, Table, format_bytes, show
 from flash_attn3_sm121.errors import BenchError, UsageError
 from flash_attn3_sm121.files import put_file
@@ -68,6 +69,8 @@ def do_bench(args: argparse.Namespace) -> int:
         return 0
     from flash_attn3_sm121.bench.contenders import contenders
 
+    if args.seconds is not None and not args.seconds > 0:
+        raise UsageError(f"--seconds: expected more than 0, found {args.seconds:g}")
     device = _device(args.device)
     works = pick_workloads(suite(device.type, quick=args.quick), args.workload)
     everyone = pick_contenders(contenders(device), args.backend)
@@ -135,13 +138,7 @@ def _device(name: str | None) -> torch.device:
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device: {name!r} is not a device", hint="cpu, cuda or cuda:1, for example") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here", hint="flash-attn3 doctor says why")
-    return device
+    return device_named(name)
 
 
 def pick_workloads(works: Sequence[Workload], globs: Sequence[str] | None) -> list[Workload]:

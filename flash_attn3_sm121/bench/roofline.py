@@ -10,7 +10,7 @@ from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
 from flash_attn3_sm121.bench.measure import Ceiling
 from flash_attn3_sm121.bench.session import time_text
 from flash_attn3_sm121.bench.workloads import CUDA, Workload
-from flash_attn3_sm121.console import Block, Table
+from flash_attn3_sm121.console import Block, Table, paragraph
 
 FP8_RATE = 2  # of tensor cores with products in e4m3 against bf16's, on each device of the sheets that has them
 
@@ -88,18 +88,26 @@ def roofline(name: str, libraries: Path | None = None) -> list[Block]:
             )
         )
     return [
-        f"{device.name}: {device.tflops:g} TFLOP/s bf16, {device.gbps:g} GB/s, {device.sms} SMs, "
-        f"{device.l2_mib:g} MiB L2 ({device.source})",
-        f"compute-bound above {ridge:.0f} FLOP/byte. A prediction on paper: the least time there could be, not a "
-        "measurement.",
+        *paragraph(
+            f"{device.name}: {device.tflops:g} TFLOP/s bf16, {device.gbps:g} GB/s, {device.sms} SMs, "
+            f"{device.l2_mib:g} MiB L2 ({device.source})"
+        ),
+        *paragraph(
+            f"compute-bound above {ridge:.0f} FLOP/byte. A prediction on paper: the least time there could be, not a "
+            "measurement."
+        ),
         "",
         Table(head=HEAD, rows=rows, spare=(1, 2, 7, 3, 8)),
         "",
-        f"Times as fast as the same call in bf16: {beside_bf16(device)}.",
-        f"Decoding gains by bytes; a prefill by products in e4m3, at {FP8_RATE} times bf16's rate, where a wheel has",
-        "such kernels (PROFILE=fp8). Other wheels multiply in bf16, and a prefill gains nothing there.",
+        *paragraph(f"Times as fast as the same call in bf16: {beside_bf16(device)}."),
+        *paragraph(
+            f"Decoding gains by bytes; a prefill by products in e4m3, at {FP8_RATE} times bf16's rate, where a wheel "
+            "has such kernels (PROFILE=fp8). Other wheels multiply in bf16, and a prefill gains nothing there."
+        ),
         "",
-        "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a call",
-        "fills the device only by splitting the keys (num_splits).",
+        *paragraph(
+            "tiles: blocks of 128 query rows (a group's heads folded in for caches); waves: tiles per SM. Below 1 a "
+            "call fills the device only by splitting the keys (num_splits)."
+        ),
         *(["", *bounds.blocks(libraries)] if libraries and device is bounds.GB10 else []),
     ]

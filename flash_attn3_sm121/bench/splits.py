@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from flash_attn3_sm121.bench.devices import DeviceSheet, sheet
-from flash_attn3_sm121.console import Block, Table
+from flash_attn3_sm121.console import Block, Table, paragraph
 
 HEADS, DIM, ITEM, COLUMNS = 32, 128, 2, 112  # columns of a tile: csrc/fa3_tile_128.h where lengths are split
 LATENCY = 1e-6  # seconds from a load to its data: an assumption, on the slow side
@@ -113,8 +113,10 @@ def table(name: str) -> list[Block]:
     return [
         Table(head=("batch", *(f"{HEADS}/{HEADS // group} heads" for group in GROUPS)), rows=rows),
         "",
-        f"{device.name}: so many splits num_splits=0 comes to, and the share of {device.gbps:g} GB/s that they use,",
-        f"the least of 2K to 128K tokens. A prediction: caches up to {MEMORY / 1e9:.0f} GB, a latency of",
-        f"{LATENCY * 1e6:g} us. The best number up to 12 would add {100 * gain:.0f} points at most; all stay above",
-        f"{100 * ENOUGH:.0f} % up to a latency of {wait * 1e6:.1f} us.",
+        *paragraph(
+            f"{device.name}: so many splits num_splits=0 comes to, and the share of {device.gbps:g} GB/s that they "
+            f"use, the least of 2K to 128K tokens. A prediction: caches up to {MEMORY / 1e9:.0f} GB, a latency of "
+            f"{LATENCY * 1e6:g} us. The best number up to 12 would add {100 * gain:.0f} points at most; all stay above "
+            f"{100 * ENOUGH:.0f} % up to a latency of {wait * 1e6:.1f} us."
+        ),
     ]

@@ -155,6 +155,20 @@ def facts_of(args: ForwardArgs | BackwardArgs) -> CallFacts:
     )
 
 
+def device_named(text: str | torch.device) -> torch.device:
+    """The device of that name. Raises UsageError where torch knows no such name, or sees no such device."""
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise UsageError(f"device: {text!r} is not a device", hint="cpu, cuda or cuda:1, for example") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
+    if device.type in ("cuda", "mps") and (device.index or 0) >= count:
+        raise UsageError(f"device {device}: torch sees no such device here", hint="flash-attn3 doctor says why")
+    return device
+
+
 @functools.cache
 def device_facts(device: torch.device) -> DeviceFacts:
     """Ask torch about a device, once. A CUDA device is only looked at when a tensor already lives there."""

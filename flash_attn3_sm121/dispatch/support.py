@@ -21,7 +21,7 @@ def _row(row: Capability) -> str:
     spec = FAMILIES[row.family]
     dims = ", ".join(str(dim) for dim in spec.head_dims)
     beyond = {
-        "fp8": "fp8", "qv": "qv", "diff_headdim": "dv != d", "sinks": "sinks", "dlse": "gradient of the LSE",
+        "fp8": "fp8 Q, K and V", "qv": "qv", "diff_headdim": "dv != d", "sinks": "sinks", "dlse": "gradient of the LSE",
         "deterministic": "deterministic backward", "kv8": "fp8 K and V",
     }  # fmt: skip
     features = spec.features - ({"kv8", "fp8"} if (row.major, row.minor) < KV8_SINCE else set())
@@ -43,7 +43,7 @@ def _row(row: Capability) -> str:
 def table() -> str:
     """The Markdown table, one line a capability, in the arch table's order."""
     head = (
-        "| Capability | Devices | Kernel family | Machine code | Types | Head dims | Beyond | Built with CUDA |",
+        "| Capability | Devices | Kernel family | Machine code | Types | Head dims | Further features | nvcc from |",
         "|---|---|---|---|---|---|---|---|",
     )
     tail = "| none of these | Mac, CPU, older GPUs | fallback (SDPA / FlexAttention) | - | all | any | all | - |"

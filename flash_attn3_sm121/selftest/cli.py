@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from flash_attn3_sm121.call.facts import device_named
 from flash_attn3_sm121.console import Narrator, format_seconds, show
 from flash_attn3_sm121.errors import UsageError, VerifyError
 from flash_attn3_sm121.selftest.cases import cases
@@ -87,10 +88,7 @@ def _device(text: str | None) -> torch.device:
     import torch
 
     if text is not None:
-        try:
-            return torch.device(text)
-        except RuntimeError as error:
-            raise UsageError(f"--device {text}: {str(error).splitlines()[0]}") from error
+        return device_named(text)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -104,10 +104,11 @@ def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["--workload", "nonsense*"], "nothing is called nonsense*"),
         (["--backend", "native"], "nothing is called native; on this device there are sdpa"),
         (["--device", "toaster"], "'toaster' is not a device"),
+        (["--seconds", "-1"], "--seconds: expected more than 0, found -1"),
         (["--roofline", "toaster"], "no figures for 'toaster'"),
         (["--compare", "no-a.json", "no-b.json"], "cannot read no-a.json"),
     ],
-    ids=["workload", "backend", "device", "roofline", "compare"],
+    ids=["workload", "backend", "device", "seconds", "roofline", "compare"],
 )
 def test_mistakes_are_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     device = [] if "--device" in words else ["--device", "cpu"]

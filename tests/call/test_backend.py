@@ -193,6 +193,8 @@ def test_explain_checks_the_call_first() -> None:
         fa3.explain(features=("magic",))
     with pytest.raises(UsageError, match="go with tensors"):
         fa3.explain(causal=True)
+    with pytest.raises(UsageError, match="a head dim of 1 or more, found 0"):
+        fa3.explain(head_dim_v=0)
     with pytest.raises(UsageError, match="unexpected keyword"):
         fa3.explain(*dense(), dropout_p=0.1)
 

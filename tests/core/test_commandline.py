@@ -97,7 +97,9 @@ def test_an_error_is_a_message_and_an_exit_code(capsys: pytest.CaptureFixture[st
     assert out == "" and err.startswith("ci: error: ") and "99.9" in err
 
 
-@pytest.mark.parametrize(("missing", "words"), [("torch", ["selftest"]), ("torch", ["bench"])])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("torch", ["selftest"]), ("torch", ["bench"]), ("shtab", ["completion", "bash"])]
+)
 def test_a_missing_package_is_named(missing: str, words: list[str]) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from flash_attn3_sm121.cli import main; sys.exit(main({words}))"
@@ -105,6 +107,12 @@ def test_a_missing_package_is_named(missing: str, words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "Traceback" not in done.stderr
     assert f"the Python package {missing} is not installed" in done.stderr and f"pip install {missing}" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["explain"], ["selftest"], ["bench", "--quick"]], ids=" ".join)
+def test_a_device_that_is_not_there_is_a_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--device", "cuda:99"]) == 2
+    assert "device cuda:99: torch sees no such device here\n  -> flash-attn3 doctor" in capsys.readouterr().err
 
 
 def test_the_documented_table_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +146,8 @@ def test_help_of_every_subcommand_fits_eighty_columns(
     ("words", "code", "said"),
     [
         (["verify", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
+        (["reproduce", "--against", "/nowhere/x.whl"], 2, "no such wheel: /nowhere/x.whl"),
+        (["tiles", "--variant", "paged,kausal"], 2, "--variant: unknown word 'kausal'\n  -> known: causal, local"),
         (["wheel", "--jobs", "0"], 2, "--jobs: expected 1 or more, found 0"),
         (["assemble", "/nowhere"], 16, "python -m ci build"),
     ],

@@ -31,3 +31,12 @@ def test_a_reader_that_leaves(words: tuple[str, ...]) -> None:
         os.close(writing)
     assert done.returncode == 141
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("words", ["flash_attn3_sm121 hub env --hub /nowhere", "ci plan --archs 12.1"])
+def test_outputs_that_are_closed(words: str) -> None:
+    shell = f'"{sys.executable}" -m {words}'
+    code = subprocess.run(["sh", "-c", f"{shell} 2>&-"], cwd=ROOT, stdout=subprocess.PIPE, check=False).returncode
+    done = subprocess.run(["sh", "-c", f"{shell} >&-"], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert code == done.returncode == (0 if "plan" in words else 30)
+    assert "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ TABLE: dict[str, Run | Serve] = {
     PUBLISH: Run(says="published: generation 1"),
     "flash-attn3 hub serve": Serve(before=(PUBLISH,)),
     "make plan": Run(says=r"total: \d+ units", marks=NETWORK),
-    "make help": Run(says="make fresh"),
+    "make help": Run(says="make fresh", then=("! make help | grep '.\\{81\\}'",)),
     # CONTRIBUTING.md
     "python -m flash_attn3_sm121.dispatch.support --write README.md": Run(
         says="^$", before=("cp README.md before.md",), then=("cmp README.md before.md",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,17 @@ import pytest
 
 from ci.__main__ import main
 from ci.cache.objects import KernelUsage, ObjectReport, ObjectStore
+from ci.commands.costs import predicted
+from ci.commands.options import Request
 from ci.plan import archs, costs
 from ci.plan.archs import Platform
 from ci.plan.costs import Cost, Rate, Work, refit
+from ci.plan.matrix import make_matrix
 from ci.plan.plan import BuildPlan, Shard, make_plan, with_measured
 from ci.plan.profiles import find
+from ci.toolchain.installed import planned_version
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 RATE = Rate(start_s=8.0, kernel_s=6.0, start_gb=3.0, kernel_gb=0.2, measured=9)
 MMA, HOPPER = frozenset({"sm_121"}), frozenset({"sm_90a"})
 
@@ -28,6 +34,17 @@ def planned(shard: Shard) -> BuildPlan:
 
 def work(name: str, kernels: int, images: frozenset[str] = MMA) -> Work:
     return Work(unit=name, images=images, kernels=kernels)
+
+
+def test_the_pages_have_what_the_estimates_come_to() -> None:
+    building, workflows = (DOCS.joinpath(name).read_text(encoding="utf-8") for name in ("building.md", "ci.md"))
+    for name, *figures, _ in predicted(Request(archs="12.1"), {}).rows:
+        assert f"| `{name}` | {' | '.join(map(str, figures))} |" in building
+    archs = re.search(r'matrix --profile full --archs "([^"]*)"', workflows)
+    assert archs is not None
+    made = make_matrix(profile="full", archs=archs[1], platforms=tuple(Platform), cuda=planned_version()).builds
+    longest, hours = max(job.estimate_min for job in made), sum(job.estimate_min for job in made) / 60
+    assert f"{len(made)} builds of at most {longest} minutes by estimate, {hours:.0f} runner hours" in workflows
 
 
 def test_units_of_two_sizes_tell_the_start_from_the_rest() -> None:

@@ -57,7 +57,14 @@ def test_the_last_line_adds_up_what_the_units_cost() -> None:
     built = planned("nanochat", "12.1")
     text = to_text(built, Settings(jobs=2, cores=4, memory_gb=24.0))
     cpu_s = sum(item.cost.cpu_s for family in built.families for item in family.units)
-    assert f"about {cpu_s:.0f} CPU s" in text and "with 2 at once here" in text
+    assert f"about {cpu_s:.0f} CPU s" in text and "with 2 at once here, less" in text
+    text = to_text(built, Settings(jobs=2, cores=4, memory_gb=12.0))
+    assert "with 2 at once here (1 of those over 1 GB), less" in text, "memory is for one of the large ones"
+
+
+def test_flags_that_a_kind_of_file_has_beside_others_are_of_files_that_are_named() -> None:
+    titles = re.findall(r"(?m)^  flags of (.*)$", to_text(planned("common", "12.1"), Settings(cores=4, memory_gb=24.0)))
+    assert titles[0] == "fwd" and titles[1].startswith("fwd_hd256_plain") and len(set(titles)) == len(titles)
 
 
 def test_golden_ninja(golden: Callable[[str, str], None]) -> None:

@@ -42,7 +42,7 @@ def test_a_wrong_kernel_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--match", "no such thing"], "--list"), (["--device", "teapot"], "--device teapot")],
+    [(["--match", "no such thing"], "--list"), (["--device", "teapot"], "'teapot' is not a device")],
 )
 def test_nonsense_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["selftest", *arguments]) == 2
