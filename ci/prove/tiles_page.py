@@ -111,11 +111,16 @@ def verdict(search: Search, variant: str) -> str:
         return f"{variant}: of the compiled tiles that spill no more, the table's is the best by this count."
     gain = 100 * (best.bounds[0].least / ours.bounds[0].least - 1)
     worth = "worth a run on a GPU" if gain >= BETTER or best.spills < ours.spills else "too little for a change"
-    warps, before = best.blocks * best.warps, ours.blocks * ours.warps
+    pairs = (
+        ("warps an SM", best.blocks * best.warps, ours.blocks * ours.warps),
+        ("bytes spilled", best.spills, ours.spills),
+        ("bytes a clock asked of the L2 cache", _asked(trial), _asked(search.table)),
+    )
+    others = [f"{after} {what} instead of {before}" for what, after, before in pairs if after != before]
+    beside = f", with {', '.join(others)}" if others else ""
     return (
-        f"{variant}: {trial} is predicted {gain:+.1f} % against the table's tile where no unit's work overlaps; an SM "
-        f"has {warps} warps instead of {before}, {best.spills} bytes are spilled instead of {ours.spills}, and "
-        f"{_asked(trial)} bytes a clock asked of the L2 cache instead of {_asked(search.table)}: {worth}."
+        f"{variant}: {trial} is predicted {gain:+.1f} % against the table's tile where no unit's work overlaps"
+        f"{beside}: {worth}."
     )
 
 
