@@ -27,6 +27,7 @@ KNOWN_CLIENTS: dict[str, str] = {
     **dict.fromkeys(("diffsynth", "ltx-core", "sam3", "xfuser"), "finds us by itself"),
     "vllm": "--attention-backend CUSTOM is its own backend over our kernels (0.33)",
     "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "lmdeploy": "its PyTorch engine finds us by itself",
     "ring-flash-attn": _AS_FA2,
     "x-transformers": _AS_FA2,
     "unsloth": _AS_FA2,
