@@ -1,5 +1,6 @@
 """The drop-in for upstream's `flash_attn_interface`: the same functions, served by flash_attn3_sm121."""
 
+import flash_attn_3  # noqa: F401  # upstream's imports it as well: xDiT puts an empty module of this name where none is
 import torch
 
 from flash_attn3_sm121.api import interface

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
 import sys
 from collections.abc import Callable
@@ -73,4 +74,6 @@ def also_for_beta_callers(function: Callable[..., Any]) -> Callable[..., Any]:
         result = function(*args, **kwargs)
         return (result,) if isinstance(result, torch.Tensor) and _asked_for_a_pair() else result
 
+    # inspect.getfullargspec looks behind no wrapper. prime-rl asks it, by ring-flash-attn's get_default_args.
+    flash_attn_varlen_func.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return flash_attn_varlen_func

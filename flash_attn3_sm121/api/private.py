@@ -6,6 +6,7 @@ Two generations of callers exist. Older ones pass `window_size=(left, right)` as
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -36,6 +37,7 @@ def _either_generation(window_position: int, aliases: dict[str, str]) -> Callabl
                     kwargs[ours] = kwargs.pop(theirs)
             return function(*args, **kwargs)
 
+        call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]  # for inspect.getfullargspec
         return cast(_Function, call)
 
     return decorate

@@ -19,7 +19,7 @@ _AS_FA2 = "flash-attn3 run --as flash_attn serves it"
 # distribution -> what it gets from us. A test holds this table and the one of docs/clients.md to one another.
 KNOWN_CLIENTS: dict[str, str] = {
     "diffusers": 'set_attention_backend("_flash_3") works',
-    "transformer-engine": "finds us by itself",
+    "transformer-engine": f"finds us by itself on 9.0; elsewhere it refuses FlashAttention-3, and {_AS_FA2}",
     "torchtitan": "after flash_attn3_sm121.activate(), what torch serves",
     "megatron-core": "its paged inference finds us by itself; training goes through transformer-engine",
     "yunchang": "AttnType.FA3 works",
@@ -27,6 +27,7 @@ KNOWN_CLIENTS: dict[str, str] = {
     **dict.fromkeys(("diffsynth", "ltx-core", "sam3", "xfuser"), "finds us by itself"),
     "vllm": "--attention-backend CUSTOM is its own backend over our kernels (0.33)",
     "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
+    "lmdeploy": "its PyTorch engine finds us by itself",
     "ring-flash-attn": _AS_FA2,
     "x-transformers": _AS_FA2,
     "unsloth": _AS_FA2,

@@ -13,6 +13,7 @@ import torch
 import flash_attn3_sm121
 from flash_attn3_sm121.api import interface
 from flash_attn3_sm121.call import schemas
+from tests.fakes.dropin import python
 
 DROPIN = Path(flash_attn3_sm121.__file__).parent / "_dropin"
 TAIL = (
@@ -140,3 +141,9 @@ def test_record_lists_every_file_and_nothing_else() -> None:
 def test_extension_module_registers_the_ops(module: str) -> None:
     importlib.import_module(module)
     assert hasattr(torch.ops.flash_attn_3, "fwd")
+
+
+def test_the_interface_imports_the_package_as_upstreams_does() -> None:
+    """xDiT 0.7 puts an empty module into sys.modules where there is none, and then find_spec raises in transformers."""
+    done = python("-c", "import sys, flash_attn_interface; print(sys.modules['flash_attn_3'].__spec__.name)")
+    assert done.stdout.strip() == "flash_attn_3", done.stderr

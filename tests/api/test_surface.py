@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,9 @@ def test_both_interface_modules_have_the_same_names() -> None:
     inner = importlib.import_module("flash_attn_3.flash_attn_interface")
     assert all(getattr(inner, name) is getattr(dropin, name) for name in dropin.__all__)
     assert PACKAGE in Path(str(dropin.__file__)).parents
+
+
+def test_getfullargspec_sees_the_arguments_that_signature_sees() -> None:
+    """ring-flash-attn's get_default_args asks it, on which prime-rl builds its calls of the private functions."""
+    for function in filter(inspect.isfunction, (getattr(dropin, name) for name in dropin.__all__)):
+        assert inspect.getfullargspec(function).args == list(inspect.signature(function).parameters)

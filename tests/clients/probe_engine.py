@@ -1,8 +1,9 @@
 """Run inside an environment with TransformerEngine's Python files: its own detection block and argument builder.
 
-TransformerEngine cannot be imported without CUDA, so two pieces of its source are cut out and executed as they stand:
+TransformerEngine cannot be imported without CUDA, so pieces of its source are cut out and executed as they stand:
 the `try` that looks for flash-attn-3, and `get_fa_args`, which builds the positional arguments of the private
-functions. The last line of output is JSON.
+functions. A third, in the middle of a function, says on which devices it goes on with FlashAttention-3. The last line
+of output is JSON.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ def piece(text: str, wanted: type[ast.stmt], words: str) -> Any:
     return compile(ast.Module(body=[node], type_ignores=[]), "transformer_engine", "exec")
 
 
+def goes_on(capability: tuple[int, int]) -> bool:
+    """Whether its choice of a backend goes on with FlashAttention-3 on a device."""
+    ifs = [node for node in ast.walk(ast.parse(source("utils.py"))) if isinstance(node, ast.If)]
+    (gate,) = [node for node in ifs if ast.unparse(node.test) == "device_compute_capability != (9, 0)"]
+    names: dict[str, Any] = {
+        "device_compute_capability": capability,
+        "use_flash_attention_3": True,
+        "FlashAttentionUtils": SimpleNamespace(v3_is_installed=False),  # it only says so in its log
+    }
+    exec(compile(ast.Module(body=[gate], type_ignores=[]), "transformer_engine", "exec"), names)
+    return bool(names["use_flash_attention_3"])
+
+
 def main() -> None:
     utils = SimpleNamespace(set_flash_attention_3_params=lambda: None)
     names: dict[str, Any] = {
@@ -66,6 +80,7 @@ def main() -> None:
     report = {
         "version": str(utils.fa3_version),
         "softcap": utils.fa3_supports_softcap,
+        "devices": [goes_on((9, 0)), goes_on((12, 1))],
         "out": float((out - public).abs().max()),
         "gradients": max(float((a - b).abs().max()) for a, b in zip(gradients, right, strict=True)),
     }

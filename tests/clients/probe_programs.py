@@ -144,7 +144,30 @@ def comfyui(folder: Path) -> Gaps:
     return gaps
 
 
+def xtuner(folder: Path) -> Gaps:
+    """Its functions for both generations: packed documents, forward and backward, with and without the compiler."""
+    sys.path.insert(0, str(folder / "xtuner" / "v1" / "ops" / "flash_attn"))
+    gpu = importlib.import_module("gpu")
+    q, k, v = leaves = [x[0].requires_grad_() for x in tensors(12, 12, 12, dtype=torch.float32)]
+    cu, longest = torch.tensor([0, 5, 12], dtype=torch.int32), torch.tensor(7)
+    documents = [slice(0, 5), slice(5, 12)]
+    right = torch.cat([plain(*(x[None, one] for x in leaves), is_causal=True)[0] for one in documents])
+    grad = torch.randn_like(right)
+    gradients = torch.autograd.grad(right, leaves, grad)
+    gaps = {}
+    for name in ("gpu_flash_varlen_attn_v3", "flash_attn_varlen_func_v2"):
+        eager = getattr(gpu, name)
+        compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
+        for how, call in (("eager", eager), ("compiled", compiled)):
+            out = call(q, k, v, cu, cu.clone(), longest, longest.clone(), causal=True)
+            gaps[f"{name} {how}"] = far(out, right)
+            found = torch.autograd.grad(out, leaves, grad)
+            gaps[f"{name} {how}, backward"] = max(map(far, found, gradients))
+    return gaps
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    programs = {"kijai": kijai, "wan2gp": wan2gp, "hunyuan": hunyuan, "lightx2v": lightx2v, "comfyui": comfyui}
-    print(json.dumps(programs[sys.argv[1].removesuffix("-spark")](Path(sys.argv[2]))))
+    programs = (kijai, wan2gp, hunyuan, lightx2v, comfyui, xtuner)
+    wanted = {program.__name__: program for program in programs}[sys.argv[1].removesuffix("-spark")]
+    print(json.dumps(wanted(Path(sys.argv[2]))))

@@ -1,7 +1,8 @@
 """Programs that are in no package index: their own files of attention, out of their repositories.
 
 Wan2GP, kijai's nodes and LightX2V need nothing but the installed package. ComfyUI knows FlashAttention-2's names only,
-and HunyuanVideo-1.5 imports both. What had to be faked is said in probe_programs.py.
+HunyuanVideo-1.5 imports both, and XTuner takes the ones that it is told to take. What had to be faked is said in
+probe_programs.py.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ PROGRAMS = {
         "https://github.com/thebroadercollective/ComfyUI-Spark",
         "5872d72b74a374283f77703d997fa16b74eb5fc1",  # 2026-05-02
         ("comfy/ldm/modules/attention.py",),
+    ),
+    "xtuner": Checkout(
+        "https://github.com/InternLM/xtuner",
+        "b934f462095c1e750229de35367c50ae36caa786",  # 2026-08-21
+        ("xtuner/v1/ops/flash_attn/gpu.py",),
     ),
 }
 pytestmark = [pytest.mark.network, pytest.mark.slow]

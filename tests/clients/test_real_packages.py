@@ -125,5 +125,6 @@ def test_transformer_engine(tmp_path: Path) -> None:
     report: dict[str, Any] = run("transformer-engine-2.20", HERE / "probe_engine.py", home=tmp_path)
     assert report["version"] == "3.0.0"
     assert report["softcap"] is True
+    assert report["devices"] == [True, False]  # 9.0 and 12.1
     assert report["out"] < 1e-5
     assert report["gradients"] < 1e-5

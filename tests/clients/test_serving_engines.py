@@ -1,7 +1,8 @@
-"""The code of vLLM and SGLang that calls FlashAttention-3, out of their wheels, against the interfaces of the hub.
+"""The code of vLLM, SGLang and LMDeploy that calls FlashAttention-3, out of their wheels.
 
-Only the files that are read come through the network. Neither engine is installed or started: on 12.1 both ask for
-another GPU before they come to these calls, which docs/clients.md says.
+vLLM and SGLang have interfaces of the hub, and on 12.1 both ask for another GPU before they come to these calls, which
+docs/clients.md says. LMDeploy imports the installed package. Only the files that are read come through the network. No
+engine is installed or started.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ from flash_attn3_sm121.fa2 import interface as fa2
 from flash_attn3_sm121.hub import sgl_interface, vllm_interface
 from flash_attn3_sm121.hub.patch import OverrideConfig, activate, deactivate
 from tests.clients.envs import VLLM, texts
+from tests.fakes.shapes import plain
 
 pytestmark = pytest.mark.network
 SGLANG = Wanted(
     project="sglang",
     filename="sglang-0.5.23-cp311-cp311-manylinux_2_34_x86_64.whl",
     sha256="00b3cd5b265ac76c64185fbb6b95424f324ddd9f428d0306b77bc9db9d859937",
+)
+LMDEPLOY = Wanted(
+    project="lmdeploy",
+    filename="lmdeploy-0.18.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+    sha256="e6790a25dcdb0345c160567fdf2ac604fec319389523a8b806834c9d92c8ffe1",
 )
 ATTENTION = "vllm/v1/attention/"
 # Every file of the wheel that calls vLLM's FlashAttention for CUDA, and how often; others have functions of the same
@@ -63,6 +70,8 @@ SGLANG_FA2 = {  # with FlashAttention-2's names
     ),
 }  # fmt: skip
 SGLANG_WRAPPER = "sglang/kernels/ops/attention/flash_attention_v3.py"
+LMDEPLOY_FA3 = "lmdeploy.pytorch.third_party.flash_attn_interface"
+LMDEPLOY_ATTENTION = "lmdeploy.pytorch.backends.cuda.attention"
 INT = torch.int32
 
 
@@ -137,25 +146,29 @@ def test_every_call_of_sglangs_for_flash_attention_2_binds() -> None:
             assert found
 
 
+def put(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> ModuleType:
+    """A module of that name with these contents in sys.modules, and empty ones for its parents."""
+    parts = name.split(".")
+    for parent in (".".join(parts[:depth]) for depth in range(1, len(parts))):
+        if parent not in sys.modules:
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    module = ModuleType(name)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
 @pytest.fixture
 def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Its own wrapper. Faked: what it imports of SGLang, a GPU of 9.0, and a `kernels` library where none is."""
     text = texts(SGLANG, SGLANG_WRAPPER)[SGLANG_WRAPPER]
     off = SimpleNamespace(get=lambda: False)
     folder = SimpleNamespace(get=lambda: str(tmp_path))
-    stubs: dict[str, dict[str, Any]] = {
-        "sglang.kernels.jit.utils": {"cache_once": functools.cache},
-        "sglang.kernels.kernel_api_logging": {"debug_kernel_api": lambda function: function},
-        "sglang.srt.environ": {"envs": SimpleNamespace(SGLANG_USE_SGL_FA3_KERNEL=off, SGLANG_CACHE_DIR=folder)},
-        "sglang.srt.utils": {"get_device_capability": lambda: (9, 0), "is_musa": lambda: False},
-    }
-    for name, contents in stubs.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(parts[depth - 1]))
-        module = ModuleType(name)
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, name, module)
+    envs = SimpleNamespace(SGLANG_USE_SGL_FA3_KERNEL=off, SGLANG_CACHE_DIR=folder)
+    put(monkeypatch, "sglang.kernels.jit.utils", cache_once=functools.cache)
+    put(monkeypatch, "sglang.kernels.kernel_api_logging", debug_kernel_api=lambda function: function)
+    put(monkeypatch, "sglang.srt.environ", envs=envs)
+    put(monkeypatch, "sglang.srt.utils", get_device_capability=lambda: (9, 0), is_musa=lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.delitem(sys.modules, "kernels", raising=False)
     wrapper = ModuleType("sglang_flash_attention_v3")
@@ -224,3 +237,83 @@ def test_sglangs_scores_of_qv_alone(sglang: ModuleType) -> None:
         torch.zeros(2, 1, 4, 16), keys, values, qv=qv, cache_seqlens=lengths, softmax_scale=0.1
     )
     torch.testing.assert_close(found, right)
+
+
+# -- LMDeploy
+
+
+class Flattens:
+    """LMDeploy's attention in Triton, of which that for FlashAttention-3 takes the caches laid flat.
+
+    Behind the last key there is room for a page, which LMDeploy leaves as it was.
+    """
+
+    __class_getitem__ = classmethod(lambda cls, _: cls)
+
+    def __init__(self, **given: Any) -> None:
+        vars(self).update(given)
+
+    def flatten_kv_cache(
+        self, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor, *, out_size: int, **_: Any
+    ) -> list[Tensor]:
+        flat = []
+        for pages in (k, v):
+            rows = [pages[row].flatten(0, 1)[:length] for row, length in zip(table, lengths.tolist(), strict=True)]
+            used = torch.cat(rows)
+            flat.append(torch.cat([used, used.new_full((out_size - len(used), *used.shape[1:]), torch.nan)]))
+        return flat
+
+
+@pytest.fixture
+def lmdeploy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Its own file. Faked: what it imports of LMDeploy, but for the lines that import FlashAttention-3; a GB10."""
+    names = (LMDEPLOY_FA3, f"{LMDEPLOY_ATTENTION}.fa3", f"{LMDEPLOY_ATTENTION}.__init__")
+    ours, attention, chooses = texts(LMDEPLOY, *(f"{name.replace('.', '/')}.py" for name in names)).values()
+    log = SimpleNamespace(debug=pytest.fail)
+    put(monkeypatch, "lmdeploy.messages", QuantPolicy=SimpleNamespace(TURBO_QUANT=1))
+    put(monkeypatch, "lmdeploy.utils", get_logger=lambda _: log)
+    put(monkeypatch, "lmdeploy.pytorch.backends.cuda.step_metadata", CudaAttentionMetaBuilder=Flattens)
+    put(
+        monkeypatch, f"{LMDEPLOY_ATTENTION}.default", TritonAttentionImpl=Flattens, TritonAttentionMetadata=None,
+        _cdiv=lambda a, b: -(-a // b),
+    )  # fmt: skip
+    exec(ours, vars(put(monkeypatch, LMDEPLOY_FA3)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 1))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (choice,) = [node for node in ast.parse(chooses).body if isinstance(node, ast.Try)]
+    chosen: dict[str, Any] = {"torch": torch, "logger": log}
+    exec(compile(ast.Module(body=[choice], type_ignores=[]), LMDEPLOY_ATTENTION, "exec"), chosen)
+    assert chosen["use_fa3"] is True
+    file = put(monkeypatch, f"{LMDEPLOY_ATTENTION}.fa3", __package__=LMDEPLOY_ATTENTION)
+    exec(attention, vars(file))
+    return file
+
+
+@pytest.mark.parametrize("window", [None, (16, 16)])
+def test_lmdeploys_prefill_and_speculative_decoding(lmdeploy: ModuleType, window: tuple[int, int] | None) -> None:
+    page, used = 8, (21, 5)
+    table, lengths = torch.tensor([[4, 0, 3], [2, 1, 1]], dtype=INT), torch.tensor(used, dtype=INT)
+    caches = torch.randn(2, 6, page, 2, 16)
+    per_row = [[pages[row].flatten(0, 1)[:n] for row, n in zip(table, used, strict=True)] for pages in caches]
+    layer = lmdeploy.FA3Impl(num_heads=4, head_size=16, scale=0.25, num_kv_heads=2, sliding_window=window)
+    meta = SimpleNamespace(
+        block_offsets=table, kv_start_loc=None, kv_seqlens=lengths, kv_flatten_size=sum(used), max_kv_seqlen=max(used),
+        quant_policy=0,
+    )  # fmt: skip
+    for decodes, new in ((False, (7, 5)), (True, (3, 3))):
+        q = torch.randn(sum(new), 4, 16)
+        meta.is_decoding, meta.q_seqlens = decodes, torch.tensor(new, dtype=INT)
+        meta.cu_seqlens_q = torch.tensor([0, new[0], sum(new)], dtype=INT)
+        meta.cu_seqlens_k = torch.tensor([0, used[0], sum(used)], dtype=INT)
+        if decodes:  # a CUDA graph has a copy of the plan, in a longer buffer
+            step = SimpleNamespace(model_config=SimpleNamespace(block_size=page, dtype=q.dtype), input_ids=q[:, 0].t())
+            plan = lmdeploy.build_fa3_metadata(
+                meta, step, num_heads_q=4, num_heads_kv=2, head_size=16, sliding_window=window
+            ).scheduler_metadata
+            layer._get_scheduler_metadata = lambda _, plan=plan: torch.cat([plan, plan])[: len(plan)]
+        found = layer.forward(q, None, None, *caches, meta).reshape(q.shape)
+        right = [
+            plain(*(x[None] for x in row), causal=True, window=window or (-1, -1))[0]
+            for row in zip(q.split(new), *per_row, strict=True)
+        ]
+        torch.testing.assert_close(found.double(), torch.cat(right), atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("| c
 TABLE = (PAGE[1] + PAGE[2].partition("\n\n")[0]).splitlines()
 # What doctor asks in processes of their own, and what is no distribution that one could look for.
 PROBED = ("transformers", "torch", "kernels")
-PROGRAMS = ("nanochat", "modded-nanogpt", "Wan, Wan2GP, kijai's nodes", "HunyuanVideo", "LightX2V", "ComfyUI")
+PROGRAMS = ("nanochat", "modded-nanogpt", "Wan, Wan2GP, kijai's nodes", "HunyuanVideo", "LightX2V", "XTuner", "ComfyUI")
 ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in TABLE if line.startswith("| ")]
 
 

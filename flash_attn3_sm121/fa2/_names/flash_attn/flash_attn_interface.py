@@ -18,8 +18,15 @@ from flash_attn3_sm121.fa2.interface import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
+from flash_attn3_sm121.fa2.raw import last_contiguous as maybe_contiguous
 
 flash_attn_cuda = flash_attn_gpu  # its name until 2.7
+
+
+def round_multiple(x: int, m: int) -> int:
+    """The smallest multiple of `m` that is not below `x`."""
+    return -(-x // m) * m
+
 
 __all__ = [
     "_flash_attn_backward",
@@ -39,4 +46,6 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "maybe_contiguous",
+    "round_multiple",
 ]
