@@ -102,7 +102,7 @@ def flash_attn_func(
         and k_descale is None
         and v_descale is None
         and s_aux is None
-        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale != 0))
+        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale > 0))
         and is_plain(q)
     ):
         scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)

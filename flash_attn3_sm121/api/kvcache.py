@@ -34,7 +34,7 @@ def _full(cache_seqlens: int, rows: int, k_cache: Tensor) -> Tensor:
 
 def _check_room(cache_seqlens: int, k: Tensor | None, k_cache: Tensor) -> None:
     """Where every row's length is one known number, an overflow is seen without looking at any device."""
-    if k is not None and k.dim() == 4 and cache_seqlens + k.shape[1] > k_cache.shape[1]:
+    if isinstance(k, Tensor) and k.dim() == 4 and cache_seqlens + k.shape[1] > k_cache.shape[1]:
         raise CallError(
             f"KV cache overflow: {cache_seqlens} + {k.shape[1]} new keys and a capacity of {k_cache.shape[1]}"
         )
@@ -140,7 +140,7 @@ def flash_attn_with_kvcache(
         and v_descale is None
         and s_aux is None
         and scheduler_metadata is None
-        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale != 0))
+        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale > 0))
         and type(cache_seqlens) is Tensor
         and is_plain(q)
     ):
@@ -159,7 +159,7 @@ def flash_attn_with_kvcache(
     if isinstance(cache_seqlens, int):
         if page_table is None:
             _check_room(cache_seqlens, k, k_cache)
-        rows = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+        rows = cu_seqlens_q.shape[0] - 1 if isinstance(cu_seqlens_q, Tensor) else q.shape[0]
         cache_seqlens = _full(cache_seqlens, rows, k_cache)
     args = ForwardArgs(
         q=q,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flash_attn3_sm121.api.private import _flash_attn_forward
 from flash_attn3_sm121.errors import CallError
 from tests.fakes.shapes import dense, fa3, packed
 
@@ -98,6 +99,17 @@ CASES: dict[str, tuple[Bad, str]] = {
         "Number of heads in key/value must divide",
     ),
     "too many splits": (lambda: call(num_splits=257), "num_splits > 256 not supported"),
+    "scale below 0": (lambda: call(softmax_scale=-0.5, causal=True), "softmax_scale must be positive, found -0.5"),
+    "scale below 0 in an op": (
+        lambda: torch.ops.flash_attn_3.fwd(*dense(), softmax_scale=-0.5),
+        "softmax_scale must be positive, found -0.5",
+    ),
+    "two scales": (lambda: call(softmax_scale=torch.ones(2)), "softmax_scale must be a number"),
+    "two softcaps": (lambda: call(softcap=torch.ones(2)), "softcap must be a number"),
+    "half a chunk": (lambda: call(attention_chunk=2.5), "attention_chunk must be a whole number, found 2.5"),
+    "two bounds": (lambda: varlen(max_seqlen_q=cu(7, 7)), "max_seqlen_q must be a whole number"),
+    "an endless window": (lambda: call(window_size=(float("inf"), 0)), "window_size must be two numbers"),
+    "a window of tensors": (lambda: call(window_size=(cu(1, 2), 0)), "window_size must be two numbers"),
     "negative chunk": (lambda: call(attention_chunk=-1), "attention_chunk must be 0"),
     "sinks of another length": (lambda: call(s_aux=torch.zeros(3)), r"s_aux must have shape \("),
     "qv of another shape": (lambda: call(qv=torch.randn(2, 5, 4, 8)), r"qv must have shape \("),
@@ -153,6 +165,10 @@ def test_message_keeps_upstreams_words(name: str) -> None:
 def test_not_a_tensor() -> None:
     with pytest.raises(TypeError, match=r"k must be a torch\.Tensor, found list"):
         call(k=[1, 2])
+    with pytest.raises(TypeError, match=r"q must be a torch\.Tensor, found list"):
+        _flash_attn_forward([1], *dense()[1:])
+    with pytest.raises(TypeError, match=r"cu_seqlens_q must be a torch\.Tensor, found int"):
+        cached(cache_seqlens=2, cu_seqlens_q=3)
 
 
 def test_fp8_gradient_is_refused() -> None:
