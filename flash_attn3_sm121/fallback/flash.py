@@ -18,10 +18,11 @@ from torch.nn import functional
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import sinks
+from flash_attn3_sm121.fallback.append import cache_rows
 from flash_attn3_sm121.fallback.attend import clear_zeros, padded, row_delta
 from flash_attn3_sm121.fallback.gather import dequantised
 from flash_attn3_sm121.fallback.geometry import Geometry
-from flash_attn3_sm121.fallback.keys import Lengths, cache_rows, first_key, gathered, span_of, spread
+from flash_attn3_sm121.fallback.keys import Lengths, first_key, gathered, span_of, spread
 from flash_attn3_sm121.fallback.problem import FP8, Facts
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -313,7 +314,7 @@ class Call:
         args, start = self.args, self.lengths.start
         if not (info.packed_k or info.paged) and first is start is args.kv_batch_idx is None:  # rows of the cache
             k, v = (
-                dequantised(x[batch], s if s is None else s[batch], heads=info.kv_heads, dtype=info.compute_dtype)
+                dequantised(x[batch], s, batch, heads=info.kv_heads, dtype=info.compute_dtype)
                 for x, s in ((args.k, args.k_descale), (args.v, args.v_descale))
             )
             return k, v

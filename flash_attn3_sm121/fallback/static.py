@@ -145,7 +145,7 @@ def forward(args: ForwardArgs, *, check: bool = True, kernel: flash.Kernel | Non
     else:
         out, lse = _result(args, q, info, kernel)
         out, lse = out.to(info.out_dtype), lse.to(torch.float32)
-    if not info.has_keys and args.s_aux is None:
+    if info.empty_k and args.s_aux is None:
         lse = torch.full_like(lse, torch.inf)
     if args.out is not None:
         args.out.copy_(out)
