@@ -155,7 +155,10 @@ def flash_attn_with_kvcache(
         if cache.stride(-1) != 1:
             raise CallError(f"{name} must have contiguous last dimension")
     if is_autocast(q):
-        q, k, v = autocast(q), autocast(k), autocast(v)
+        q, k, v, qv = autocast(q), autocast(k), autocast(v), autocast(qv)
+        rotary_cos, rotary_sin = autocast(rotary_cos), autocast(rotary_sin)
+    if cache_seqlens is None and k is None and page_table is None and q.dtype != k_cache.dtype:
+        cache_seqlens = k_cache.shape[1]  # lengths tell a cache, which may have another type, from keys
     if isinstance(cache_seqlens, int):
         if page_table is None:
             _check_room(cache_seqlens, k, k_cache)

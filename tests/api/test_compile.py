@@ -140,6 +140,25 @@ def test_autocast_lowers_like_scaled_dot_product_attention() -> None:
     torch.testing.assert_close(cached, out)
 
 
+def test_autocast_lowers_a_second_query_and_rotary_tables_too() -> None:
+    q, k, v = dense(sq=1)
+    new, table = torch.randn(2, 1, 2, 16), torch.rand(9, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fa3.flash_attn_func(q, k, v, qv=q).dtype == torch.bfloat16
+        assert fa3.flash_attn_with_kvcache(q, k, v, qv=q).dtype == torch.bfloat16
+        turned = fa3.flash_attn_with_kvcache(
+            q, k, v, new, new, rotary_cos=table, rotary_sin=table, cache_seqlens=3, causal=True
+        )
+    assert turned.dtype == torch.bfloat16
+
+
+def test_a_whole_cache_of_another_type() -> None:
+    q, k, v = dense()
+    low_k, low_v = k.bfloat16(), v.bfloat16()
+    found = fa3.flash_attn_with_kvcache(q, low_k, low_v)
+    torch.testing.assert_close(found, fa3.flash_attn_func(q, low_k.float(), low_v.float()))
+
+
 def test_inference_mode() -> None:
     q, k, v = dense(grad=True)
     with torch.inference_mode():
