@@ -114,8 +114,8 @@ def flash_attn_with_kvcache(
     Returns:
         out (b, sq, h, dv), or (out, lse, out_accum, lse_accum): lse (b, h, sq) in fp32, and the partial results of a
         kernel that split the keys, which are empty elsewhere. What lies behind the filled positions, or in no row's
-        pages, has no effect, NaN included. NaN in a filled position makes NaN of the rows that see it, and where it is
-        in v_cache perhaps of other rows of that sequence.
+        pages, has no effect, NaN included. NaN in a filled position makes NaN of the rows that see it, and perhaps of
+        other rows of that sequence.
 
     Raises:
         CallError: the arguments do not fit together, or (on a CPU) lengths or pages exceed the cache.
