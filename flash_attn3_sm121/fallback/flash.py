@@ -11,6 +11,7 @@ key they give the LSE +inf, and we -inf.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ LEAST_PART = 64
 # so many sequences at a time.
 JOBS, SPLIT_KEYS, MOST_SEQUENCES = 256, 1024, 65535
 COPY_BYTES = 1 << 28
+_Args = TypeVar("_Args", ForwardArgs, BackwardArgs)
 
 
 class Kernel:
@@ -118,7 +120,7 @@ def _lse(lse: Tensor) -> Tensor:
 def is_dense(args: ForwardArgs, info: Facts) -> bool:
     """Whether shapes alone say which keys there are, and they can be read as they lie."""
     lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_k, args.leftpad_k, args.kv_batch_idx, args.page_table)
-    alike = args.q.dtype == args.k.dtype == args.v.dtype and info.kv_rows == info.batch
+    alike = args.q.dtype == args.k.dtype == args.v.dtype == info.out_dtype and info.kv_rows == info.batch
     return alike and all(tensor is None for tensor in lengths)
 
 
@@ -127,6 +129,13 @@ def dense(kernel: Kernel, args: ForwardArgs, q: Tensor, info: Facts) -> tuple[Te
     tensors = _ready(q), _ready(args.k), _ready(padded(args.v, info.dim))
     out, lse = kernel.forward(tensors, (None, None), (info.rows, info.capacity), _window(info), args.softmax_scale)
     return out[..., : info.dim_v], _lse(lse)
+
+
+def _with_dense_offsets(args: _Args) -> _Args:
+    """The call with offsets that lie one behind the other, as the operators want them."""
+    offsets = {name: getattr(args, name) for name in ("cu_seqlens_q", "cu_seqlens_k")}
+    strided = {name: x.contiguous() for name, x in offsets.items() if x is not None and not x.is_contiguous()}
+    return replace(args, **strided) if strided else args
 
 
 def _steps(count: int, step: int, device: torch.device) -> Tensor:
@@ -157,8 +166,10 @@ class Cache:
             return None
         if info.packed_k:
             return cls(k=k, v=v, apart=0)
+        if any(cache.stride(1) == 0 or cache.stride(0) % cache.stride(1) for cache in (k, v)):
+            return None
         apart = {cache.stride(0) // cache.stride(1) for cache in (k, v)}
-        if len(apart) > 1 or any(cache.stride(0) % cache.stride(1) for cache in (k, v)):
+        if len(apart) > 1:
             return None
         (between,) = apart
         count = (k.shape[0] - 1) * between + k.shape[1]
@@ -171,6 +182,7 @@ def attend(kernel: Kernel, args: ForwardArgs, q: Tensor, info: Facts, lengths: L
 
     Packed queries of one row each come back as (B, 1, H, dv) and (B, H, 1).
     """
+    args = _with_dense_offsets(args)
     if info.rows == 1:  # for one row at most, the operators take the rows as the sequences
         q = spread(args, q, info)
     cache, call = Cache.of(args, info), Call(kernel=kernel, args=args, q=_ready(q), info=info, lengths=lengths)
@@ -337,6 +349,7 @@ class Call:
 
 def backward(kernel: Kernel, args: BackwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); rows and keys of a packed call that belong to no sequence get zeros."""
+    args = _with_dense_offsets(args)
     rows = [_ready(tensor.to(info.out_dtype)) for tensor in (args.dout, args.q, args.k, args.v, args.out)]
     lse = args.softmax_lse.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=torch.inf).contiguous()
     offsets = args.cu_seqlens_q, args.cu_seqlens_k
