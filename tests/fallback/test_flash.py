@@ -168,6 +168,17 @@ def test_offsets_with_gaps_between_them(monkeypatch: pytest.MonkeyPatch) -> None
         assert_close(found, want.double(), 0.1, "gradient")
 
 
+def test_rows_of_no_sequence_have_no_part_in_the_gradient_of_sinks() -> None:
+    args = decode(1, 5, 5, max_seqlen_q=3, max_seqlen_k=3, s_aux=torch.zeros(8))
+    args.q, args.k, args.v = (x.squeeze(0) for x in (args.q, args.k, args.v))
+    args.cu_seqlens_q = args.cu_seqlens_k = ints(0, 3)
+    given = backward_args(args, *fallback.forward(args), args.q.clone())
+    given.dout[3:] = torch.nan
+    found, want = flash.backward(PlainKernel(), given, facts(given))[3], fallback.backward(given)[3]
+    assert found is not None and want is not None
+    assert_close(found, want.double(), 1e-2, "gradient")
+
+
 def test_launches_do_not_depend_on_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (
         check(decode(3, 2, 32, seqused_k=ints(*lengths)), monkeypatch) for lengths in ((0, 1, 2), (31, 7, 30))
