@@ -289,7 +289,7 @@ class Engine:
     def metadata_length(self, call: tuple[Any, ...]) -> int:
         """How long that vector is; a device that is no GPU counts as an old one."""
         capability = self._gather(_lengths_of(call).device).capability
-        return native.metadata_length(call, arch=0 if capability is None else capability[0] * 10 + capability[1])
+        return native.metadata_length(call, major=0 if capability is None else capability[0])
 
     def _ops_without_call(self, device: torch.device) -> native.LoadedOps | None:
         """The loaded ops for work that is not attention itself (combine, metadata), or None: use the fallback."""

@@ -149,7 +149,7 @@ def test_metadata_of_a_fallback_or_another_type_is_never_handed_to_a_kernel(kern
     serving = engine(kernels.open)
     call = (2, 1, 16, 4, 2, 16, 16, torch.bfloat16, lengths, *[None] * 6, 0, True, -1, -1, 0, False, 0, None, 0)
     own = serving.scheduler_metadata(call)
-    assert (own.shape, bool(own.all())) == ((4 * 4 + 1,), True)
+    assert (own.shape, bool(own.all())) == ((4 * 3 + 1,), True)
     of_e4m3 = serving.scheduler_metadata((*call[:7], torch.float8_e4m3fn, *call[8:]))
     for metadata in (own, torch.zeros_like(own), of_e4m3):
         serving.forward(ForwardArgs(q=q, k=k, v=v, seqused_k=lengths, scheduler_metadata=metadata, **CAUSAL))
