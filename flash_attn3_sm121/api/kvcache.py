@@ -21,6 +21,7 @@ from flash_attn3_sm121.api.attend import (
 )
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.call.validation import FP8
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.errors import CallError
@@ -157,7 +158,8 @@ def flash_attn_with_kvcache(
     if is_autocast(q):
         q, k, v, qv = autocast(q), autocast(k), autocast(v), autocast(qv)
         rotary_cos, rotary_sin = autocast(rotary_cos), autocast(rotary_sin)
-    if cache_seqlens is None and k is None and page_table is None and q.dtype != k_cache.dtype:
+    whole = cache_seqlens is None and k is None and page_table is None
+    if whole and k_cache.dtype not in (q.dtype, FP8):
         cache_seqlens = k_cache.shape[1]  # lengths tell a cache, which may have another type, from keys
     if isinstance(cache_seqlens, int):
         if page_table is None:
