@@ -76,9 +76,12 @@ def _side(size: int | Tensor | None) -> int:
 
 def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
     """A bound as an int. While compiling a tensor has no value yet: the packed length bounds it just as well."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            shape = tuple(value.shape)
+            raise CallError(f"max_seqlen_q or max_seqlen_k must be a whole number, found a tensor of shape {shape}")
         return packed.shape[0] if torch.compiler.is_compiling() else int(value)
-    return value  # type: ignore[return-value]  # validation says what else it is
+    return value
 
 
 def is_autocast(q: Tensor) -> bool:

@@ -120,13 +120,17 @@ def _lse(lse: Tensor) -> Tensor:
 def is_dense(args: ForwardArgs, info: Facts) -> bool:
     """Whether shapes alone say which keys there are, and they can be read as they lie."""
     lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_k, args.leftpad_k, args.kv_batch_idx, args.page_table)
-    alike = args.q.dtype == args.k.dtype == args.v.dtype == info.out_dtype and info.kv_rows == info.batch
+    alike = args.q.dtype == args.k.dtype == args.v.dtype and info.kv_rows == info.batch
     return alike and all(tensor is None for tensor in lengths)
 
 
 def dense(kernel: Kernel, args: ForwardArgs, q: Tensor, info: Facts) -> tuple[Tensor, Tensor]:
     """(out, lse) of a dense call."""
-    tensors = _ready(q), _ready(args.k), _ready(padded(args.v, info.dim))
+    k, v = (
+        dequantised(x, scale, slice(None), heads=info.kv_heads, dtype=info.out_dtype)
+        for x, scale in ((args.k, args.k_descale), (args.v, args.v_descale))
+    )
+    tensors = _ready(q), _ready(k), _ready(padded(v, info.dim))
     out, lse = kernel.forward(tensors, (None, None), (info.rows, info.capacity), _window(info), args.softmax_scale)
     return out[..., : info.dim_v], _lse(lse)
 
