@@ -56,7 +56,7 @@ def window_of(window_size: Window) -> tuple[int, int]:
         if type(left) is int and type(right) is int:
             return left, right
         return _side(left), _side(right)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CallError(
             f"window_size must be two numbers (left, right), -1 or None for unlimited; found {window_size!r}"
         ) from error
@@ -65,7 +65,8 @@ def window_of(window_size: Window) -> tuple[int, int]:
 def _side(size: int | Tensor | None) -> int:
     if size is None:
         return -1
-    value: Any = size.item() if isinstance(size, Tensor) else size  # a symbol, where a tensor is being traced
+    # a symbol, where a tensor is being traced
+    value: Any = size.item() if isinstance(size, Tensor) and size.numel() == 1 else size
     if isinstance(value, int | torch.SymInt):
         return value  # type: ignore[return-value]
     if isinstance(value, str) or int(value) != value:
@@ -76,6 +77,9 @@ def _side(size: int | Tensor | None) -> int:
 def length_of(value: int | Tensor | None, packed: Tensor) -> int | None:
     """A bound as an int. While compiling a tensor has no value yet: the packed length bounds it just as well."""
     if isinstance(value, Tensor):
+        if value.numel() != 1:
+            shape = tuple(value.shape)
+            raise CallError(f"max_seqlen_q or max_seqlen_k must be a whole number, found a tensor of shape {shape}")
         return packed.shape[0] if torch.compiler.is_compiling() else int(value)
     return value
 
@@ -101,7 +105,10 @@ def scale_of(q: Tensor, qv: Tensor | None, softmax_scale: float | None) -> float
     Raises:
         CallError: the scale is no number; or 0, which is FlashAttention-2's dropout_p in this place and hardly ever a
             scale; or q is a nested tensor.
+        TypeError: q is no tensor.
     """
+    if not isinstance(q, Tensor):
+        raise no_tensor(q=q)
     if q.is_nested:
         raise CallError(
             f"q must be a dense tensor, found a nested one ({q.layout})",

@@ -94,7 +94,7 @@ def flash_attn_func(
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise no_tensor(q=q, k=k, v=v)
     if is_autocast(q):
-        q, k, v = autocast(q), autocast(k), autocast(v)
+        q, k, v, qv = autocast(q), autocast(k), autocast(v), autocast(qv)
     left, right = window_of(window_size)
     if (
         qv is None
@@ -102,7 +102,7 @@ def flash_attn_func(
         and k_descale is None
         and v_descale is None
         and s_aux is None
-        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale != 0))
+        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale > 0))
         and is_plain(q)
     ):
         scalars = (causal, left, right, attention_chunk, softcap, num_splits, pack_gqa)
@@ -189,7 +189,7 @@ def flash_attn_varlen_func(
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise no_tensor(q=q, k=k, v=v)
     if is_autocast(q):
-        q, k, v = autocast(q), autocast(k), autocast(v)
+        q, k, v, qv = autocast(q), autocast(k), autocast(v), autocast(qv)
     left, right = window_of(window_size)
     args = ForwardArgs(
         q=q,
@@ -235,7 +235,7 @@ def split_qkv(qkv: Tensor, num_heads_q: int | None) -> tuple[Tensor, Tensor, Ten
             f"{tuple(qkv.shape)} and num_heads_q={num_heads_q}"
         )
     heads_kv, odd = divmod(qkv.shape[2] - num_heads_q, 2)
-    if odd or heads_kv < 1:
+    if odd or heads_kv < 1 or num_heads_q < 0:
         raise CallError(f"qkv holds {qkv.shape[2]} heads, which is not num_heads_q ({num_heads_q}) + 2 * heads_kv")
     q, k, v = torch.split(qkv, [num_heads_q, heads_kv, heads_kv], dim=2)
     return q, k, v

@@ -21,6 +21,7 @@ from flash_attn3_sm121.api.attend import (
 )
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import ForwardArgs
+from flash_attn3_sm121.call.validation import FP8
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.errors import CallError
@@ -34,7 +35,7 @@ def _full(cache_seqlens: int, rows: int, k_cache: Tensor) -> Tensor:
 
 def _check_room(cache_seqlens: int, k: Tensor | None, k_cache: Tensor) -> None:
     """Where every row's length is one known number, an overflow is seen without looking at any device."""
-    if k is not None and k.dim() == 4 and cache_seqlens + k.shape[1] > k_cache.shape[1]:
+    if isinstance(k, Tensor) and k.dim() == 4 and cache_seqlens + k.shape[1] > k_cache.shape[1]:
         raise CallError(
             f"KV cache overflow: {cache_seqlens} + {k.shape[1]} new keys and a capacity of {k_cache.shape[1]}"
         )
@@ -114,8 +115,8 @@ def flash_attn_with_kvcache(
     Returns:
         out (b, sq, h, dv), or (out, lse, out_accum, lse_accum): lse (b, h, sq) in fp32, and the partial results of a
         kernel that split the keys, which are empty elsewhere. What lies behind the filled positions, or in no row's
-        pages, has no effect, NaN included. NaN in a filled position makes NaN of the rows that see it, and where it is
-        in v_cache perhaps of other rows of that sequence.
+        pages, has no effect, NaN included. NaN in a filled position makes NaN of the rows that see it, and perhaps of
+        other rows of that sequence.
 
     Raises:
         CallError: the arguments do not fit together, or (on a CPU) lengths or pages exceed the cache.
@@ -140,7 +141,7 @@ def flash_attn_with_kvcache(
         and v_descale is None
         and s_aux is None
         and scheduler_metadata is None
-        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale != 0))
+        and (softmax_scale is None or (isinstance(softmax_scale, float) and softmax_scale > 0))
         and type(cache_seqlens) is Tensor
         and is_plain(q)
     ):
@@ -155,11 +156,15 @@ def flash_attn_with_kvcache(
         if cache.stride(-1) != 1:
             raise CallError(f"{name} must have contiguous last dimension")
     if is_autocast(q):
-        q, k, v = autocast(q), autocast(k), autocast(v)
+        q, k, v, qv = autocast(q), autocast(k), autocast(v), autocast(qv)
+        rotary_cos, rotary_sin = autocast(rotary_cos), autocast(rotary_sin)
+    whole = cache_seqlens is None and k is None and page_table is None
+    if whole and k_cache.dtype not in (q.dtype, FP8):
+        cache_seqlens = k_cache.shape[1]  # lengths tell a cache, which may have another type, from keys
     if isinstance(cache_seqlens, int):
         if page_table is None:
             _check_room(cache_seqlens, k, k_cache)
-        rows = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+        rows = cu_seqlens_q.shape[0] - 1 if isinstance(cu_seqlens_q, Tensor) else q.shape[0]
         cache_seqlens = _full(cache_seqlens, rows, k_cache)
     args = ForwardArgs(
         q=q,

@@ -20,7 +20,7 @@ from torch import Tensor
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.call import backend, schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs, default_scale
-from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, out_dtype
+from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, check_gradients, out_dtype
 from flash_attn3_sm121.dispatch.engine import engine
 from flash_attn3_sm121.errors import CallError
 
@@ -205,6 +205,7 @@ def written_gradients(
     dq, dk, dv = (
         torch.empty_like(x) if new is None else new for new, x in zip(given, (args.q, args.k, args.v), strict=True)
     )
+    check_gradients(args, (dq, dk, dv))
     result = engine().backward(args, into=(dq, dk, dv))
     softmax_d = row_sums(args.out, args.dout) if result.softmax_d is None else result.softmax_d
     return (dq, dk, dv), softmax_d

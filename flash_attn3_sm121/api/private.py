@@ -17,6 +17,7 @@ from torch import Tensor
 from flash_attn3_sm121.api import ops
 from flash_attn3_sm121.api.attend import attend, is_plain, length_of, scale_of
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.call.validation import check_gradients
 from flash_attn3_sm121.dispatch.engine import engine
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -207,6 +208,7 @@ def _flash_attn_backward(
     if is_plain(q):
         _, softmax_d = ops.written_gradients(args, (dq, dk, dv))
         return softmax_d
+    check_gradients(args, (dq, dk, dv))
     for into, gradient in zip((dq, dk, dv), ops.functional_backward(args)[:3], strict=True):
         if into is not None:
             into.copy_(gradient)

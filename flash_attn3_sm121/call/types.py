@@ -25,9 +25,10 @@ _FA2_ORDER = (
 )
 
 
-_NUMBERS = ("softmax_scale", "softcap", "window_left", "window_right", "attention_chunk", "num_splits", "sm_margin")
+_NUMBERS = ("softmax_scale", "softcap")
 _NUMBER_TYPES = (int, float, torch.SymInt, torch.SymFloat)  # a tuple: torch 2.9 traces no union of types
-_LENGTHS = ("max_seqlen_q", "max_seqlen_k")
+_WHOLE = ("window_left", "window_right", "attention_chunk", "num_splits", "sm_margin")
+_WHOLE_OR_NONE = ("max_seqlen_q", "max_seqlen_k")
 
 
 def name_of_lengths(args: ForwardArgs) -> str:
@@ -37,8 +38,13 @@ def name_of_lengths(args: ForwardArgs) -> str:
 
 def check_number(name: str, value: object) -> None:
     """Raises CallError unless the value is a number or, while a compiler traces, stands for one."""
-    if not isinstance(value, _NUMBER_TYPES) and not hasattr(value, "__float__"):
+    if not isinstance(value, _NUMBER_TYPES) and not (hasattr(value, "__float__") and _is_single(value)):
         fail(f"{name} must be a number, found {value!r}")
+
+
+def _is_single(value: object) -> bool:
+    """False for a tensor of none or several numbers."""
+    return not isinstance(value, Tensor) or value.numel() == 1
 
 
 def _tensors(args: ForwardArgs | BackwardArgs) -> None:
@@ -70,9 +76,11 @@ def _scalars(args: ForwardArgs | BackwardArgs) -> None:
         fail(f"causal must be True or False, found {args.causal!r}", hint=_FA2_ORDER)
     for name in _NUMBERS:
         check_number(name, getattr(args, name, 0))
-    for name in _LENGTHS:
-        value = getattr(args, name)
-        if value is not None and not isinstance(value, int | torch.SymInt) and not hasattr(value, "__index__"):
+    for name in (*_WHOLE, *_WHOLE_OR_NONE):
+        value = getattr(args, name, 0)
+        if isinstance(value, int | torch.SymInt) or (value is None and name in _WHOLE_OR_NONE):
+            continue
+        if not hasattr(value, "__index__") or not _is_single(value):
             fail(f"{name} must be a whole number, found {value!r}")
 
 

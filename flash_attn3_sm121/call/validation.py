@@ -6,6 +6,8 @@ on fake tensors too, so a compiled program gets the same errors while it is bein
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -329,6 +331,18 @@ def check_backward(args: BackwardArgs) -> None:
         fail(f"softmax_lse must have dtype torch.float32, found {args.softmax_lse.dtype}")
 
 
+def check_gradients(args: BackwardArgs, into: Sequence[Tensor | None]) -> None:
+    """Raise unless the tensors (dq, dk, dv) that gradients are to be written into are like q, k and v."""
+    for name, tensor, like in zip(("dq", "dk", "dv"), into, (args.q, args.k, args.v), strict=True):
+        if tensor is None or not isinstance(like, Tensor):
+            continue  # the latter is told with the other arguments
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, found {type(tensor).__name__}")
+        _shape(name, tensor, tuple(like.shape), f"the shape of {name[1:]}")
+        if tensor.dtype != like.dtype:
+            fail(f"{name} must have the same dtype as {name[1:]} ({like.dtype}), found {tensor.dtype}")
+
+
 def check_combine(out_partial: Tensor, lse_partial: Tensor, out: Tensor | None) -> None:
     """Raise CallError unless partial results fit together."""
     if out_partial.dtype != torch.float32 or lse_partial.dtype != torch.float32:
@@ -343,5 +357,7 @@ def check_combine(out_partial: Tensor, lse_partial: Tensor, out: Tensor | None) 
     _device("lse_partial", lse_partial, out_partial)
     _shape("lse_partial", lse_partial, tuple(out_partial.shape[:-1]), "num_splits, batch, seqlen, heads")
     if out is not None:
+        if not isinstance(out, Tensor):
+            raise TypeError(f"out must be a torch.Tensor, found {type(out).__name__}")
         _device("out", out, out_partial)
         _shape("out", out, tuple(out_partial.shape[1:]), "batch, seqlen, heads, dim")

@@ -22,6 +22,7 @@ from flash_attn3_sm121.call import backend as backends
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings, device_facts, facts_of, parse_backend
+from flash_attn3_sm121.call.types import fail
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
@@ -89,6 +90,11 @@ class Engine:
 
     def plan(self, args: ForwardArgs | BackwardArgs, tensors: Tensors) -> Plan:
         """How the calls of a call's class are served: remembered, or decided now."""
+        if not args.softmax_scale >= 0:
+            fail(
+                f"softmax_scale must be positive, found {args.softmax_scale}: kernels seek the largest score unscaled",
+                hint="pass -q and the positive scale",
+            )
         try:
             key = class_of(args, tensors)
         except AttributeError:
@@ -285,7 +291,7 @@ class Engine:
     def metadata_length(self, call: tuple[Any, ...]) -> int:
         """How long that vector is; a device that is no GPU counts as an old one."""
         capability = self._gather(_lengths_of(call).device).capability
-        return native.metadata_length(call, arch=0 if capability is None else capability[0] * 10 + capability[1])
+        return native.metadata_length(call, major=0 if capability is None else capability[0])
 
     def _ops_without_call(self, device: torch.device) -> native.LoadedOps | None:
         """The loaded ops for work that is not attention itself (combine, metadata), or None: use the fallback."""

@@ -73,7 +73,7 @@ def forward(args: ForwardArgs, *, check_cache: bool = True) -> tuple[Tensor, Ten
     with _plain_arithmetic(args.q.device):
         if whole.serves(args):
             out, lse = whole.attend(args.q, args.k, args.v, args.softmax_scale, args.causal)
-            return out, lse.to(torch.float32).contiguous()
+            return out, lse.contiguous()
         kernel = trial.pick(args)
         if kernel is not None or lengths_stay_on_device(args):
             return static.forward(args, check=check_cache, kernel=kernel)

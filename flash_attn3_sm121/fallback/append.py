@@ -37,13 +37,14 @@ def rotary_base(args: ForwardArgs) -> Tensor:
     return args.seqlens_rotary.long() if args.seqlens_rotary is not None else _held(args)
 
 
-def _converted(new: Tensor, cache: Tensor, scale: Tensor | None) -> Tensor:
-    """`new` (n, Hk, d) in the cache's type: fp8 holds numbers divided by their `scale` (n, Hk), cut to its range."""
+def _converted(new: Tensor, cache: Tensor, scale: Tensor | None, owner: Tensor) -> Tensor:
+    """`new` (n, Hk, d) in the cache's type: fp8 holds numbers divided by the `scale` (b, Hk) of the sequence that each
+    belongs to (`owner`), cut to its range."""
     if new.dtype in FP8 and cache.dtype not in FP8:
         raise CallError(f"a cache in {cache.dtype} and its new tokens must have the same dtype, found {new.dtype}")
     if cache.dtype not in FP8 or new.dtype in FP8:
         return new.to(cache.dtype)
-    divided = new.float() if scale is None else new.float() / scale[..., None]
+    divided = new.float() if scale is None else new.float() / scale[owner][..., None]
     most = torch.finfo(cache.dtype).max
     return divided.clamp(-most, most).to(cache.dtype)
 
@@ -83,12 +84,23 @@ def places(args: ForwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor, Tens
     return owner, held[owner] + index - start, index, written.any()
 
 
+def cache_rows(args: ForwardArgs, info: Facts) -> Tensor:
+    """The cache's row, or the page table's, of each sequence (batch,).
+
+    A row of padding may have a cache_batch_idx that no row has: it gets the first.
+    """
+    if args.kv_batch_idx is None:
+        return torch.arange(info.batch, device=args.q.device)
+    rows = args.kv_batch_idx.long()
+    return rows if args.seqused_k is None else rows.masked_fill(args.seqused_k < 0, 0)
+
+
 def pages_of(args: ForwardArgs, info: Facts, owner: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """(row, slot) in the cache tensor of positions of sequences; the page number is not checked here."""
-    rows = args.kv_batch_idx.long()[owner] if args.kv_batch_idx is not None else owner
+    rows = cache_rows(args, info)[owner] if args.kv_batch_idx is not None else owner
     if args.page_table is None:
         return rows, position
-    page = torch.div(position, info.page_size, rounding_mode="floor").clamp(max=args.page_table.shape[1] - 1)
+    page = torch.div(position, info.page_size, rounding_mode="floor").clamp(0, args.page_table.shape[1] - 1)
     return args.page_table[rows, page].long(), position % info.page_size
 
 
@@ -107,7 +119,7 @@ def _choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
     """Work out what goes where, without writing; None when there is nothing to write."""
-    if args.k_new is None or args.v_new is None:
+    if args.k_new is None or args.v_new is None or info.batch == 0:
         return None
     k_new = args.k_new
     if args.rotary_cos is not None and args.rotary_sin is not None:
@@ -118,11 +130,11 @@ def prepare(args: ForwardArgs, info: Facts) -> NewTokens | None:
             k_new, args.rotary_cos, args.rotary_sin, where, interleaved=args.rotary_interleaved, dtype=kept
         )
     owner, position, index, any_token = places(args, info)
-    if index.numel() == 0 or args.k.numel() == 0:
+    if index.numel() == 0 or info.empty_k or info.capacity == 0:
         return None
     rows, slots = pages_of(args, info, owner, position)
     keys, values = (
-        _converted(_bytes(_flat(new))[index].view(new.dtype), cache, None if scale is None else scale[owner])
+        _converted(_bytes(_flat(new))[index].view(new.dtype), cache, scale, owner)
         for new, cache, scale in ((k_new, args.k, args.k_descale), (args.v_new, args.v, args.v_descale))
     )
     rows, slots, keys, values = _or_nothing(args, any_token, rows, slots, keys, values)

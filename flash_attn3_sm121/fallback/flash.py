@@ -11,6 +11,7 @@ key they give the LSE +inf, and we -inf.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from torch.nn import functional
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.fallback import sinks
+from flash_attn3_sm121.fallback.append import cache_rows
 from flash_attn3_sm121.fallback.attend import clear_zeros, padded, row_delta
 from flash_attn3_sm121.fallback.gather import dequantised
 from flash_attn3_sm121.fallback.geometry import Geometry
-from flash_attn3_sm121.fallback.keys import Lengths, cache_rows, first_key, gathered, span_of, spread
+from flash_attn3_sm121.fallback.keys import Lengths, first_key, gathered, span_of, spread
 from flash_attn3_sm121.fallback.problem import FP8, Facts
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -33,6 +35,7 @@ LEAST_PART = 64
 # so many sequences at a time.
 JOBS, SPLIT_KEYS, MOST_SEQUENCES = 256, 1024, 65535
 COPY_BYTES = 1 << 28
+_Args = TypeVar("_Args", ForwardArgs, BackwardArgs)
 
 
 class Kernel:
@@ -123,9 +126,20 @@ def is_dense(args: ForwardArgs, info: Facts) -> bool:
 
 def dense(kernel: Kernel, args: ForwardArgs, q: Tensor, info: Facts) -> tuple[Tensor, Tensor]:
     """(out, lse) of a dense call."""
-    tensors = _ready(q), _ready(args.k), _ready(padded(args.v, info.dim))
+    k, v = (
+        dequantised(x, scale, slice(None), heads=info.kv_heads, dtype=info.out_dtype)
+        for x, scale in ((args.k, args.k_descale), (args.v, args.v_descale))
+    )
+    tensors = _ready(q), _ready(k), _ready(padded(v, info.dim))
     out, lse = kernel.forward(tensors, (None, None), (info.rows, info.capacity), _window(info), args.softmax_scale)
     return out[..., : info.dim_v], _lse(lse)
+
+
+def _with_dense_offsets(args: _Args) -> _Args:
+    """The call with offsets that lie one behind the other, as the operators want them."""
+    offsets = {name: getattr(args, name) for name in ("cu_seqlens_q", "cu_seqlens_k")}
+    strided = {name: x.contiguous() for name, x in offsets.items() if x is not None and not x.is_contiguous()}
+    return replace(args, **strided) if strided else args
 
 
 def _steps(count: int, step: int, device: torch.device) -> Tensor:
@@ -156,8 +170,10 @@ class Cache:
             return None
         if info.packed_k:
             return cls(k=k, v=v, apart=0)
+        if any(cache.stride(1) == 0 or cache.stride(0) % cache.stride(1) for cache in (k, v)):
+            return None
         apart = {cache.stride(0) // cache.stride(1) for cache in (k, v)}
-        if len(apart) > 1 or any(cache.stride(0) % cache.stride(1) for cache in (k, v)):
+        if len(apart) > 1:
             return None
         (between,) = apart
         count = (k.shape[0] - 1) * between + k.shape[1]
@@ -170,6 +186,7 @@ def attend(kernel: Kernel, args: ForwardArgs, q: Tensor, info: Facts, lengths: L
 
     Packed queries of one row each come back as (B, 1, H, dv) and (B, H, 1).
     """
+    args = _with_dense_offsets(args)
     if info.rows == 1:  # for one row at most, the operators take the rows as the sequences
         q = spread(args, q, info)
     cache, call = Cache.of(args, info), Call(kernel=kernel, args=args, q=_ready(q), info=info, lengths=lengths)
@@ -313,7 +330,7 @@ class Call:
         args, start = self.args, self.lengths.start
         if not (info.packed_k or info.paged) and first is start is args.kv_batch_idx is None:  # rows of the cache
             k, v = (
-                dequantised(x[batch], s if s is None else s[batch], heads=info.kv_heads, dtype=info.compute_dtype)
+                dequantised(x[batch], s, batch, heads=info.kv_heads, dtype=info.compute_dtype)
                 for x, s in ((args.k, args.k_descale), (args.v, args.v_descale))
             )
             return k, v
@@ -336,6 +353,7 @@ class Call:
 
 def backward(kernel: Kernel, args: BackwardArgs, info: Facts) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(dq, dk, dv, ds_aux); rows and keys of a packed call that belong to no sequence get zeros."""
+    args = _with_dense_offsets(args)
     rows = [_ready(tensor.to(info.out_dtype)) for tensor in (args.dout, args.q, args.k, args.v, args.out)]
     lse = args.softmax_lse.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=torch.inf).contiguous()
     offsets = args.cu_seqlens_q, args.cu_seqlens_k

@@ -84,7 +84,7 @@ def paged_keys(cache: Tensor, pages: Tensor, sequence: Sequence, low: int, high:
     """Keys `[low, high)` of one sequence, copied from its pages (`pages`: its row of the table)."""
     size = cache.shape[1]
     begin, end = sequence.k_start + low, sequence.k_start + high
-    used = pages[begin // size : -(-end // size)]
+    used = pages[begin // size : -(-end // size) if end > begin else begin // size]
     offset = begin // size * size
     tokens = cache.index_select(0, used).flatten(0, 1)
     return tokens[begin - offset : end - offset].unsqueeze(0)
@@ -100,10 +100,13 @@ def check_pages(pages: list[int], sequence: Sequence, *, begin: int, end: int, s
             )
 
 
-def dequantised(tensor: Tensor, descale: Tensor | None, *, heads: int, dtype: torch.dtype) -> Tensor:
-    """A (n, rows, heads', d) tensor in the compute type; the scale (n, heads) counts only where the tensor is fp8."""
+def dequantised(tensor: Tensor, descale: Tensor | None, batch: slice, *, heads: int, dtype: torch.dtype) -> Tensor:
+    """A (n, rows, heads', d) tensor of the sequences in `batch` in the compute type, multiplied by their scales.
+
+    The scales (b, heads) of the whole call count only where the tensor is fp8; elsewhere they may have any shape.
+    """
     converted = tensor if tensor.dtype == dtype else tensor.to(dtype)
     if descale is None or tensor.dtype not in FP8:
         return converted
-    per_head = descale.to(dtype).repeat_interleave(tensor.shape[-2] // heads, dim=-1)
+    per_head = descale[batch].to(dtype).repeat_interleave(tensor.shape[-2] // heads, dim=-1)
     return converted * per_head[:, None, :, None]

@@ -52,7 +52,7 @@ def _check_rotary(args: ForwardArgs, info: Facts, found: tuple[Sequence, ...]) -
 
 def rotated_queries(args: ForwardArgs, info: Facts) -> Tensor:
     """q, or q rotated: at the new tokens' positions when the mask is local, else all rows at the first."""
-    if args.rotary_cos is None or args.rotary_sin is None or args.k_new is None:
+    if args.rotary_cos is None or args.rotary_sin is None or args.k_new is None or info.batch == 0:
         return args.q
     offsets = args.cu_seqlens_q.long() if args.cu_seqlens_q is not None else None
     rows = args.q.shape[0] if info.packed_q else args.q.shape[1]
@@ -91,8 +91,7 @@ def _keys(
         view = gather.paged_keys(cache, pages, group.first, *span)
     else:
         view = gather.dense_keys(cache, group, *span, packed=info.packed_k)
-    scale = descale[group.batch_slice] if descale is not None else None
-    return gather.dequantised(view, scale, heads=info.kv_heads, dtype=info.compute_dtype)
+    return gather.dequantised(view, descale, group.batch_slice, heads=info.kv_heads, dtype=info.compute_dtype)
 
 
 def forward(args: ForwardArgs) -> tuple[Tensor, Tensor]:
@@ -194,7 +193,7 @@ class Target:
             out, lse = self.whole
         else:
             out, lse = self.parts()
-        if not self.info.has_keys and self.args.s_aux is None:
+        if self.info.empty_k and self.args.s_aux is None:
             lse = torch.full_like(lse, torch.inf)
         if self.args.out is not None:
             self.args.out.copy_(out)

@@ -64,13 +64,6 @@ def spread(args: ForwardArgs, tensor: Tensor, info: Facts) -> Tensor:
     return tensor[index.clamp(0, max(tensor.shape[0] - 1, 0))]
 
 
-def cache_rows(args: ForwardArgs, info: Facts) -> Tensor:
-    """The cache's row, or the page table's, of each sequence (batch,)."""
-    if args.kv_batch_idx is not None:
-        return args.kv_batch_idx.long()
-    return torch.arange(info.batch, device=args.q.device)
-
-
 def gathered(args: ForwardArgs, info: Facts, lengths: Lengths, numbers: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
     """Copies (n, keys, Hk, d | dv) of the keys and values with `numbers` (n, keys) of the sequences in `batch`.
 
@@ -87,8 +80,7 @@ def gathered(args: ForwardArgs, info: Facts, lengths: Lengths, numbers: Tensor, 
     for cache, descale in ((args.k, args.k_descale), (args.v, args.v_descale)):
         # torch reads no fp8 by index
         copy = cache.view(torch.uint8)[where].view(cache.dtype) if cache.dtype in FP8 else cache[where]
-        scale = descale[batch] if descale is not None else None
-        results.append(dequantised(copy, scale, heads=info.kv_heads, dtype=info.compute_dtype))
+        results.append(dequantised(copy, descale, batch, heads=info.kv_heads, dtype=info.compute_dtype))
     return results[0], results[1]
 
 

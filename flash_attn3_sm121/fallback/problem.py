@@ -31,6 +31,7 @@ class Facts:
     page_size: int
     packed_q: bool
     packed_k: bool
+    empty_k: bool  # k has no position at all, whatever the lengths say: upstream then gives LSE +inf
     out_dtype: torch.dtype
     compute_dtype: torch.dtype
     band: Band
@@ -45,7 +46,7 @@ class Facts:
 
     @property
     def has_keys(self) -> bool:
-        """False when the call holds no key at all, whatever the lengths say: upstream then gives LSE +inf."""
+        """Whether a sequence may have a key."""
         return self.capacity > 0 and self.kv_rows > 0
 
 
@@ -67,10 +68,9 @@ def facts(args: ForwardArgs | BackwardArgs) -> Facts:
     table = args.page_table if isinstance(args, ForwardArgs) else None
     k_new = args.k_new if isinstance(args, ForwardArgs) else None
     batch = args.cu_seqlens_q.numel() - 1 if args.cu_seqlens_q is not None else q.shape[0]
-    if packed_q:
-        rows = q.shape[0] if args.max_seqlen_q is None else min(int(args.max_seqlen_q), q.shape[0])
-    else:
-        rows = q.shape[1]
+    bound = args.max_seqlen_q if packed_q else q.shape[1]
+    most = q.shape[0] if bound is None else int(bound)
+    rows = min(most, q.shape[0]) if packed_q else most
     if table is not None:
         capacity, kv_rows = table.shape[1] * k.shape[1], table.shape[0]
     elif packed_k:
@@ -83,7 +83,7 @@ def facts(args: ForwardArgs | BackwardArgs) -> Facts:
         right=args.window_right,
         chunk=args.attention_chunk,
         causal=args.causal,
-        max_rows=rows,
+        max_rows=most,  # as upstream: it decides what counts as a window, and so how rotary turns q
         capacity=capacity,
     )
     return Facts(
@@ -99,6 +99,7 @@ def facts(args: ForwardArgs | BackwardArgs) -> Facts:
         page_size=k.shape[1] if table is not None else 0,
         packed_q=packed_q,
         packed_k=packed_k,
+        empty_k=k.numel() == 0,
         out_dtype=torch.bfloat16 if q.dtype in FP8 else q.dtype,
         compute_dtype=compute_dtype(q, k, v, args.qv),
         band=band,

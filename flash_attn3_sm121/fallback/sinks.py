@@ -24,5 +24,5 @@ def include(out: Tensor, lse: Tensor, s_aux: Tensor) -> tuple[Tensor, Tensor]:
 def gradient(lse: Tensor, delta: Tensor, s_aux: Tensor) -> Tensor:
     """(H,) from lse and delta (B, H, S), where delta is rowsum(dout * out) minus the gradient of the lse."""
     sink = s_aux.to(lse.dtype)[:, None]
-    weight = torch.where(lse.isfinite(), (sink - lse).exp(), torch.zeros_like(lse))
-    return -(weight * delta).sum((0, 2))
+    shares = torch.where(lse.isfinite(), (sink - lse).exp() * delta, torch.zeros_like(lse))
+    return -shares.sum((0, 2))

@@ -108,7 +108,7 @@ def _finish(args: ForwardArgs, info: Facts, lengths: Lengths, out: Tensor, lse: 
 def _result(args: ForwardArgs, q: Tensor, info: Facts, kernel: flash.Kernel | None) -> tuple[Tensor, Tensor]:
     """out and lse of a call with queries and keys."""
     if kernel is not None and flash.is_dense(args, info):
-        out, lse = flash.dense(kernel, args, q, info)
+        out, lse = flash.dense(kernel, args, _converted(args, q, info.out_dtype, info), info)
         return sinks.include(out, lse, args.s_aux) if args.s_aux is not None else (out, lse)
     lengths = lengths_of(args, info)
     if kernel is not None:
@@ -145,7 +145,7 @@ def forward(args: ForwardArgs, *, check: bool = True, kernel: flash.Kernel | Non
     else:
         out, lse = _result(args, q, info, kernel)
         out, lse = out.to(info.out_dtype), lse.to(torch.float32)
-    if not info.has_keys and args.s_aux is None:
+    if info.empty_k and args.s_aux is None:
         lse = torch.full_like(lse, torch.inf)
     if args.out is not None:
         args.out.copy_(out)

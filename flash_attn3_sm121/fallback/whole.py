@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flash_attn3_sm121.call.arguments import ForwardArgs
@@ -43,7 +44,7 @@ def serves(args: ForwardArgs) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """(out, lse) of a call that `serves` accepts; the lse is not contiguous."""
     out, lse = cpu_kernel.forward(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale, causal=causal)
-    return out.transpose(1, 2).contiguous(), lse
+    return out.transpose(1, 2).contiguous(), lse.to(torch.float32)
 
 
 def dense_op(

@@ -67,6 +67,7 @@ def flash_attn_varlen_func(
     """Attention over packed queries -> out, or with `return_softmax_lse` upstream's four tensors."""
     if only_qv:
         q, k, qv = _scores_of_qv(qv, v, softmax_scale, None)
+        k_descale = v_descale
     left, right = window_of(window_size)
     args = ForwardArgs(
         q=q,
@@ -137,6 +138,7 @@ def flash_attn_with_kvcache(
     """Attention over a KV cache -> out, or with `return_softmax_lse` upstream's four tensors."""
     if only_qv:
         q, k_cache, qv = _scores_of_qv(qv, v_cache, softmax_scale, k)
+        k_descale = v_descale
     result = interface.flash_attn_with_kvcache(
         q,
         k_cache,  # type: ignore[arg-type]  # validation says that it is missing

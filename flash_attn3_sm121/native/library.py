@@ -222,17 +222,26 @@ def blank_unused_gradients(dq: Tensor, dk: Tensor, dv: Tensor, args: BackwardArg
         dv.zero_()
 
 
-def metadata_length(call: tuple[Any, ...], *, arch: int) -> int:
-    """How long upstream's scheduler metadata is, from the arguments of its op in their order."""
+def metadata_length(call: tuple[Any, ...], *, major: int) -> int:
+    """How long upstream's scheduler metadata is, from the arguments of its op in their order.
+
+    One number more is for Hopper's kernels (`major` 9), and for the others where they split keys. Where the number of
+    splits is left to these (below 1), they are taken to split, as they do for long caches. `major` 0 is no GPU.
+    """
     given = dict(zip(schemas.METADATA_NAMES, call, strict=True))
-    left, right = given["window_size_left"], given["window_size_right"]
-    left = -1 if left < 0 or left >= given["max_seqlen_k"] - 1 else left
-    right = 0 if given["is_causal"] else (-1 if right < 0 or right >= given["max_seqlen_q"] - 1 else right)
-    is_causal = left < 0 and right == 0
-    is_local = (left >= 0 or right >= 0) and not is_causal
+    left, right, chunk = given["window_size_left"], given["window_size_right"], given["attention_chunk"]
+    left = -1 if left >= given["max_seqlen_k"] - 1 else left
+    right = -1 if right >= given["max_seqlen_q"] - 1 else right
+    causal = given["is_causal"]
+    if (given["max_seqlen_q"], left, right, chunk) == (1, -1, -1, 0):
+        # One row sees every key. Pages at these head dims have tiles of their own under a causal mask, and keep it.
+        causal = causal and given["page_size"] is not None and 64 < given["headdim"] <= 128
+    is_causal = left < 0 and (causal or right == 0) and chunk == 0
+    is_local = (left >= 0 or right >= 0 or causal or chunk > 0) and not is_causal
     vectors = 2 + (not is_local) + (is_causal or is_local)
     rounded: int = (given["batch_size"] + 3) // 4 * 4
-    return rounded * vectors + (arch >= 90 or given["num_splits"] > 1)
+    splits = given["num_splits"] > 1 or (major > 0 and given["num_splits"] < 1)
+    return rounded * vectors + (major == 9 or splits)
 
 
 # What a plan of the work depends on, beside what `_planned_for` makes of other arguments, and the lengths themselves.

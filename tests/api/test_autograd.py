@@ -14,6 +14,15 @@ def test_dense_gradients_by_finite_differences() -> None:
     torch.autograd.gradcheck(lambda *x: fa3.flash_attn_func(*x, causal=True, window_size=(2, 0)), (q, k, v), atol=1e-4)
 
 
+def test_a_plain_call_in_fp64_is_differentiable_every_time() -> None:
+    """The fast path, which the second call takes, gave an LSE in fp64, and the backward takes none."""
+    q, k, v = dense(b=1, sq=4, sk=4, h=2, hk=2, d=8, grad=True, dtype=torch.float64)
+    for _ in range(2):
+        out, lse = fa3.flash_attn_func(q, k, v, causal=True, return_attn_probs=True)
+        assert lse.dtype == torch.float32
+        out.sum().backward()
+
+
 def test_gradient_of_the_lse_counts() -> None:
     """Upstream drops it in silence; here it is compared with plain arithmetic."""
     q, k, v = dense(sq=5, sk=5, hk=4, grad=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,25 @@ def test_autocast_lowers_like_scaled_dot_product_attention() -> None:
     torch.testing.assert_close(cached, out)
 
 
+def test_autocast_lowers_a_second_query_and_rotary_tables_too() -> None:
+    q, k, v = dense(sq=1)
+    new, table = torch.randn(2, 1, 2, 16), torch.rand(9, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fa3.flash_attn_func(q, k, v, qv=q).dtype == torch.bfloat16
+        assert fa3.flash_attn_with_kvcache(q, k, v, qv=q).dtype == torch.bfloat16
+        turned = fa3.flash_attn_with_kvcache(
+            q, k, v, new, new, rotary_cos=table, rotary_sin=table, cache_seqlens=3, causal=True
+        )
+    assert turned.dtype == torch.bfloat16
+
+
+def test_a_whole_cache_of_another_type() -> None:
+    q, k, v = dense()
+    low_k, low_v = k.bfloat16(), v.bfloat16()
+    found = fa3.flash_attn_with_kvcache(q, low_k, low_v)
+    torch.testing.assert_close(found, fa3.flash_attn_func(q, low_k.float(), low_v.float()))
+
+
 def test_inference_mode() -> None:
     q, k, v = dense(grad=True)
     with torch.inference_mode():
@@ -216,11 +236,27 @@ def test_private_functions_can_be_compiled() -> None:
         torch.testing.assert_close(mine, right)
 
 
-def test_scheduler_metadata_under_fake_tensors() -> None:
+@pytest.mark.parametrize(
+    ("rows", "dim", "call", "vectors"),
+    [
+        (3, 16, {"causal": True}, 4),
+        (1, 16, {"causal": True}, 3),  # one row sees every key: upstream drops the mask
+        (1, 128, {"causal": True, "page_size": 16}, 4),  # but for these
+        (1, 64, {"causal": True, "page_size": 16}, 3),
+        (1, 16, {"causal": True, "window_size": (5, 0)}, 3),
+        (3, 16, {"causal": True, "attention_chunk": 8}, 3),
+        (3, 16, {"window_size": (5, 1)}, 3),
+        (3, 16, {"window_size": (63, 2)}, 3),
+        (3, 16, {}, 3),
+    ],
+)
+def test_scheduler_metadata_under_fake_tensors(rows: int, dim: int, call: dict[str, Any], vectors: int) -> None:
+    """As long as upstream's, which a compiled program relies on."""
+
     def length(lengths: Tensor) -> int:
-        return fa3.get_scheduler_metadata(5, 1, 64, 4, 2, 16, lengths, causal=True, num_splits=2).numel()
+        return fa3.get_scheduler_metadata(5, rows, 64, 4, 2, dim, lengths, num_splits=2, **call).numel()
 
     lengths = torch.ones(5, dtype=torch.int32)
     with FakeTensorMode() as mode:
         fake = length(mode.from_tensor(lengths))
-    assert fake == length(lengths) == 8 * 4 + 1
+    assert fake == length(lengths) == 8 * vectors + 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flash_attn3_sm121.api.private import _flash_attn_backward, _flash_attn_forward
 from flash_attn3_sm121.errors import CallError
 from tests.fakes.shapes import dense, fa3, packed
 
@@ -45,6 +46,12 @@ def cached(**change: Any) -> Any:
     kc, vc = torch.zeros(2, 16, 2, 16), torch.zeros(2, 16, 2, 16)
     given = {"q": q, "k_cache": kc, "v_cache": vc, "k": k, "v": v, "cache_seqlens": cu(0, 3), "causal": True}
     return fa3.flash_attn_with_kvcache(**{**given, **change})
+
+
+def gradients(**into: Any) -> Any:
+    q, k, v = dense()
+    out, lse = fa3.flash_attn_func(q, k, v, return_attn_probs=True)
+    return _flash_attn_backward(out, q, k, v, out, lse, **into)
 
 
 def fp8(**change: Any) -> Any:
@@ -98,6 +105,26 @@ CASES: dict[str, tuple[Bad, str]] = {
         "Number of heads in key/value must divide",
     ),
     "too many splits": (lambda: call(num_splits=257), "num_splits > 256 not supported"),
+    "scale below 0": (lambda: call(softmax_scale=-0.5, causal=True), "softmax_scale must be positive, found -0.5"),
+    "scale below 0 in an op": (
+        lambda: torch.ops.flash_attn_3.fwd(*dense(), softmax_scale=-0.5),
+        "softmax_scale must be positive, found -0.5",
+    ),
+    "dq of another batch": (
+        lambda: gradients(dq=torch.zeros(3, 2, 5, 4, 16)[:, 0]),
+        r"dq must have shape \(2, 5, 4, 16\) = \(the shape of q\), found \(3, 5, 4, 16\)",
+    ),
+    "dk of another dtype": (lambda: gradients(dk=torch.zeros(2, 7, 2, 16, dtype=INT)), "dk must have the same dtype"),
+    "fewer than no heads": (
+        lambda: fa3.flash_attn_qkvpacked_func(torch.randn(2, 5, 8, 16), num_heads_q=-2),
+        "qkv holds 8 heads, which is not num_heads_q",
+    ),
+    "two scales": (lambda: call(softmax_scale=torch.ones(2)), "softmax_scale must be a number"),
+    "two softcaps": (lambda: call(softcap=torch.ones(2)), "softcap must be a number"),
+    "half a chunk": (lambda: call(attention_chunk=2.5), "attention_chunk must be a whole number, found 2.5"),
+    "two bounds": (lambda: varlen(max_seqlen_q=cu(7, 7)), "max_seqlen_k must be a whole number"),
+    "an endless window": (lambda: call(window_size=(float("inf"), 0)), "window_size must be two numbers"),
+    "a window of tensors": (lambda: call(window_size=(cu(1, 2), 0)), "window_size must be two numbers"),
     "negative chunk": (lambda: call(attention_chunk=-1), "attention_chunk must be 0"),
     "sinks of another length": (lambda: call(s_aux=torch.zeros(3)), r"s_aux must have shape \("),
     "qv of another shape": (lambda: call(qv=torch.randn(2, 5, 4, 8)), r"qv must have shape \("),
@@ -153,6 +180,14 @@ def test_message_keeps_upstreams_words(name: str) -> None:
 def test_not_a_tensor() -> None:
     with pytest.raises(TypeError, match=r"k must be a torch\.Tensor, found list"):
         call(k=[1, 2])
+    with pytest.raises(TypeError, match=r"q must be a torch\.Tensor, found list"):
+        _flash_attn_forward([1], *dense()[1:])
+    with pytest.raises(TypeError, match=r"cu_seqlens_q must be a torch\.Tensor, found int"):
+        cached(cache_seqlens=2, cu_seqlens_q=3)
+    with pytest.raises(TypeError, match=r"dv must be a torch\.Tensor, found list"):
+        gradients(dv=[1])
+    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor, found list"):
+        fa3.flash_attn_combine(torch.zeros(2, 1, 3, 2, 8), torch.zeros(2, 1, 3, 2), [1])
 
 
 def test_fp8_gradient_is_refused() -> None:

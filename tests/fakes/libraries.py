@@ -90,7 +90,7 @@ class Kernels:
         return (*into, softmax_d, *(torch.empty(0) for _ in range(4)))
 
     def metadata(self, *values: Any) -> Tensor:
-        return torch.ones(native.metadata_length(values, arch=121), dtype=torch.int32)
+        return torch.ones(native.metadata_length(values, major=12), dtype=torch.int32)
 
     def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
         return native.LoadedOps(fwd=self.fwd, bwd=self.bwd, fwd_combine=None, get_scheduler_metadata=self.metadata)

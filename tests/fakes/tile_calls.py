@@ -43,3 +43,14 @@ def splits(gpu: Gpu, dim: int, calls: list[list[int]]) -> list[list[int]]:
         )  # fmt: skip
         found.append(plan[:batch].tolist())
     return found
+
+
+def metadata_lengths(gpu: Gpu, calls: list[dict[str, Any]]) -> list[int]:
+    """How long the metadata of these calls is, each the op's arguments by name but for its tensor and type."""
+    return [
+        gpu.call(
+            "get_scheduler_metadata", qkv_dtype=torch.bfloat16,
+            seqused_k=torch.full((call["batch_size"],), call["max_seqlen_k"], dtype=torch.int32), **call,
+        ).numel()
+        for call in calls
+    ]  # fmt: skip

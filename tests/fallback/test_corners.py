@@ -95,6 +95,15 @@ def test_no_keys_at_all_give_plus_infinity(engine: Any) -> None:
 
 
 @ENGINES
+def test_keys_that_no_sequence_has_still_count_as_keys(engine: Any) -> None:
+    """As upstream, whose kernels run: +inf is for a k that holds nothing, not for a max_seqlen_k of 0."""
+    packed = call((5, 2, 8), (4, 2, 8), cu_seqlens_q=ints(0, 2, 5), cu_seqlens_k=ints(0, 0, 0), max_seqlen_q=3)
+    packed.max_seqlen_k = 0
+    out, lse = same(engine, packed)
+    assert not out.any() and (lse == -torch.inf).all()
+
+
+@ENGINES
 def test_rows_past_seqused_q_give_zero_and_minus_infinity(engine: Any) -> None:
     out, lse = same(engine, call((2, 4, 2, 8), (2, 4, 2, 8), seqused_q=ints(1, 4)))
     assert not out[0, 1:].any() and (lse[0, :, 1:] == -torch.inf).all()
@@ -137,6 +146,14 @@ def test_descales_are_ignored_unless_fp8(engine: Any) -> None:
     plain, scaled = (call((1, 3, 2, 8), (1, 3, 2, 8)) for _ in range(2))
     scaled.q_descale = scaled.k_descale = scaled.v_descale = torch.full((1, 2), 7.0)
     assert torch.equal(engine(plain)[0], engine(scaled)[0])
+
+
+@ENGINES
+def test_descales_that_are_ignored_may_have_any_shape(engine: Any) -> None:
+    args = call((3, 1, 2, 8), (3, 4, 2, 8), seqused_k=ints(0, 3, 1))
+    args.k_new, args.v_new = randoms((3, 1, 2, 8), (3, 1, 2, 8), seed=2)
+    args.q_descale = args.k_descale = args.v_descale = torch.tensor(7.0)
+    same(engine, args)
 
 
 @ENGINES
@@ -280,6 +297,16 @@ def test_rotary_turns_rows_of_q_apart_only_under_a_local_mask(engine: Any, local
         want = engine(args)[0]
         args.window_right = 2
         assert torch.equal(engine(args)[0], want)
+
+
+@ENGINES
+def test_rotary_takes_a_window_for_one_by_max_seqlen_q(engine: Any) -> None:
+    """As upstream: a bound above the number of rows leaves a right window that hides nothing a window."""
+    args = call((2, 2, 32), (1, 16, 1, 32), seqused_k=ints(4), cu_seqlens_q=ints(0, 2), max_seqlen_q=7, window_right=1)
+    args.k_new, args.v_new = randoms((1, 2, 1, 32), (1, 2, 1, 32), seed=2)
+    angles = torch.rand(32, 8, generator=torch.Generator().manual_seed(9)) * 6
+    args.rotary_cos, args.rotary_sin = angles.cos(), angles.sin()
+    same(engine, args)
 
 
 @ENGINES

@@ -137,16 +137,46 @@ def test_pages(rows: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel.shapes == [(8 * seen, 2 * seen, (4, 64)) if rows == 1 else (6, 2, (3, 512 if window < 0 else 103))]
 
 
-@pytest.mark.parametrize("paged", [False, True], ids=["dense", "paged"])
-def test_fp8(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = decode(2, 3, 32, seqused_k=ints(20, 7))
+@pytest.mark.parametrize("kind", ["dense", "cache", "paged"])
+def test_fp8(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = decode(2, 3, 32, seqused_k=None if kind == "dense" else ints(20, 7))
     for name in ("q", "k", "v"):
         setattr(args, name, getattr(args, name).to(torch.float8_e4m3fn))
         setattr(args, f"{name}_descale", torch.tensor([[0.5, 2.0], [1.5, 1.0]]))
-    if paged:
+    if kind == "paged":
         args.k, args.v = (cache.view(8, 8, 2, 16) for cache in (args.k, args.v))
         args.page_table = ints(3, 1, 7, 0, 2, 6, 5, 4).view(2, 4)
     check(args, monkeypatch)
+
+
+def test_a_cache_of_one_key_at_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = decode(2, 3, 32, seqused_k=ints(20, 7))
+    args.k, args.v = (cache[:, :1].expand(-1, 32, -1, -1) for cache in (args.k, args.v))
+    check(args, monkeypatch)
+
+
+def test_offsets_with_gaps_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = decode(1, 8, 12, max_seqlen_q=5, max_seqlen_k=9)
+    args.q, args.k, args.v = (x.squeeze(0) for x in (args.q, args.k, args.v))
+    args.cu_seqlens_q, args.cu_seqlens_k = ints(0, -1, 3, -1, 8)[::2], ints(0, -1, 9, -1, 12)[::2]
+    check(args, monkeypatch)
+    given = backward_args(args, *fallback.forward(args), args.q)
+    for found, want in zip(
+        flash.backward(PlainKernel(), given, facts(given))[:3], fallback.backward(given), strict=False
+    ):
+        assert found is not None and want is not None
+        assert_close(found, want.double(), 0.1, "gradient")
+
+
+def test_rows_of_no_sequence_have_no_part_in_the_gradient_of_sinks() -> None:
+    args = decode(1, 5, 5, max_seqlen_q=3, max_seqlen_k=3, s_aux=torch.zeros(8))
+    args.q, args.k, args.v = (x.squeeze(0) for x in (args.q, args.k, args.v))
+    args.cu_seqlens_q = args.cu_seqlens_k = ints(0, 3)
+    given = backward_args(args, *fallback.forward(args), args.q.clone())
+    given.dout[3:] = torch.nan
+    found, want = flash.backward(PlainKernel(), given, facts(given))[3], fallback.backward(given)[3]
+    assert found is not None and want is not None
+    assert_close(found, want.double(), 1e-2, "gradient")
 
 
 def test_launches_do_not_depend_on_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:

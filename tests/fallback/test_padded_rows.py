@@ -114,6 +114,36 @@ def test_padding_with_rotary_and_a_row_that_is_nowhere(forward: Forward) -> None
     assert torch.equal(args.k[0], before[0]) and not torch.equal(args.k[1, 2], before[1, 2])
 
 
+@ENGINES
+def test_nothing_but_padding_with_lengths_and_rows_that_are_nowhere(forward: Forward) -> None:
+    args = replace(call(lengths=(-50, -9), paged=True), kv_batch_idx=ints(9, -9))
+    before = args.k.clone()
+    out, _ = forward(args)
+    assert not out.any() and torch.equal(args.k, before)
+
+
+@ENGINES
+def test_packed_tokens_of_no_sequence(forward: Forward) -> None:
+    args = call(lengths=(), paged=False, packed=True)
+    table = torch.ones(8, 8)
+    args = replace(
+        args, q=torch.randn(3, 4, 16), cu_seqlens_q=ints(0), max_seqlen_q=0, k_new=torch.randn(2, 2, 16),
+        v_new=torch.randn(2, 2, 16), rotary_cos=table, rotary_sin=table,
+    )  # fmt: skip
+    out, _ = forward(args)
+    assert out.shape == (3, 4, 16) and not out.any()
+
+
+@ENGINES
+def test_a_row_that_is_all_padding_on_the_left_needs_no_page(forward: Forward) -> None:
+    args = replace(call(lengths=(0, 8), paged=True), k_new=None, v_new=None, leftpad_k=ints(1, 3))
+    assert args.page_table is not None
+    args.page_table[0] = -1
+    args = replace(args, q=torch.randn(2, 2, 4, 16))
+    out, lse = forward(args)
+    assert not out[0].any() and torch.isneginf(lse[0]).all() and out[1].all()
+
+
 @pytest.mark.parametrize("forward", [host.forward, static.forward], ids=["host", "static"])
 def test_a_page_of_a_row_that_is_used_must_exist(forward: Forward) -> None:
     args = call(lengths=(4, 2), paged=True)

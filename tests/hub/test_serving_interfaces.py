@@ -95,6 +95,19 @@ def test_what_is_not_supported_is_refused(argument: dict[str, Any]) -> None:
         vllm_interface.flash_attn_varlen_func(q, k, v, cu, cu, 7, 7, **argument)
 
 
+def test_scores_of_only_qv_have_the_scale_of_the_values() -> None:
+    low = torch.float8_e4m3fn
+    values, qv = torch.randn(2, 8, 1, 32).to(low), torch.randn(2, 1, 4, 32).bfloat16()
+    scale, lengths = torch.tensor([[0.5], [2.0]]), torch.tensor([8, 5], dtype=INT)
+    given: dict[str, Any] = {"cache_seqlens": lengths, "softmax_scale": 0.1}
+    for k_descale in (None, scale * 9):
+        found = sgl_interface.flash_attn_with_kvcache(
+            qv[..., :0], None, values, qv=qv, k_descale=k_descale, v_descale=scale, only_qv=True, **given
+        )
+        plain = (values.float() * scale[:, None, :, None]).bfloat16()
+        torch.testing.assert_close(found, fa3.flash_attn_with_kvcache(qv, plain, plain, **given), atol=2e-2, rtol=2e-2)
+
+
 def test_only_qv_says_what_it_needs() -> None:
     q, _, v = dense(sq=1)
     with pytest.raises(CallError, match="needs qv and softmax_scale and no new keys, found qv not given"):

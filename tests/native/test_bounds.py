@@ -127,7 +127,7 @@ def test_metadata_of_a_fallback_or_another_call_is_never_handed_to_a_kernel() ->
     serving = engine(kernels.open)
     call = dict(zip(schemas.METADATA_NAMES, METADATA_CALL, strict=True))
     own = serving.scheduler_metadata(METADATA_CALL)
-    assert (own.shape, bool(own.all())) == ((4 * 4 + 1,), True)
+    assert (own.shape, bool(own.all())) == ((4 * 3 + 1,), True)
     others = [serving.scheduler_metadata(tuple((call | {n: x}).values())) for n, x in ANOTHER_CALL.items()]
     for metadata in (own, torch.zeros_like(own), *others):
         args = ForwardArgs(q=q, k=k, v=v, seqused_k=call["seqused_k"], scheduler_metadata=metadata, **CAUSAL)

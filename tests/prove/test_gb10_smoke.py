@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from ci.prove.gb10.executable import Executable
 from ci.prove.gb10.pool import Counts, Pool, Results
 from ci.verify import kernels
 from ci.verify.reading import Disassembler
+from flash_attn3_sm121.api import ops
+from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.console import Narrator, plain
+from flash_attn3_sm121.native.library import metadata_length
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 QUIET = Narrator(quiet=True)
@@ -79,6 +83,21 @@ def test_the_work_of_a_tile_is_what_the_machine_code_says(smoke: Smoke) -> None:
     assert (tile["tensor"], tile["mufu"]) == (loop["tensor"], loop["mufu"])
     # Four clocks of shared memory each; the rest are a few shuffles and loads of the thread's own numbers.
     assert 0 <= loop["shared"] - 4 * (tile["matrices"] + tile["copies"]) <= 16
+
+
+def test_scheduler_metadata_is_as_long_as_compiled_programs_are_told(smoke: Smoke) -> None:
+    sizes = {"batch_size": 5, "max_seqlen_k": 64, "num_heads": 4, "num_heads_k": 2, "headdim_v": 64}
+    choices = itertools.product(
+        (1, 3), (64, 128), (None, 16), (True, False), ((-1, -1), (5, 0), (63, 2)), (0, 8), (1, 2)
+    )
+    names = ("max_seqlen_q", "headdim", "page_size", "is_causal", "window", "attention_chunk", "num_splits")
+    calls = [{**sizes, **dict(zip(names, choice, strict=True))} for choice in choices]
+    for call in calls:
+        call["window_size_left"], call["window_size_right"] = call.pop("window")
+    found = smoke.executable.run("tests.fakes.tile_calls:metadata_lengths", {"calls": calls}).result
+    for call, length in zip(calls, found, strict=True):
+        given = {**ops.METADATA_DEFAULTS, "qkv_dtype": None, "seqused_k": None, **call}
+        assert length == metadata_length(tuple(given[name] for name in schemas.METADATA_NAMES), major=12), call
 
 
 def test_what_is_known_is_not_executed_again(smoke: Smoke, monkeypatch: pytest.MonkeyPatch) -> None:
