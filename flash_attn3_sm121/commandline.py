@@ -55,7 +55,7 @@ class Program:
     def main(self, argv: Sequence[str]) -> int:
         """Run one subcommand. The result is the exit code: every error of ours ends here, as a message on stderr."""
         for name in ("stdout", "stderr"):
-            if getattr(sys, name) is None:  # closed by whoever started us: nobody wants what goes there
+            if getattr(sys, name) is None:  # the caller closed it: what is written there is dropped
                 setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         wanted = next((word for word in argv if not word.startswith("-")), "")
         try:

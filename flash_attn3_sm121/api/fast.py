@@ -41,7 +41,7 @@ def dense(
             out, lse, _, _ = op(q, k, v, scale, *scalars, sm_margin)
         return out, lse
     except RuntimeError as error:
-        if library.is_unreadable(error):
+        if library.is_refused(error):
             return None  # the engine knows which backend reads such tensors
         raise
 
@@ -86,6 +86,6 @@ def decode(
             softcap, num_splits, pack_gqa, sm_margin, rotary_interleaved,
         )  # fmt: skip
     except RuntimeError as error:
-        if library.is_unreadable(error):
+        if library.is_refused(error):
             return None  # the engine knows which backend reads such tensors
         raise

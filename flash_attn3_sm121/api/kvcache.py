@@ -160,7 +160,7 @@ def flash_attn_with_kvcache(
         rotary_cos, rotary_sin = autocast(rotary_cos), autocast(rotary_sin)
     whole = cache_seqlens is None and k is None and page_table is None
     if whole and k_cache.dtype not in (q.dtype, FP8):
-        cache_seqlens = k_cache.shape[1]  # lengths tell a cache, which may have another type, from keys
+        cache_seqlens = k_cache.shape[1]  # with lengths it is a cache, which may have another type than q
     if isinstance(cache_seqlens, int):
         if page_table is None:
             _check_room(cache_seqlens, k, k_cache)

@@ -92,8 +92,9 @@ class Engine:
         """How the calls of a call's class are served: remembered, or decided now."""
         if not args.softmax_scale >= 0:
             fail(
-                f"softmax_scale must be positive, found {args.softmax_scale}: kernels seek the largest score unscaled",
-                hint="pass -q and the positive scale",
+                f"softmax_scale must be 0 or more, found {args.softmax_scale}: kernels look for a row's largest score "
+                "before they scale it",
+                hint="for a negative scale pass -q and the scale without its sign",
             )
         try:
             key = class_of(args, tensors)
@@ -242,7 +243,7 @@ class Engine:
 
     def _instead(self, error: RuntimeError) -> Computes:
         """The backend that serves tensors which kernels cannot take; an error about anything else is raised again."""
-        if not native.is_unreadable(error):
+        if not native.is_refused(error):
             raise error
         copies = "" if native.is_too_large(error) else "pass .clone() copies of such tensors, or "
         if self.forced() == "native":

@@ -46,7 +46,7 @@ class Facts:
 
     @property
     def has_keys(self) -> bool:
-        """Whether a sequence may have a key."""
+        """True if a sequence can have a key."""
         return self.capacity > 0 and self.kv_rows > 0
 
 

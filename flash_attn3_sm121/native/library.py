@@ -95,8 +95,8 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
 
 # What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
 _UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
-# CUDA's words for a grid that no launch takes (of more than 65535 sequences), what `assert_indexed` says, and what
-# upstream's host code says of more queries than the cache has room for, where new keys are written (and be it one).
+# Errors of calls that are too large: CUDA's, where a grid has more than 65535 sequences; that of `assert_indexed`; and
+# that of upstream's host code, where new keys are written and the cache holds fewer keys than there are queries.
 _TOO_LARGE = (
     *("cudaErrorInvalidConfiguration", "cudaErrorInvalidValue: invalid argument (kernel launch)"),
     *("more than 32 bits count", "seqlen <= the seqlen of the KV cache"),
@@ -105,19 +105,23 @@ INDEXED = 2**31  # what upstream's launches multiply in 32 bits must be below it
 
 
 def is_too_large(error: RuntimeError) -> bool:
-    """Whether a call was refused for its size."""
+    """True if the error says that a call is too large for the kernels."""
     return any(words in str(error) for words in _TOO_LARGE)
 
 
-def is_unreadable(error: RuntimeError) -> bool:
-    """Whether a call was refused for where its tensors lie in memory, or for its size: it has to be served anew."""
+def is_refused(error: RuntimeError) -> bool:
+    """True if the error says that the kernels cannot take a call, for its size or for where its tensors lie in memory.
+
+    The fallback can take it.
+    """
     return is_too_large(error) or any(words in str(error) for words in _UNREADABLE)
 
 
 def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
     """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
 
-    They are counted there (`hopper/flash_bwd_launch_template.h`): kernels would write gigabytes away from it.
+    Upstream's launches count these strides in 32 bits (`hopper/flash_bwd_launch_template.h`). The kernels would write
+    gigabytes away from the scratch.
 
     Args:
         dims: the head dims that the library has a backward of.
@@ -244,7 +248,7 @@ def metadata_length(call: tuple[Any, ...], *, major: int) -> int:
     return rounded * vectors + (major == 9 or splits)
 
 
-# What a plan of the work depends on, beside what `_planned_for` makes of other arguments, and the lengths themselves.
+# The arguments that a plan of the work depends on as they are. `_planned_for` adds what it depends on of others.
 _PLANNED_BY = (
     *("batch_size", "max_seqlen_q", "max_seqlen_k", "num_heads", "num_heads_k", "headdim", "headdim_v", "page_size"),
     *("is_causal", "window_size_left", "attention_chunk", "has_softcap", "num_splits", "sm_margin"),
@@ -252,6 +256,7 @@ _PLANNED_BY = (
 
 
 def _planned_for(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the calls that scheduler metadata holds for have in common; only their lengths may differ."""
     return (
         *(given[name] for name in _PLANNED_BY),
         0 if given["is_causal"] else given["window_size_right"],
@@ -269,7 +274,10 @@ def mark_native_metadata(metadata: Tensor, call: tuple[Any, ...]) -> Tensor:
 
 
 def is_native_metadata(metadata: Tensor, args: ForwardArgs) -> bool:
-    """Whether a kernel wrote it for such a call. Those of another one have other splits, or other entries even."""
+    """True if a kernel wrote the scheduler metadata for calls like this one.
+
+    Metadata of another call has other numbers of splits, or other entries.
+    """
     made_for = getattr(metadata, "_fa3_native", None)
     if made_for is None or args.seqused_k is None:
         return False

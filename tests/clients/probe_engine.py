@@ -40,7 +40,7 @@ def piece(text: str, wanted: type[ast.stmt], words: str) -> Any:
 
 
 def goes_on(capability: tuple[int, int]) -> bool:
-    """Whether its choice of a backend goes on with FlashAttention-3 on a device."""
+    """True if TransformerEngine's choice of a backend considers FlashAttention-3 on a device of that capability."""
     ifs = [node for node in ast.walk(ast.parse(source("utils.py"))) if isinstance(node, ast.If)]
     (gate,) = [node for node in ifs if ast.unparse(node.test) == "device_compute_capability != (9, 0)"]
     names: dict[str, Any] = {

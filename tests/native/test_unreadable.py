@@ -96,7 +96,7 @@ def test_a_backward_whose_scratch_32_bits_cannot_count_is_refused() -> None:
         try:
             library.assert_indexed(backward_of(*tensors, **more), (64, 128, 256))
         except RuntimeError as error:
-            assert library.is_too_large(error) and library.is_unreadable(error)
+            assert library.is_too_large(error) and library.is_refused(error)
             return True
         return False
 
@@ -141,7 +141,7 @@ def test_another_error_is_raised_as_it_is() -> None:
     kernels.words = "CUDA error: an illegal memory access was encountered"
     with pytest.raises(RuntimeError, match="illegal memory access"):
         engine(kernels.open).forward(ForwardArgs(q=q, k=shifted(k), v=v, **CAUSAL))
-    assert not library.is_unreadable(RuntimeError(kernels.words))
+    assert not library.is_refused(RuntimeError(kernels.words))
 
 
 def test_the_fast_path_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:

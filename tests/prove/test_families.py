@@ -194,7 +194,7 @@ def test_what_kernels_cannot_read_is_refused_before_a_launch(
     for answer, tensor in zip(answers, "qkv", strict=True):
         assert answer.launches == () and answer.error is not None
         assert f"{tensor} starts at no multiple of 16 bytes" in answer.error
-        assert native.is_unreadable(RuntimeError(answer.error))
+        assert native.is_refused(RuntimeError(answer.error))
     assert last.error is None and last.launches
 
 
@@ -205,7 +205,7 @@ def test_a_descriptor_that_the_driver_refuses_is_an_exception(
     selection = family_of(session, "sm90").selection
     bad = failing(selection, "cuTensorMapEncodeTiled")
     first, second = stand_in("sm90").ask(DEVICES["H100"], [bad, failing(selection, "")])
-    assert first.launches == () and first.error is not None and native.is_unreadable(RuntimeError(first.error))
+    assert first.launches == () and first.error is not None and native.is_refused(RuntimeError(first.error))
     assert "for a TMA descriptor" in first.error
     assert second.error is None and second.launches
 
