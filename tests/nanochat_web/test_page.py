@@ -73,6 +73,17 @@ def test_the_line_that_says_who_serves_unfolds_and_stays(browser: Browser, share
     page.context.close()
 
 
+def test_an_answer_that_is_whole_before_the_next_frame_says_who_serves(browser: Browser, world: World) -> None:
+    with running(world) as server:
+        page = opened_page(browser, server, **SCREENS["light"])
+        page.evaluate("window.requestAnimationFrame = () => 0")  # as in a tab that is not looked at
+        write(page, "echo at once")
+        assert answered(page) == "at once"
+        until(page, "!document.querySelector('#serving').hidden")
+        assert "serve" in page.inner_text("#serving")
+        page.context.close()
+
+
 def test_history_is_there_after_a_reload_and_in_the_side_list(page: Page, server: Server) -> None:
     write(page, "echo the **first** one")
     assert answered(page) == "the first one"

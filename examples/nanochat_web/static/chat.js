@@ -309,9 +309,12 @@ function repaint(stream) {
   });
 }
 
-function finished({ conversation: one, message }) {
+function finished({ conversation: one, message, serving }) {
   if (one.id === shown?.id) {
-    steadily(() => paint(message));
+    steadily(() => {
+      if (serving) showServing(serving); // a short answer may be whole before the page's next frame
+      paint(message);
+    });
     showButtons();
     say(message.error ? message.error.error : `Answer: ${message.content.slice(0, 400)}`);
     reread(); // what another tab has stored meanwhile
