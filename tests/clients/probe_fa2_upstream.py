@@ -110,6 +110,7 @@ def generated(theirs: ModuleType) -> float:
 
 def padding(theirs: ModuleType) -> float:
     ours = flash_attn.bert_padding
+    assert ours.rearrange is theirs.rearrange and ours.repeat is theirs.repeat  # einops', which verl takes from there
     x = torch.randn(3, 6, 2, 4)
     mask = torch.arange(6) < torch.tensor([4, 6, 1])[:, None]
     unused = (torch.arange(6) == 5) & ~mask

@@ -1,5 +1,7 @@
 """FlashAttention-2's padding helpers, served by flash_attn3_sm121."""
 
+from typing import Any
+
 from flash_attn3_sm121.fa2.bert_padding import (
     index_first_axis,
     index_first_axis_residual,
@@ -17,3 +19,11 @@ __all__ = [
     "unpad_input",
     "unpad_input_for_concatenated_sequences",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("rearrange", "repeat"):  # upstream's module imports them from einops, and verl takes them from here
+        import einops
+
+        return getattr(einops, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
