@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +192,22 @@ def test_the_canary_leaves_the_random_state_alone(kernels: Kernels) -> None:
     before = torch.get_rng_state()
     engine(kernels.open, canary=True).forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, torch.device("meta")], ids=str)
+def test_no_default_of_the_users_reaches_the_canary(kernels: Kernels, default: torch.dtype | torch.device) -> None:
+    """Sinks of another type would be refused, and native would go off; a default device draws no numbers of a CPU's."""
+    q, k, v = half()
+    call = ForwardArgs(q=q, k=k, v=v, s_aux=torch.zeros(4), **CAUSAL)
+    before = torch.get_default_dtype()
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+        with default if isinstance(default, torch.device) else contextlib.nullcontext():
+            engine(kernels.open, canary=True).forward(call)
+    finally:
+        torch.set_default_dtype(before)
+    assert len(kernels.calls) == 2
 
 
 def refuses(_: Tensor) -> None:
