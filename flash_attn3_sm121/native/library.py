@@ -55,8 +55,8 @@ def run_backward(ops: LoadedOps, args: BackwardArgs, dq: Tensor, dk: Tensor, dv:
 def readable(args: _Call) -> _Call:
     """The same call with tensors that kernels read: their last dimension has stride 1.
 
-    `out` stays as it is, since results must land there. What is read row by row (the sinks; the LSE of a backward and
-    its gradient) becomes fp32, and contiguous as a whole.
+    `out` stays as it is, since results must land there. Rotary tables become contiguous as a whole, and so does what
+    is read row by row (the sinks; the LSE of a backward and its gradient), in fp32.
     """
     import torch
 
@@ -64,7 +64,9 @@ def readable(args: _Call) -> _Call:
     changed: dict[str, Tensor] = {}
     for name in schemas.FORWARD_TENSORS if forward else schemas.BACKWARD_TENSORS:
         tensor: Tensor | None = getattr(args, name)
-        if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
+        if tensor is None or (forward and name == "out"):
+            continue
+        if tensor.stride(-1) != 1 or (name in ("rotary_cos", "rotary_sin") and not tensor.is_contiguous()):
             changed[name] = tensor.contiguous()
     for name in ("s_aux",) if forward else ("softmax_lse", "dlse"):
         tensor = getattr(args, name)
@@ -93,8 +95,8 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
     return -(share if args.cu_seqlens_q is not None else share.sum(0)).to(args.s_aux.dtype)
 
 
-# What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
-_UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
+# What a library says of tensors that its kernels cannot read as they lie (csrc/fa3_torch.h, fa3_check.h, upstream).
+_UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor", "must be contiguous", "must have contiguous last")
 # Errors of calls that are too large: CUDA's, where a grid has more than 65535 sequences; that of `assert_indexed`; and
 # that of upstream's host code, where new keys are written and the cache holds fewer keys than there are queries.
 _TOO_LARGE = (
