@@ -112,18 +112,14 @@ def is_too_large(error: RuntimeError) -> bool:
 
 
 def is_refused(error: RuntimeError) -> bool:
-    """True if the error says that the kernels cannot take a call, for its size or for where its tensors lie in memory.
-
-    The fallback can take it.
-    """
+    """True if kernels cannot take a call for its size, or for how its tensors lie in memory; the fallback can."""
     return is_too_large(error) or any(words in str(error) for words in _UNREADABLE)
 
 
 def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
     """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
 
-    Upstream's launches count these strides in 32 bits (`hopper/flash_bwd_launch_template.h`). The kernels would write
-    gigabytes away from the scratch.
+    Upstream's launches (`hopper/flash_bwd_launch_template.h`) count in 32; kernels would write gigabytes away from it.
 
     Args:
         dims: the head dims that the library has a backward of.
@@ -148,10 +144,9 @@ def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
 
 
 def assert_room(args: ForwardArgs) -> None:
-    """Stop a write past the end of the cache, or a read past the end of the rotary tables.
+    """Stop a write past the end of the cache, or a read past the end of the rotary tables, in stream order.
 
-    The assertions run in stream order, before the kernel, and do not wait for the device. A row with a negative
-    cache_seqlens is padding: kernels skip it.
+    A row with a negative cache_seqlens is padding: kernels skip it.
     """
     assert args.k_new is not None and args.seqused_k is not None  # validated
     cu = args.cu_seqlens_k_new
@@ -327,6 +322,12 @@ def load_ops(path: Path, facts: BuildFacts) -> LoadedOps:
     """Map the library and look its ops up; raises NativeLoadError with the linker's or torch's own words."""
     import torch
 
+    registered = torch._C._jit_get_schemas_for_operator(f"{facts.namespace}::fwd")
+    if registered and str(path.resolve()) not in torch.ops.loaded_libraries:  # torch would end the process
+        raise NativeLoadError(
+            f"cannot load {path}: another file registered the ops of {facts.namespace} in this process",
+            hint="start Python anew",
+        )
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:

@@ -316,6 +316,15 @@ def test_a_library_without_its_ops_is_a_missing_symbol() -> None:
         native.load_ops(Path(extension.__file__), facts)
 
 
+def test_a_second_file_with_the_same_ops_is_not_loaded(tmp_path: Path) -> None:
+    """torch ends the process there, by a segmentation fault (seen with a copy of a real library)."""
+    held = torch.library.Library("flash_attn3_held", "DEF")
+    held.define("fwd(Tensor q) -> Tensor")
+    facts = build("sm8x", "sm_121", namespace="flash_attn3_held")
+    with pytest.raises(NativeLoadError, match="another file registered the ops of flash_attn3_held"):
+        native.load_ops(tmp_path / "copy.so", facts)
+
+
 def test_libraries_are_found_by_their_facts(tmp_path: Path) -> None:
     (tmp_path / "sm8x.json").write_text(SM8X.to_json(), encoding="utf-8")
     (tmp_path / "provenance.json").write_text("{}", encoding="utf-8")
