@@ -46,8 +46,8 @@ def _device_first(signature_end: str, tensor: str) -> Change:
     """At a function's start: make the tensor's device the current one, before its properties are asked for."""
     return Change(
         anchor=signature_end,
-        replacement=f"{signature_end}\n    CHECK_DEVICE({tensor});\n"
-        f"    auto fa3_device_guard = make_device_guard({tensor});\n",
+        replacement=f"{signature_end}\n    auto const fa3_device = {tensor}.get_device();\n"
+        f"    CHECK_DEVICE({tensor});\n    auto fa3_device_guard = make_device_guard({tensor});\n",
     )
 
 
@@ -92,8 +92,13 @@ EDITS: tuple[Edit, ...] = (
         name="device-gate",
         file=_API,
         why="a device that none of the images runs on, or with less shared memory, gets an exception, not a launch; "
-        "the device asked is the tensors', not the current one",
+        "the device asked is the tensors', not the current one, and all of them are on it",
         changes=(
+            Change(
+                anchor='STD_TORCH_CHECK(x.is_cuda(), #x " must be on CUDA")',
+                replacement="STD_TORCH_CHECK(x.is_cuda() && x.get_device() == fa3_device, "
+                '#x " must be on CUDA, where the other tensors are")',
+            ),
             Change(
                 anchor="return &device_properties[device_index];",
                 replacement="return ::fa3::admitted(&device_properties[device_index]);",

@@ -66,7 +66,7 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: Tenso
 def _backward(*values: Any) -> Tensor:
     args, into = ops.backward_call(schemas.CUSTOM_BACKWARD_FIELDS, values)
     _, softmax_d = ops.written_gradients(args, into)
-    return softmax_d
+    return ops.like_the_lse(softmax_d, args)
 
 
 def _backward_fake(*values: Any) -> Tensor:

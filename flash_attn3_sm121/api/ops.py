@@ -211,10 +211,18 @@ def written_gradients(
     return (dq, dk, dv), softmax_d
 
 
+def like_the_lse(softmax_d: Tensor, args: BackwardArgs) -> Tensor:
+    """softmax_d as compiled programs are told of it: kernels pad its rows, and set sequences of any length apart."""
+    lengths = (args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k)
+    if softmax_d.shape != args.softmax_lse.shape and any(tensor is not None for tensor in lengths):
+        return row_sums(args.out, args.dout)
+    return softmax_d[..., : args.softmax_lse.shape[-1]].contiguous()
+
+
 def _public_bwd(*values: Any) -> tuple[Tensor, ...]:
     args, given = backward_call(schemas.BWD_FIELDS, values)
     _, softmax_d = written_gradients(args, given)
-    return (softmax_d, *_empty_workspaces(args.q))
+    return (like_the_lse(softmax_d, args), *_empty_workspaces(args.q))
 
 
 def _empty_workspaces(q: Tensor) -> list[Tensor]:

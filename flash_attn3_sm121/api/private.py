@@ -179,7 +179,8 @@ def _flash_attn_backward(
         deterministic: whether the gradients must have the same bits each time.
 
     Returns:
-        softmax_d, the row sums of dO * O, in the layout of the LSE.
+        softmax_d, the row sums of dO * O, in the layout of the LSE. Kernels pad its rows, and leave room between
+        packed sequences.
 
     Raises:
         CallError: the arguments do not fit together.

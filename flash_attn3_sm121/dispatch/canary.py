@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,13 +38,16 @@ def judge(name: str, found: Tensor, low: Tensor, exact: Tensor) -> str | None:
 
 
 def _inputs(device: torch.device, dtype: torch.dtype, dim: int, dim_v: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(20250711)  # our own stream: the user's random state is not touched
+    # Our own stream, and no default of the user's: neither random state, nor default device, nor default dtype.
+    draw = partial(
+        torch.randn, generator=torch.Generator("cpu").manual_seed(20250711), dtype=torch.float32, device="cpu"
+    )
     shapes = (
         (BATCH, LENGTH_Q, HEADS_KV * GROUP, dim),
         (BATCH, LENGTH_K, HEADS_KV, dim),
         (BATCH, LENGTH_K, HEADS_KV, dim_v),
     )
-    q, k, v = (torch.randn(shape, generator=generator).to(device=device, dtype=dtype) for shape in shapes)
+    q, k, v = (draw(shape).to(device=device, dtype=dtype) for shape in shapes)
     return q, k, v
 
 
@@ -59,7 +63,7 @@ def _raised(error: RuntimeError) -> str:
 
 
 def _sinks(device: torch.device) -> Tensor:
-    return torch.linspace(-1.0, 2.0, HEADS_KV * GROUP, device=device)
+    return torch.linspace(-1.0, 2.0, HEADS_KV * GROUP, dtype=torch.float32, device=device)
 
 
 def run_forward(

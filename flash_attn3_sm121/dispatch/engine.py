@@ -269,11 +269,16 @@ class Engine:
         self, out_partial: Tensor, lse_partial: Tensor, out: Tensor | None, out_dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor]:
         ops = self._ops_without_call(out_partial.device)
-        if ops is not None and ops.fwd_combine is not None and out_partial.numel():
-            if lse_partial.stride(-2) != 1:
-                lse_partial = lse_partial.transpose(-1, -2).contiguous().transpose(-1, -2)
+        # A single part is the whole, and the kernel writes nothing then.
+        if ops is not None and ops.fwd_combine is not None and out_partial.numel() and out_partial.shape[0] > 1:
+            if out_partial.stride(-1) != 1:
+                out_partial = out_partial.contiguous()
+            if lse_partial.stride(-2) != 1:  # contiguous() leaves the strides of one row as they are
+                rows_last = lse_partial.transpose(-1, -2).clone(memory_format=torch.contiguous_format)
+                lse_partial = rows_last.transpose(-1, -2)
+            into = out if out is not None and out.stride(-1) == 1 else None
             try:
-                merged, lse = ops.fwd_combine(out_partial, lse_partial, out, out_dtype)
+                merged, lse = ops.fwd_combine(out_partial, lse_partial, into, out_dtype if out is None else out.dtype)
                 return merged, lse
             except RuntimeError as error:
                 self._instead(error)
@@ -286,7 +291,9 @@ class Engine:
         lengths = _lengths_of(call)
         ops = self._ops_without_call(lengths.device)
         if ops is not None:
-            return native.mark_native_metadata(ops.get_scheduler_metadata(*call), call)
+            # The library takes the lengths at their word: a cu_seqlens_q of another type, or strided, would lose rows.
+            read = (x.to(lengths.device, torch.int32).contiguous() if isinstance(x, Tensor) else x for x in call)
+            return native.mark_native_metadata(ops.get_scheduler_metadata(*read), call)
         return torch.zeros(self.metadata_length(call), dtype=torch.int32, device=lengths.device)
 
     def metadata_length(self, call: tuple[Any, ...]) -> int:

@@ -87,7 +87,7 @@ class NativePlan:
             args = replace(args, num_splits=1)
         if args.scheduler_metadata is not None and not native.is_native_metadata(args.scheduler_metadata, args):
             args = replace(args, scheduler_metadata=None)  # zeros, or another call's, would be taken at their word
-        if args.s_aux is not None:
+        if args.s_aux is not None or args.rotary_cos is not None:
             return native.readable(args)
         for tensor in tensors:
             if tensor is not None and not is_readable(tensor):

@@ -110,6 +110,8 @@ def failure(kernel: Kernel, *, device: torch.device, dtype: torch.dtype, dim: in
             wrong = _part(kernel, tensors, mask, scale, kind=kind)
             if wrong is not None:
                 return f"torch {torch.__version__}: {wrong}"
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernel, and the answer is remembered
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         return f"torch {torch.__version__} refuses: {error}"
     return None

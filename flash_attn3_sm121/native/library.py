@@ -55,8 +55,8 @@ def run_backward(ops: LoadedOps, args: BackwardArgs, dq: Tensor, dk: Tensor, dv:
 def readable(args: _Call) -> _Call:
     """The same call with tensors that kernels read: their last dimension has stride 1.
 
-    `out` stays as it is, since results must land there. What is read row by row (the sinks; the LSE of a backward and
-    its gradient) becomes fp32, and contiguous as a whole.
+    `out` stays as it is, since results must land there. Rotary tables become contiguous as a whole, and so does what
+    is read row by row (the sinks; the LSE of a backward and its gradient), in fp32.
     """
     import torch
 
@@ -64,7 +64,9 @@ def readable(args: _Call) -> _Call:
     changed: dict[str, Tensor] = {}
     for name in schemas.FORWARD_TENSORS if forward else schemas.BACKWARD_TENSORS:
         tensor: Tensor | None = getattr(args, name)
-        if tensor is not None and tensor.stride(-1) != 1 and not (forward and name == "out"):
+        if tensor is None or (forward and name == "out"):
+            continue
+        if tensor.stride(-1) != 1 or (name in ("rotary_cos", "rotary_sin") and not tensor.is_contiguous()):
             changed[name] = tensor.contiguous()
     for name in ("s_aux",) if forward else ("softmax_lse", "dlse"):
         tensor = getattr(args, name)
@@ -93,8 +95,8 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
     return -(share if args.cu_seqlens_q is not None else share.sum(0)).to(args.s_aux.dtype)
 
 
-# What a library says of tensors that its kernels cannot read 16 bytes at a time (csrc/fa3_torch.h, csrc/fa3_check.h).
-_UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor")
+# What a library says of tensors that its kernels cannot read as they lie (csrc/fa3_torch.h, fa3_check.h, upstream).
+_UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor", "must be contiguous", "must have contiguous last")
 # Errors of calls that are too large: CUDA's, where a grid has more than 65535 sequences; that of `assert_indexed`; and
 # that of upstream's host code, where new keys are written and the cache holds fewer keys than there are queries.
 _TOO_LARGE = (
@@ -110,18 +112,14 @@ def is_too_large(error: RuntimeError) -> bool:
 
 
 def is_refused(error: RuntimeError) -> bool:
-    """True if the error says that the kernels cannot take a call, for its size or for where its tensors lie in memory.
-
-    The fallback can take it.
-    """
+    """True if kernels cannot take a call for its size, or for how its tensors lie in memory; the fallback can."""
     return is_too_large(error) or any(words in str(error) for words in _UNREADABLE)
 
 
 def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
     """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
 
-    Upstream's launches count these strides in 32 bits (`hopper/flash_bwd_launch_template.h`). The kernels would write
-    gigabytes away from the scratch.
+    Upstream's launches (`hopper/flash_bwd_launch_template.h`) count in 32; kernels would write gigabytes away from it.
 
     Args:
         dims: the head dims that the library has a backward of.
@@ -146,10 +144,9 @@ def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
 
 
 def assert_room(args: ForwardArgs) -> None:
-    """Stop a write past the end of the cache, or a read past the end of the rotary tables.
+    """Stop a write past the end of the cache, or a read past the end of the rotary tables, in stream order.
 
-    The assertions run in stream order, before the kernel, and do not wait for the device. A row with a negative
-    cache_seqlens is padding: kernels skip it.
+    A row with a negative cache_seqlens is padding: kernels skip it.
     """
     assert args.k_new is not None and args.seqused_k is not None  # validated
     cu = args.cu_seqlens_k_new
@@ -325,6 +322,12 @@ def load_ops(path: Path, facts: BuildFacts) -> LoadedOps:
     """Map the library and look its ops up; raises NativeLoadError with the linker's or torch's own words."""
     import torch
 
+    registered = torch._C._jit_get_schemas_for_operator(f"{facts.namespace}::fwd")
+    if registered and str(path.resolve()) not in torch.ops.loaded_libraries:  # torch would end the process
+        raise NativeLoadError(
+            f"cannot load {path}: another file registered the ops of {facts.namespace} in this process",
+            hint="start Python anew",
+        )
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.arch import FAMILIES, Family
@@ -61,6 +62,25 @@ SM90 = build("sm90", "sm_90a")
 CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_right": 0}
 
 
+# What a library's host code wants contiguous as a whole, and in the last dimension.
+WHOLE = (
+    *("cu_seqlens_q", "cu_seqlens_k", "cu_seqlens_k_new", "seqused_q", "seqused_k", "leftpad_k", "kv_batch_idx"),
+    *("rotary_cos", "rotary_sin", "seqlens_rotary", "s_aux"),
+)
+ROWS = ("q", "k", "v", "k_new", "v_new", "qv", "out", "page_table")
+
+
+def refuse_what_libraries_refuse(args: ForwardArgs) -> None:
+    for name in (*WHOLE, *ROWS):
+        tensor = getattr(args, name)
+        if tensor is not None and name in WHOLE and not tensor.is_contiguous():
+            raise RuntimeError(f"mha_fwd, {name} must be contiguous")
+        if tensor is not None and name in ROWS and tensor.stride(-1) != 1:
+            raise RuntimeError(f"mha_fwd, {name} must have contiguous last dimension")
+    if args.s_aux is not None and args.s_aux.dtype != torch.float32:
+        raise RuntimeError("mha_fwd, s_aux must have dtype float32")
+
+
 class Kernels:
     """Counts its calls and answers with the fallback's numbers, or spoils them."""
 
@@ -71,6 +91,7 @@ class Kernels:
 
     def fwd(self, *values: Any) -> tuple[Tensor, ...]:
         args = ForwardArgs(**dict(zip(schemas.NATIVE_FWD_FIELDS, values, strict=True)))
+        refuse_what_libraries_refuse(args)
         self.calls.append(args)
         out, lse = fallback.forward(args)
         self.spoil(out)
@@ -87,6 +108,7 @@ class Kernels:
         self.spoil(into[0])
         softmax_d = (args.dout.float() * args.out.float()).sum(-1).transpose(-1, -2)
         softmax_d = softmax_d if args.dlse is None else softmax_d - args.dlse
+        softmax_d = functional.pad(softmax_d, (0, -softmax_d.shape[-1] % 128), value=torch.nan)  # as a library's are
         return (*into, softmax_d, *(torch.empty(0) for _ in range(4)))
 
     def metadata(self, *values: Any) -> Tensor:

@@ -212,6 +212,8 @@ class Spoiled(PlainKernel):
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         if self.what == "refusal":
             raise RuntimeError("no kernel for this device")
+        if self.what == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if self.what == "window":
             arguments = (*arguments[:3], (-1, arguments[3][1]), *arguments[4:])
         out, lse = super().forward(*arguments)
@@ -227,6 +229,11 @@ class Spoiled(PlainKernel):
 def test_the_trial_finds_what_is_wrong(what: str) -> None:
     text = trial.failure(Spoiled(what), torch.device("cpu"), torch.bfloat16, 16, True, True)
     assert text is not None and {"refusal": "no kernel", "window": "window"}.get(what, what) in text
+
+
+def test_a_full_memory_is_no_verdict() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.failure(Spoiled("memory"), torch.device("cpu"), torch.bfloat16, 16, True, True)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

@@ -45,6 +45,8 @@ class Wrong(ModuleType):
         out, lse = cpu_kernel.forward(*tensors, **options)
         if self.spoiled == "refusal":
             raise RuntimeError("no kernel for this device")
+        if self.spoiled == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if self.spoiled == "mask" and options.get("mask") is not None:
             options["mask"] = torch.zeros_like(options["mask"])
             return cpu_kernel.forward(*tensors, **options)
@@ -72,6 +74,14 @@ def test_a_wrong_kernel_is_found_out_and_the_blocked_path_serves(
     out, _ = fallback.forward(ForwardArgs(q=q, k=q, v=q, softmax_scale=0.25))
     want = torch.nn.functional.scaled_dot_product_attention(*(q.transpose(1, 2),) * 3, scale=0.25).transpose(1, 2)
     assert torch.allclose(out, want, atol=1e-5)
+
+
+def test_a_full_memory_is_no_verdict(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.randn(1, 4, 2, 16)
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(kernels, "cpu_kernel", Wrong("memory"))
+        kernels.pick(q, q, q, None, Scoring(scale=1.0))
+    assert kernels.pick(q, q, q, None, Scoring(scale=1.0)) is cpu_kernel, "it is asked again"
 
 
 def test_what_no_fused_kernel_serves() -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
-from tests.fakes.libraries import CAUSAL, Kernels, engine, half
+from tests.fakes.libraries import CAUSAL, Kernels, engine, half, install
 
 
 class Partial(Kernels):
@@ -83,6 +84,31 @@ def test_the_lse_of_a_backward_is_made_contiguous() -> None:
     assert seen[0].is_contiguous() and torch.equal(seen[0], lse)
 
 
+@pytest.mark.parametrize("name", ["bwd", "_flash_attn_backward"])
+@pytest.mark.parametrize("layout", [{}, {"seqused_q": torch.tensor([3, 5], dtype=torch.int32)}], ids=["dense", "used"])
+def test_compiled_programs_get_row_sums_of_the_announced_shape(
+    name: str, layout: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels pad them, and inductor stops a program whose tensors are not as the fakes said."""
+    serving = engine(Kernels().open)
+    install(monkeypatch, serving)
+    q, k, v = half()
+    out, lse, *_ = serving.forward(ForwardArgs(q=q, k=k, v=v, **CAUSAL))
+    given = {n.replace("seqused", "sequed") if name != "bwd" else n: x for n, x in layout.items()}
+    into = {f"d{n}": torch.empty_like(x) for n, x in (("q", q), ("k", k), ("v", v))}
+    op = getattr(torch.ops.flash_attn_3, name)
+
+    def sums(*tensors: Tensor) -> Tensor:
+        found = op(*tensors, **given, **into, is_causal=True)
+        return found[0] if name == "bwd" else found
+
+    found = sums(out, q, k, v, out, lse)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = sums(*(mode.from_tensor(x) for x in (out, q, k, v, out, lse)))
+    assert (found.shape, found.stride(), found.dtype) == (fake.shape, fake.stride(), fake.dtype)
+    torch.testing.assert_close(found, (out.float() ** 2).sum(-1).transpose(1, 2))
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_combine_fills_out_at_every_head_dim(refuses: bool) -> None:
     """The kernel writes a padded copy where 4 does not divide the head dim; what it cannot read, the fallback does."""
@@ -103,6 +129,31 @@ def test_combine_fills_out_at_every_head_dim(refuses: bool) -> None:
         merged, _ = serving.combine(parts, lses, out, None)
     assert merged.data_ptr() == out.data_ptr()
     torch.testing.assert_close(out, fallback.combine(parts, lses)[0])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("strided", [False, True])
+def test_combine_gets_what_the_kernel_reads(parts: int, rows: int, strided: bool) -> None:
+    """It wants the LSE of one head row by row, and leaves the output of a single part unwritten (executed)."""
+
+    class Combining(Kernels):
+        def combine(self, *values: Any) -> tuple[Tensor, Tensor]:
+            out_partial, lse_partial, out, out_dtype = values
+            assert out_partial.shape[0] > 1 and out_partial.stride(-1) == lse_partial.stride(-2) == 1
+            assert out is None or (out.stride(-1) == 1 and out_dtype == out.dtype)
+            return fallback.combine(*values)
+
+        def open(self, path: Path, facts: BuildFacts) -> native.LoadedOps:
+            return replace(super().open(path, facts), fwd_combine=self.combine)
+
+    outs, lses = torch.randn(parts, 2, rows, 4, 16), torch.randn(parts, 2, rows, 4)
+    out = torch.empty(2, rows, 4, 16, 2, dtype=torch.bfloat16)[..., 0] if strided else None
+    outs = torch.stack((outs, outs), dim=-1)[..., 0] if strided else outs
+    found, lse = engine(Combining().open).combine(outs, lses, out, None)
+    right, right_lse = fallback.combine(outs, lses, None, None if out is None else out.dtype)
+    torch.testing.assert_close((found, lse), (right, right_lse))
+    assert out is None or found.data_ptr() == out.data_ptr()
 
 
 METADATA_CALL = (
@@ -134,3 +185,19 @@ def test_metadata_of_a_fallback_or_another_call_is_never_handed_to_a_kernel() ->
         serving.forward(replace(args, num_splits=0))
     assert kernels.calls[0].scheduler_metadata is own
     assert [seen.scheduler_metadata for seen in kernels.calls[1:]] == [None] * (1 + len(others))
+
+
+def test_metadata_is_made_of_lengths_as_kernels_read_them() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Watching(Kernels):
+        def metadata(self, *values: Any) -> Tensor:
+            seen.append(values)
+            return super().metadata(*values)
+
+    call = dict(zip(schemas.METADATA_NAMES, METADATA_CALL, strict=True))
+    call |= {"seqused_k": torch.tensor([[5, 0], [6, 0]])[:, 0], "cu_seqlens_q": torch.tensor([0, 1, 2])}
+    engine(Watching().open).scheduler_metadata(tuple(call.values()))
+    read = dict(zip(schemas.METADATA_NAMES, seen[0], strict=True))
+    for name, values in (("seqused_k", [5, 6]), ("cu_seqlens_q", [0, 1, 2])):
+        assert read[name].dtype == torch.int32 and read[name].is_contiguous() and read[name].tolist() == values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +194,22 @@ def test_the_canary_leaves_the_random_state_alone(kernels: Kernels) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, torch.device("meta")], ids=str)
+def test_no_default_of_the_users_reaches_the_canary(kernels: Kernels, default: torch.dtype | torch.device) -> None:
+    """Sinks of another type would be refused, and native would go off; a default device draws no numbers of a CPU's."""
+    q, k, v = half()
+    call = ForwardArgs(q=q, k=k, v=v, s_aux=torch.zeros(4), **CAUSAL)
+    before = torch.get_default_dtype()
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+        with default if isinstance(default, torch.device) else contextlib.nullcontext():
+            engine(kernels.open, canary=True).forward(call)
+    finally:
+        torch.set_default_dtype(before)
+    assert len(kernels.calls) == 2
+
+
 def refuses(_: Tensor) -> None:
     raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nand a trace")
 
@@ -297,6 +314,15 @@ def test_a_library_without_its_ops_is_a_missing_symbol() -> None:
     facts = build("sm8x", "sm_121", namespace="flash_attn3_absent")
     with pytest.raises(NativeLoadError, match=r"registers no op fwd, get_scheduler_metadata in namespace"):
         native.load_ops(Path(extension.__file__), facts)
+
+
+def test_a_second_file_with_the_same_ops_is_not_loaded(tmp_path: Path) -> None:
+    """torch ends the process there, by a segmentation fault (seen with a copy of a real library)."""
+    held = torch.library.Library("flash_attn3_held", "DEF")
+    held.define("fwd(Tensor q) -> Tensor")
+    facts = build("sm8x", "sm_121", namespace="flash_attn3_held")
+    with pytest.raises(NativeLoadError, match="another file registered the ops of flash_attn3_held"):
+        native.load_ops(tmp_path / "copy.so", facts)
 
 
 def test_libraries_are_found_by_their_facts(tmp_path: Path) -> None:

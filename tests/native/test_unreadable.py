@@ -1,4 +1,4 @@
-"""Tensors that kernels cannot read 16 bytes at a time, or that are too many: the fallback serves what is refused."""
+"""Tensors that kernels cannot read as they lie, or that are too many: they are copied, or the fallback serves them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ REFUSALS = (
     "FlashAttention-3: k starts at no multiple of 16 bytes",
     "FlashAttention-3: q has stride 66 in dimension 2, no multiple of 16 bytes",
     "FlashAttention-3: CUDA driver error 1 for a TMA descriptor",
+    "mha_fwd, flash_api_stable.cpp:1011, Output tensor must have contiguous last dimension",
     "FlashAttention-3: CUDA error: cudaErrorInvalidConfiguration: invalid configuration argument (kernel launch)",
     "FlashAttention-3: CUDA error: cudaErrorInvalidValue: invalid argument (kernel launch)",
     "mha_fwd, flash_api_stable.cpp:1098, If k_new is supplied, it must have seqlen <= the seqlen of the KV cache",
@@ -166,6 +167,32 @@ def test_the_fast_path_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     torch.testing.assert_close(found, fallback.forward(right)[0])
     torch.testing.assert_close(caches, mirror)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, every second column of wider rows."""
+    wide = torch.empty(*tensor.shape, 2, dtype=tensor.dtype)
+    return wide[..., 0].copy_(tensor)
+
+
+@pytest.mark.parametrize("name", ["cache_seqlens", "cache_batch_idx", "k", "v", "rotary_cos"])
+def test_what_kernels_want_contiguous_is_made_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first call, and where later ones take the fast path."""
+    kernels = Kernels()
+    install(monkeypatch, engine(kernels.open))
+    q, k, v = half(sq=1, sk=1)
+    given = {"k": k, "v": v, "cache_seqlens": torch.tensor([0, 2], dtype=torch.int32)}
+    given["cache_batch_idx"] = torch.tensor([1, 0], dtype=torch.int32)
+    if name == "rotary_cos":
+        given |= {"rotary_cos": torch.ones(8, 8, dtype=q.dtype), "rotary_sin": torch.zeros(8, 8, dtype=q.dtype)}
+    found = []
+    other = {name: given[name].repeat(1, 2)[:, :8] if name == "rotary_cos" else strided(given[name])}
+    for change in ({}, {}, other, other):
+        caches = [torch.zeros(2, 8, 2, 16, dtype=q.dtype) for _ in range(2)]
+        found.append((flash_attn_with_kvcache(q, *caches, **{**given, **change}), *caches))
+    assert len(kernels.calls) == 4
+    for more in found[1:]:
+        torch.testing.assert_close(more, found[0])
 
 
 def test_the_fast_path_of_dense_calls_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:

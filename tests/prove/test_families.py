@@ -198,6 +198,24 @@ def test_what_kernels_cannot_read_is_refused_before_a_launch(
     assert last.error is None and last.launches
 
 
+def test_tensors_on_two_devices_are_refused_before_a_launch(
+    session: common.Session, stand_in: Callable[[str], Made]
+) -> None:
+    """A kernel would read another device's memory: an illegal address, or bytes that are still being written."""
+
+    def tensors(call: Call) -> list[str]:
+        return [name for name, value in call.arguments.items() if isinstance(value, dict)]
+
+    good = max(calls(family_of(session, "sm80").selection), key=lambda call: len(tensors(call)))
+    bad = [replace(good, elsewhere=name) for name in tensors(good) if name != "q"]
+    assert len(bad) == 4
+    *answers, last = stand_in("sm80").ask(DEVICES["A100"], [*bad, good])
+    for call, answer in zip(bad, answers, strict=True):
+        assert answer.launches == () and answer.error is not None, call.elsewhere
+        assert f"{call.elsewhere} must be on CUDA, where the other tensors are" in answer.error
+    assert last.error is None and last.launches
+
+
 def test_a_descriptor_that_the_driver_refuses_is_an_exception(
     session: common.Session, stand_in: Callable[[str], Made]
 ) -> None:

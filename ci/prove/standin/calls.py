@@ -57,10 +57,11 @@ class Call:
     op: str
     arguments: dict[str, Any]
     fail: str = ""  # the function of the runtime that fails in it
+    elsewhere: str = ""  # the tensor that is on another device
 
     @property
     def document(self) -> dict[str, Any]:
-        return {"op": self.op, "arguments": self.arguments, "fail": self.fail}
+        return {"op": self.op, "arguments": self.arguments, "fail": self.fail, "elsewhere": self.elsewhere}
 
 
 def _ints(*shape: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ cudaError_t last = cudaSuccess;
 int descriptors = 0;
 std::string failing;
 cudaError_t injected = cudaSuccess;
+void const* elsewhere = nullptr;
 
 struct Configuration {
     dim3 grid, block;
@@ -141,6 +142,10 @@ EXPORT char const* stub_take() {
 }
 EXPORT void stub_hook(Hook executor) {
     hook = executor;
+}
+// The tensor that starts there says that it is on another device.
+EXPORT void stub_elsewhere(void const* start) {
+    elsewhere = start;
 }
 EXPORT int stub_last_error() {
     return last;
@@ -268,6 +273,13 @@ char const* cudaGetErrorString(cudaError_t) {
 int32_t aoti_torch_device_type_cuda() {
     return 0;
 }  // what a CPU tensor says of itself
+int32_t aoti_torch_get_data_ptr(void* tensor, void** start);  // torch's own
+int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) {
+    void* start = nullptr;
+    int32_t const status = aoti_torch_get_data_ptr(tensor, &start);
+    *index = elsewhere != nullptr && start == elsewhere ? 1 : -1;  // a CPU tensor has none
+    return status;
+}
 int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
     *guard = nullptr;
     return 0;

@@ -39,12 +39,16 @@ class Library:
         count = math.prod(shape)
         return self.torch.zeros(count + offset, dtype=getattr(self.torch, dtype))[offset:].view(shape)
 
-    def call(self, name: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """Call an op with CPU tensors under CUDA's dispatch key; a tensor is {"shape": ..., "dtype": ...}."""
+    def call(self, name: str, arguments: dict[str, Any], elsewhere: str = "") -> list[dict[str, Any]]:
+        """Call an op with CPU tensors under CUDA's dispatch key; a tensor is {"shape": ..., "dtype": ...}.
+
+        `elsewhere`: the tensor that says that it is on another device than the others.
+        """
         values = {key: self.tensor(**value) if isinstance(value, dict) else value for key, value in arguments.items()}
         if "qkv_dtype" in values:
             values["qkv_dtype"] = getattr(self.torch, values["qkv_dtype"])
         self.take()
+        self.controls.stub_elsewhere(ctypes.c_void_p(values[elsewhere].data_ptr() if elsewhere else None))
         getattr(self.ops, name).default._op_dk(self.torch._C.DispatchKey.CUDA, **values)
         return self.take()
 
@@ -56,7 +60,8 @@ def launches_of(path: str, namespace: str, device: dict[str, int], calls: list[d
     for call in calls:
         library.fail(call.get("fail", ""), 700)
         try:
-            answers.append({"launches": library.call(call["op"], call["arguments"]), "error": None})
+            launches = library.call(call["op"], call["arguments"], call.get("elsewhere", ""))
+            answers.append({"launches": launches, "error": None})
         except RuntimeError as error:
             answers.append({"launches": library.take(), "error": str(error)})
         finally:
