@@ -13,6 +13,7 @@ from torch import Tensor
 from flash_attn3_sm121.api.eager import Dense, Scalars
 from flash_attn3_sm121.dispatch.classes import decode_class, dense_class
 from flash_attn3_sm121.dispatch.engine import engine
+from flash_attn3_sm121.dispatch.native_backend import out_of_memory
 from flash_attn3_sm121.dispatch.python_backend import Results
 from flash_attn3_sm121.native import library
 
@@ -41,8 +42,8 @@ def dense(
             out, lse, _, _ = op(q, k, v, scale, *scalars, sm_margin)
         return out, lse
     except RuntimeError as error:
-        if library.is_refused(error):
-            return None  # the engine knows which backend reads such tensors
+        if library.is_refused(error) or out_of_memory(error):
+            return None  # the engine knows which backend reads such tensors, and what torch says of a full memory
         raise
 
 
@@ -86,6 +87,6 @@ def decode(
             softcap, num_splits, pack_gqa, sm_margin, rotary_interleaved,
         )  # fmt: skip
     except RuntimeError as error:
-        if library.is_refused(error):
-            return None  # the engine knows which backend reads such tensors
+        if library.is_refused(error) or out_of_memory(error):
+            return None  # the engine knows which backend reads such tensors, and what torch says of a full memory
         raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.dispatch.native_backend import out_of_memory
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.library import LoadedOps
 
@@ -57,8 +58,9 @@ def _exact(tensor: Tensor) -> Tensor:
 
 def _raised(error: RuntimeError) -> str:
     """A kernel that says no on its first call (an old driver, no image for the device) is as good as a wrong one."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error  # says nothing about the kernel
+    full = out_of_memory(error)
+    if full is not None:
+        raise full  # says nothing about the kernel
     return f"the call raised {type(error).__name__}: {str(error).splitlines()[0]}"
 
 

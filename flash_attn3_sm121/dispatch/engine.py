@@ -27,7 +27,7 @@ from flash_attn3_sm121.call.validation import check_backward, check_combine, che
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
 from flash_attn3_sm121.dispatch.decide import Decision, NativeState, appends, decide, multiplies_fp8, pick_build
-from flash_attn3_sm121.dispatch.native_backend import NativePlan
+from flash_attn3_sm121.dispatch.native_backend import NativePlan, out_of_memory
 from flash_attn3_sm121.dispatch.python_backend import BackwardResult, Computes, Gradients, PythonPlan, Results
 from flash_attn3_sm121.errors import BackendError, NativeLoadError
 from flash_attn3_sm121.native import library as native
@@ -243,6 +243,9 @@ class Engine:
 
     def _instead(self, error: RuntimeError) -> Computes:
         """The backend that serves tensors which kernels cannot take; an error about anything else is raised again."""
+        full = out_of_memory(error)
+        if full is not None:
+            raise full from error
         if not native.is_refused(error):
             raise error
         copies = "" if native.is_too_large(error) else "pass .clone() copies of such tensors, or "

@@ -38,6 +38,19 @@ _DECODE = (
 )
 
 
+_ALLOCATING = ("new_empty", "new_zeros", "empty_like", "aten_pad")  # what a library asks torch for memory with
+
+
+def out_of_memory(error: RuntimeError) -> torch.OutOfMemoryError | None:
+    """torch's error for a full memory, if it is one: a library only hears that its call failed, and says so."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    text = str(error)
+    if "API call failed" not in text or not any(name in text for name in _ALLOCATING):
+        return None
+    return torch.OutOfMemoryError(f"CUDA out of memory. A kernel library could not get memory of torch: {text}")
+
+
 @dataclass(kw_only=True, slots=True)
 class NativePlan:
     """How calls of one class are served by a family library."""

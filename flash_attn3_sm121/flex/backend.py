@@ -42,8 +42,9 @@ def _cu_of(x: Tensor) -> Tensor:
 def _cached(key: Hashable | None, keys: int, ranges: Callable[[], Ranges]) -> tuple[BlockMask, Ranges]:
     # The mask holds its intervals as an attribute, so neither is made again for a known key.
     def build() -> BlockMask:
-        made = ranges()
-        mask = block_mask(made, keys)
+        with torch.inference_mode(False):  # a later call may have gradients, which want plain tensors
+            made = ranges()
+            mask = block_mask(made, keys)
         mask.fa3_ranges = made  # type: ignore[attr-defined]
         return mask
 
@@ -51,11 +52,20 @@ def _cached(key: Hashable | None, keys: int, ranges: Callable[[], Ranges]) -> tu
     return mask, mask.fa3_ranges  # type: ignore[attr-defined]
 
 
-def _values_key(*tensors: Tensor | None) -> tuple[Any, ...] | None:
-    """The values of tensors on a CPU, for a cache key; None, and so no caching, where reading them stalls a device."""
+def _key(parts: Hashable, device: torch.device, *tensors: Tensor | None) -> Hashable | None:
+    """The key under which a mask is kept, with the values of these tensors; None where reading them stalls a device.
+
+    On CUDA a mask is used again on the stream that made it, which it is ready for, and never while a graph is captured:
+    nothing is computed then, and a replay reads its masks whatever the cache holds by that time.
+    """
     if any(t is not None and t.device.type != "cpu" for t in tensors):
         return None
-    return tuple(None if t is None else tuple(t.tolist()) for t in tensors)
+    where: Hashable = str(device)
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        where = (where, torch.cuda.current_stream(device).cuda_stream)
+    return (parts, where, *(None if t is None else tuple(t.tolist()) for t in tensors))
 
 
 def _layout(args: ForwardArgs | BackwardArgs) -> Layout:
@@ -65,10 +75,8 @@ def _layout(args: ForwardArgs | BackwardArgs) -> Layout:
     cu_q, cu_k, used_q, used_k = args.cu_seqlens_q, args.cu_seqlens_k, args.seqused_q, args.seqused_k
     packed, rows = cu_q is not None, tuple(q.shape[:-2])
     if cu_q is None and cu_k is None:
-        shape = (str(q.device), q.size(1), k.size(1), rule)
-        values = _values_key(used_q, used_k, leftpad)
         mask, ranges = _cached(
-            None if values is None else ("dense", *shape, *values),
+            _key(("dense", q.size(1), k.size(1), rule), q.device, used_q, used_k, leftpad),
             k.size(1),
             lambda: dense_ranges(
                 q.size(1), k.size(1), rule=rule, device=q.device, seqused_q=used_q, seqused_k=used_k, leftpad_k=leftpad
@@ -78,10 +86,9 @@ def _layout(args: ForwardArgs | BackwardArgs) -> Layout:
         cu_q = _cu_of(q) if cu_q is None else cu_q
         cu_k = _cu_of(k) if cu_k is None else cu_k
         q, k, v = (x if x.dim() == 3 else x.flatten(0, 1) for x in (q, k, v))
-        values = _values_key(cu_q, cu_k, used_q, used_k, leftpad)
         total_q, total_k = q.size(0), k.size(0)
         mask, ranges = _cached(
-            None if values is None else ("packed", str(q.device), total_q, total_k, rule, *values),
+            _key(("packed", total_q, total_k, rule), q.device, cu_q, cu_k, used_q, used_k, leftpad),
             total_k,
             lambda: packed_ranges(
                 total_q,

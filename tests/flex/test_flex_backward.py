@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from flash_attn3_sm121.call.arguments import BackwardArgs
-from flash_attn3_sm121.flex.backend import backward
+from flash_attn3_sm121.flex import backend
+from flash_attn3_sm121.flex.backend import Run, backward
 from flash_attn3_sm121.flex.compiled import KernelCache
-from tests.flex.reference import Rule, attend_batch, attend_packed
+from tests.flex.reference import Rule, args_of, attend_batch, attend_packed
 
 RULES = {"window": Rule(left=37, right=0), "softcap": Rule(right=0, softcap=4.0)}
 
@@ -66,3 +67,16 @@ def test_no_keys_no_gradient() -> None:
     tensors = {"q": q, "k": k, "v": k, "dout": q, "out": q, "softmax_lse": torch.zeros(1, 2, 3)}
     dq, dk, dv, _ = backward(backward_args(tensors, Rule()))
     assert not dq.any() and dk.shape == k.shape and dv.shape == k.shape
+
+
+def test_a_mask_of_a_validation_serves_training(traced: KernelCache, unfused: Run) -> None:
+    """inference_mode's tensors cannot be saved for a backward."""
+    q, k, v = (torch.randn(1, 130, 2, 32) for _ in range(3))
+    rule = RULES["window"]
+    with torch.inference_mode():
+        backend.forward(args_of(q, k, v, rule), run=unfused)
+    out, lse = backend.forward(args_of(q, k, v, rule), run=unfused)
+    assert backend.MASKS.hits == 1
+    tensors = {"q": q, "k": k, "v": v, "dout": torch.randn_like(out), "out": out, "softmax_lse": lse}
+    dq, *_ = backward(backward_args(tensors, rule), run=traced)
+    assert dq.isfinite().all() and dq.any()

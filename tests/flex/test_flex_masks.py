@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -84,3 +86,18 @@ def test_the_cache_is_bounded_in_number_and_bytes() -> None:
     for n in (128, 256, 512):
         small.get(n, lambda n=n: make(n))
     assert len(small) == 1 and small.bytes <= mask_bytes(make(512)) + 8  # type: ignore[arg-type]
+
+
+def test_a_mask_is_used_again_on_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another stream would read it before it is made; in a graph's capture nothing is computed."""
+    stream, capturing = SimpleNamespace(cuda_stream=0), False
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    gpu = torch.device("cuda", 0)
+    first = backend._key("parts", gpu, None)
+    assert first is not None and backend._key("parts", gpu, None) == first
+    assert backend._key("parts", torch.device("cuda", 1), None) != first
+    stream.cuda_stream = 7
+    assert backend._key("parts", gpu, None) not in (None, first)
+    capturing = True
+    assert backend._key("parts", gpu, None) is None

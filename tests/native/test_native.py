@@ -18,7 +18,7 @@ from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.errors import BackendError, FactsError, NativeLoadError
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
-from tests.fakes.libraries import CAUSAL, SM8X, Kernels, build, engine, half, install
+from tests.fakes.libraries import CAUSAL, FULL, SM8X, Kernels, build, engine, half, install
 from tests.fakes.shapes import dense, packed
 
 
@@ -244,9 +244,10 @@ def test_a_wrong_backward_turns_native_off_as_well() -> None:
     assert len(kernels.calls) == before
 
 
-def test_a_full_memory_is_no_verdict_on_the_kernels() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), FULL], ids=["torch's", "a library's"])
+def test_a_full_memory_is_no_verdict_on_the_kernels(error: RuntimeError) -> None:
     def full(_: Tensor) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     kernels = Kernels(full)
     q, k, v = half()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.backend import use_backend
 from flash_attn3_sm121.errors import BackendError
 from flash_attn3_sm121.native import library
-from tests.fakes.libraries import CAUSAL, Kernels, engine, half, install
+from tests.fakes.libraries import CAUSAL, FULL, Kernels, engine, half, install
 
 REFUSALS = (
     "FlashAttention-3: k starts at no multiple of 16 bytes",
@@ -167,6 +168,22 @@ def test_the_fast_path_of_decoding_falls_back_too(monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     torch.testing.assert_close(found, fallback.forward(right)[0])
     torch.testing.assert_close(caches, mirror)
+
+
+def test_a_full_memory_is_torchs_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that try again with less look for it."""
+    kernels = Kernels()
+    install(monkeypatch, engine(kernels.open))
+    q, k, v = half()
+
+    def full(_: Tensor) -> None:
+        raise FULL
+
+    for spoil in (full, lambda _: None, full):  # the last one takes the fast path
+        kernels.spoil = spoil
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") if spoil is full else nullcontext():
+            flash_attn_func(q, k, v, causal=True)
+    assert len(kernels.calls) == 4, "the engine asks the kernel again, and not the fallback"
 
 
 def strided(tensor: Tensor) -> Tensor:
