@@ -158,3 +158,21 @@ def test_a_broken_result_is_said_and_the_rest_is_there(world: World) -> None:
         told = server.json("/evaluations")
         assert told["runs"] == [] and len(told["broken"]) == 2
         assert "left out, cannot be read" in server.log and "asleep" in server.log
+
+
+def test_a_disk_that_cannot_be_written_ends_one_evaluation_only(world: World) -> None:
+    folder = world.state / "evaluations"
+    with running(world) as server:
+        world.gate("GSM8K", 1)
+        world.gate("ARC-Easy", 99)
+        run = server.json("/evaluations", {"model": SFT, "task": "GSM8K", "limit": 4})
+        server.wait_for(lambda: run_of(server, run["id"])["progress"]["done"] == 1)
+        folder.rename(world.state / "elsewhere")
+        status, _, data = server.ask("/evaluations", {"model": SFT, "task": "ARC-Easy", "limit": 1})
+        assert status == 409 and "cannot be written" in json.loads(data)["detail"]
+        world.gate("GSM8K", 2)
+        server.wait_for(lambda: run_of(server, run["id"])["state"] == "failed")
+        assert "could not be kept" in run_of(server, run["id"])["note"]
+        (world.state / "elsewhere").rename(folder)
+        other = server.json("/evaluations", {"model": SFT, "task": "ARC-Easy", "limit": 1})
+        server.wait_for(lambda: run_of(server, other["id"])["state"] == "done")
