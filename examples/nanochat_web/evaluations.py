@@ -171,6 +171,8 @@ class Evaluations:
             self._finish(run, "failed", f"{self.checkout.python} does not start: {error.strerror}")
             return
         try:
+            if run.id in self._cancelled:  # while it was being started
+                self._signal(signal.SIGTERM)
             with self.store.log(run).open("wb") as log:
                 log.write(f"$ cd {self.checkout.root}\n$ {run.command}\n".encode())
                 run = await self._follow(run, self._process, log)

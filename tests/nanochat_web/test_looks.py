@@ -154,6 +154,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
         assert page.evaluate(NAMELESS) == [], name
         shot(page, f"{name}-{screen}")
 
+    assert page.evaluate("document.activeElement.id") != "menu"
     check("empty")
     page.click("#model")
     until(page, "document.querySelector('#models').open")
@@ -172,6 +173,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
         check("drawer")
         page.keyboard.press("Escape")
         until(page, "document.querySelector('#side').inert")
+        assert page.evaluate("document.activeElement.id") == "menu"
     page.evaluate("location.hash = '#/evaluate'")
     until(page, "!!document.querySelector('.task')")
     check("evaluate")

@@ -153,8 +153,12 @@ def test_a_server_that_goes_and_comes_and_a_checkpoint_that_is_deleted(browser: 
             page, "document.querySelector('#runs-error').hidden && document.querySelector('#evaluation-error').hidden"
         )
         page.select_option("#evaluation-model", "sft/d4/300")
+        page.click("input[value=GSM8K]")
         for file in (world.base / "chatsft_checkpoints" / "d4").iterdir():
             file.unlink()
         until(page, "document.querySelectorAll('#evaluation-model option').length === 2")
         assert page.input_value("#evaluation-model") == SFT
+        until(page, "document.activeElement.value === 'GSM8K' && document.activeElement.checked")
+        span = "import('./static/dom.js').then(dom => dom.span(-90))"
+        assert page.evaluate(span) == "0 s"  # where the server's clock is ahead
     page.context.close()

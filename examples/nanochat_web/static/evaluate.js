@@ -59,10 +59,12 @@ async function offer() {
   const before = document.querySelector("input[name=task]:checked")?.value;
   const first = tasks.find((task) => !task.refusal);
   const chosen = tasks.find((task) => task.name === before && !task.refusal) ?? first;
+  const focused = $("#tasks").contains(document.activeElement);
   $("#tasks").replaceChildren(...tasks.map((task) => make("label", { class: `task ${task.refusal ? "off" : ""}` },
     make("input", { type: "radio", name: "task", value: task.name, disabled: Boolean(task.refusal), checked: task === chosen }),
     make("span", { class: "task-name" }, task.name),
     make("span", { class: "quiet small" }, task.refusal ?? about(task)))));
+  if (focused) document.querySelector("input[name=task]:checked")?.focus();
   $("#start").disabled = !first;
 }
 

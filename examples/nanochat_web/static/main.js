@@ -176,12 +176,12 @@ function begin() {
 
 function drawer(open) {
   const shown = open || !narrow.matches;
+  if (!shown && $("#side").contains(document.activeElement)) $("#menu").focus();
   $("#side").classList.toggle("shown", open);
   $("#side").inert = !shown;
   $("#shade").hidden = !open;
   $("#menu").setAttribute("aria-expanded", open ? "true" : "false");
   if (open) $("#new").focus();
-  else if (!shown && document.activeElement === document.body) $("#menu").focus();
 }
 narrow.addEventListener("change", () => drawer(false));
 $("#menu").addEventListener("click", () => drawer(!$("#side").classList.contains("shown")));
