@@ -128,7 +128,7 @@ function draw({ runs, folder, broken }) {
     seen.set(run.id, run.state);
   }
   const words = `Left out, cannot be read: ${broken.join("; ")}`;
-  if (broken.length) put("broken", words, () => make("p", { class: "problem small broken" }, words));
+  if (broken.length) put("broken", words, () => make("p", { class: "problem small" }, words));
   known = fresh;
   arrange($("#runs"), [...fresh.values()].map((one) => one.element));
   tick();
