@@ -106,7 +106,8 @@ async function poll() {
   } catch (error) {
     if (!(error instanceof api.ServerError)) throw error;
     lost = true;
-    $("#runs-error").textContent = `${error.message} ${error.hint}`;
+    const words = `${error.message} ${error.hint}`;
+    if ($("#runs-error").textContent !== words) $("#runs-error").textContent = words; // said aloud once, not every second
   }
   $("#runs-error").hidden = !lost;
   if (visible) timer = setTimeout(poll, EVERY);
