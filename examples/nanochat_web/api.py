@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.staticfiles import StaticFiles
@@ -170,13 +170,15 @@ def _chat(app: FastAPI, state: State) -> None:
     pool = state.pool
 
     @app.post("/chat/completions")
-    async def completions(body: ChatBody) -> Response:
+    async def completions(body: ChatBody, request: Request) -> Response:
         wrong = chat.judge(body)
         if wrong is not None:
             raise HTTPException(400, wrong)
+        checkpoint = await asyncio.to_thread(state.checkpoint, body.model)
+        if await request.is_disconnected():  # stopped, or closed, before it began
+            return Response(status_code=204)
         if body.id in state.answers.by_name:
             raise HTTPException(409, f"there is an answer {body.id!r} already")
-        checkpoint = await asyncio.to_thread(state.checkpoint, body.model)
         try:
             ticket = pool.queue_up(checkpoint)
         except Busy as busy:
@@ -202,10 +204,10 @@ def _chat(app: FastAPI, state: State) -> None:
     @app.get("/models")
     async def models() -> dict[str, Any]:
         found = await asyncio.to_thread(state.catalog.checkpoints)
-        loaded = {worker.checkpoint.key: worker for worker in pool.workers.values()}
+        loaded = {worker.checkpoint.version: worker for worker in pool.workers.values()}
         listed = []
         for checkpoint in found:
-            worker = loaded.get(checkpoint.key)
+            worker = loaded.get(checkpoint.version)
             ready = worker.ready if worker is not None else None
             listed.append(
                 {

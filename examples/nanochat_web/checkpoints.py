@@ -104,6 +104,11 @@ class Checkpoint:
         return "/".join(parts if self.experiment is None else (self.experiment, *parts))
 
     @property
+    def version(self) -> str:
+        """Changes with the file: one that was trained again is another model, though it is called the same."""
+        return f"{self.key} {self.size} {self.modified}"
+
+    @property
     def name(self) -> str:
         return f"{self.tag} · {self.source.title.lower()} · step {self.step:,}"
 

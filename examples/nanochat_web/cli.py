@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flash_attn3_sm121.errors import FlashAttn3Error, ServeError, UsageError
 
@@ -217,7 +218,7 @@ def serve(args: argparse.Namespace) -> int:
         bound = sock.getsockname()
         shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(bound[0], bound[0])
         name = f"[{shown}]" if ":" in shown else shown
-        print(f"http://{name}:{bound[1]}/" + (f"#token={rule.token}" if rule.token else ""), flush=True)
+        print(f"http://{name}:{bound[1]}/" + (f"#token={quote(rule.token, safe='')}" if rule.token else ""), flush=True)
         config = uvicorn.Config(
             Guard(app, rule), log_level="warning", lifespan="on", timeout_graceful_shutdown=5, server_header=False
         )

@@ -99,8 +99,12 @@ class Evaluations:
             command=as_typed(command),
             progress=tasks.start(task, limit),
         )
+        try:
+            self._put(run)
+        except OSError as error:
+            del self.runs[run.id]
+            raise Refused(f"it cannot be written to {self.store.folder}: {error.strerror}") from error
         self._orders[run.id] = (task, checkpoint)
-        self._put(run)
         self._wake.set()
         return run
 
@@ -131,7 +135,12 @@ class Evaluations:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._run(waiting)
+            try:
+                await self._run(waiting)
+            except OSError as error:  # the disk is full, or the folder is gone: the others have their turn all the same
+                self._cancelled.discard(waiting.id)
+                with contextlib.suppress(OSError):
+                    self._finish(self.runs[waiting.id], "failed", f"What it wrote could not be kept: {error}")
 
     async def _run(self, run: Run) -> None:
         task, checkpoint = self._orders.pop(run.id)
@@ -162,6 +171,8 @@ class Evaluations:
             self._finish(run, "failed", f"{self.checkout.python} does not start: {error.strerror}")
             return
         try:
+            if run.id in self._cancelled:  # while it was being started
+                self._signal(signal.SIGTERM)
             with self.store.log(run).open("wb") as log:
                 log.write(f"$ cd {self.checkout.root}\n$ {run.command}\n".encode())
                 run = await self._follow(run, self._process, log)

@@ -82,8 +82,8 @@ class Pool:
         soon = {key: self.limits.slots - worker.leases for key, worker in self.workers.items() if worker.ready is None}
         waiting = 0
         for ticket in self.tickets:
-            if soon.get(ticket.checkpoint.key, 0) > 0:
-                soon[ticket.checkpoint.key] -= 1
+            if soon.get(ticket.checkpoint.version, 0) > 0:
+                soon[ticket.checkpoint.version] -= 1
             else:
                 waiting += 1
         return waiting
@@ -99,7 +99,7 @@ class Pool:
 
     def status(self, ticket: Ticket) -> dict[str, Any]:
         """What a waiting page is told: what the chat waits for, and how many are served before it."""
-        worker = self.workers.get(ticket.checkpoint.key)
+        worker = self.workers.get(ticket.checkpoint.version)
         wait = ticket.wait
         ahead = 0 if wait is None else wait.ahead
         if worker is not None and worker.ready is None:
@@ -121,7 +121,7 @@ class Pool:
                 self._fail(key, worker.ending)
         line = list(self.tickets)
         decision = decide(
-            [ticket.checkpoint.key for ticket in line],
+            [ticket.checkpoint.version for ticket in line],
             {
                 key: Held(ready=worker.ready is not None, chats=worker.leases, used=worker.used)
                 for key, worker in self.workers.items()
@@ -135,12 +135,12 @@ class Pool:
             ticket.wait = decision.waits.get(position)
         for position in decision.start:
             self._grant(line[position])
-        by_key = {ticket.checkpoint.key: ticket.checkpoint for ticket in line}
+        by_key = {ticket.checkpoint.version: ticket.checkpoint for ticket in line}
         for key, victim in decision.load.items():
             self._launch(by_key[key], None if victim is None else self.workers[victim])
 
     def _grant(self, ticket: Ticket) -> None:
-        worker = self.workers[ticket.checkpoint.key]
+        worker = self.workers[ticket.checkpoint.version]
         self.tickets.remove(ticket)
         worker.leases += 1
         self.served += 1
@@ -148,7 +148,7 @@ class Pool:
         ticket.settled.set()
 
     def _fail(self, key: str, ending: Ending) -> None:
-        for ticket in [ticket for ticket in self.tickets if ticket.checkpoint.key == key]:
+        for ticket in [ticket for ticket in self.tickets if ticket.checkpoint.version == key]:
             self.tickets.remove(ticket)
             ticket.ending = ending
             ticket.settled.set()
@@ -159,7 +159,7 @@ class Pool:
         worker = Worker(checkpoint, silence=self.limits.silence, loading=self.limits.loading, changed=self._pump)
         if victim is not None:
             self._unload(victim, f"Unloaded to make room for {checkpoint.name}")
-        self.workers[checkpoint.key] = worker
+        self.workers[checkpoint.version] = worker
         self._spawn(self._start(worker))
 
     async def _start(self, worker: Worker) -> None:
@@ -173,7 +173,7 @@ class Pool:
             )
 
     def _unload(self, worker: Worker, reason: str) -> None:
-        self.workers.pop(worker.checkpoint.key, None)
+        self.workers.pop(worker.checkpoint.version, None)
         self.leaving.add(worker)
         self._spawn(self._end(worker, reason))
 

@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from flash_attn3_sm121.errors import UsageError
 
 from .tasks import Progress, plain
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
-STATES: tuple[str, ...] = get_args(State)
 LOG_SHOWN = 1 << 16
 
 
@@ -45,10 +46,13 @@ class Run:
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Run:
-        """From a file's object; raises KeyError, TypeError or ValueError where it is none of ours."""
-        if data["state"] not in STATES:
-            raise ValueError(f"unknown state {data['state']!r}")
-        return cls(**{**data, "progress": Progress(**data["progress"])})
+        """From a file's object; raises ValueError where it is none of ours."""
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(map(str, wrong["loc"]))
+            raise ValueError(f"{place}: {wrong['msg']}, found {str(wrong['input'])[:80]}") from error
 
 
 def new_id() -> str:
@@ -117,7 +121,7 @@ class Store:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError) as error:
                 self.broken.append(f"{path}: {type(error).__name__}: {error}")
                 continue
             if not run.over:

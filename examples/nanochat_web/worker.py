@@ -209,7 +209,10 @@ class Loop:
         job = self.jobs.pop(name)
         self.decoder.remove(name)
         seconds = round(time.monotonic() - job.started, 3)
-        self.channel.send("done", id=name, reason=reason, text=job.text.rest(), tokens=job.count, seconds=seconds)
+        text = job.text.rest()
+        if reason != "end":  # half a character at the cut comes whole when the answer is continued
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        self.channel.send("done", id=name, reason=reason, text=text, tokens=job.count, seconds=seconds)
         if not self.told:  # what the first real calls taught: a failed check of the kernels turns them off
             self.told = True
             self.channel.send("attention", **attention(self.model))

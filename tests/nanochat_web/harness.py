@@ -262,7 +262,10 @@ def running(world: World, *arguments: str, env: Mapping[str, str] | None = None)
 
 
 class Network:
-    """A way to a server that can fail: every connection through it is reset, the server and new ones go on."""
+    """A way to a server that can fail: every connection through it is reset, the server and new ones go on.
+
+    While `open` is clear nothing gets through, and nobody is told.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -271,6 +274,8 @@ class Network:
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()  # a browser connects anew while the others are closed
         self._ended = False
+        self.open = threading.Event()
+        self.open.set()
 
     def __enter__(self) -> Network:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -278,6 +283,7 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         self._ended = True
+        self.open.set()
         self.listener.close()
         self.fail()
 
@@ -303,10 +309,10 @@ class Network:
         if self._ended:
             self.fail()
 
-    @staticmethod
-    def _carry(source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                self.open.wait()
                 sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):

@@ -11,8 +11,8 @@ from tests.nanochat_web.harness import Server
 SCREENS = {
     "light": {"width": 1280, "height": 900, "dark": False},
     "dark": {"width": 1280, "height": 900, "dark": True},
-    "phone-light": {"width": 360, "height": 780, "dark": False},
-    "phone-dark": {"width": 360, "height": 780, "dark": True},
+    "phone-light": {"width": 320, "height": 780, "dark": False},
+    "phone-dark": {"width": 320, "height": 780, "dark": True},
 }
 
 

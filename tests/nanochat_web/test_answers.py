@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from playwright.sync_api import Route
 
 from tests.browser import Browser, Page, new_page, seen, until
 from tests.nanochat_web.harness import Network, Server, World, running
@@ -145,6 +146,7 @@ def test_a_message_is_edited_and_sent_again(page: Page) -> None:
     page.locator(".user").nth(0).locator("text=Edit").click()
     page.keyboard.press("Escape")
     assert page.locator(".user .body").nth(0).inner_text() == "echo one"
+    assert page.evaluate("document.activeElement.innerText") == "Edit"
 
 
 def test_a_calculation_goes_back_as_the_model_wrote_it(page: Page, server: Server) -> None:
@@ -186,3 +188,84 @@ def test_nothing_red_when_a_page_is_left_in_the_middle(browser: Browser, server:
     server.world.gate("left", 99)
     assert seen(page).problems == []
     page.context.close()
+
+
+def test_stop_does_not_wait_for_the_server(browser: Browser, server: Server) -> None:
+    with Network(server.port) as network:
+        page = new_page(browser, width=1000, height=800)
+        page.goto(f"http://127.0.0.1:{network.port}/")
+        until(page, "!!document.querySelector('.empty')")
+        server.world.gate("stalled", 2)
+        write(page, "gate stalled")
+        until(page, f"{BODY} === '01'")
+        network.open.clear()
+        page.click("#send")
+        until(page, f"{NOTE} === 'Stopped.'")
+        assert answered(page) == "01" and page.inner_text("#send") == "Send"
+        network.open.set()
+        server.wait_for(lambda: server.json("/stats")["streams"] == 0)  # nor is it made for nobody
+        server.world.gate("stalled", 99)
+        page.context.close()
+
+
+def test_stop_where_all_connections_of_the_browser_are_taken(page: Page, server: Server) -> None:
+    server.world.gate("six", 0)
+    for _ in range(6):
+        page.click("#new")
+        write(page, "gate six")
+        until(page, "document.querySelector('.waiting')?.innerText.includes('Reading your message')")
+    page.click("#send")
+    until(page, f"{NOTE} === 'Stopped.'")
+    assert page.locator("text=Continue").count() == 0  # there is nothing to go on with
+    server.wait_for(lambda: server.json("/stats")["streams"] == 5)
+    server.world.gate("six", 99)
+    until(page, "!document.querySelector('#conversations .dot')")
+
+
+def test_what_came_stays_while_an_answer_is_picked_up_again(browser: Browser, server: Server) -> None:
+    page = opened_page(browser, server, width=1000, height=800)
+    server.world.gate("kept", 4)
+    write(page, "gate kept")
+    until(page, f"{BODY} === '0123'")
+    page.goto("about:blank")
+    begun = 'data: {"id": "x", "model": "sft/d12/2000"}\n\n'
+    page.route("**/chat/answers/*", lambda route: route.fulfill(status=404, body='{"detail": "gone"}'))
+    page.route("**/chat/answers/*", lambda route: route.fulfill(content_type="text/event-stream", body=begun), times=1)
+    page.goto(server.url)
+    until(page, f"{NOTE} === 'Cut off: the server no longer has this answer.'")
+    assert page.evaluate(BODY) == "0123"
+    page.context.close()
+    server.world.gate("kept", 99)
+
+
+def test_half_a_character_at_a_cut_comes_whole(page: Page) -> None:
+    page.click("#settings summary")
+    page.fill("#max-tokens", "4")
+    page.keyboard.press("Escape")
+    write(page, "echo ab🌍cd")
+    until(page, f"{NOTE}?.includes('Cut at the longest')")
+    assert page.evaluate(BODY) == "ab"
+    page.click("text=Continue")
+    until(page, f"{BODY} === 'ab🌍'")
+
+
+def test_a_long_answer_is_sent_in_part_and_gone_on_with_at_its_end(page: Page) -> None:
+    sent: list[list[dict[str, str]]] = []
+
+    def reply(route: Route) -> None:
+        sent.append(route.request.post_data_json["messages"])
+        text = json.dumps({"token": "a" * 7999 + "🌍" + "b" * 3000})
+        events = ['{"id": "x", "model": "m"}', text, '{"done": true, "tokens": 9, "seconds": 1, "reason": "length"}']
+        route.fulfill(
+            status=200, content_type="text/event-stream", body="".join(f"data: {event}\n\n" for event in events)
+        )
+
+    page.route("**/chat/completions", reply)
+    write(page, "long")
+    answered(page)
+    page.click("text=Continue")
+    until(page, f"{BODY}?.length > 20000")
+    write(page, "more")
+    answered(page, 2)
+    assert sent[1][-1]["content"].endswith("🌍" + "b" * 3000) and len(sent[1][-1]["content"]) <= 8000
+    assert sent[2][1]["content"] == "a" * 7999  # no half of a character, which no tokenizer can read

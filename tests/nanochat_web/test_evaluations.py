@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from typing import Any
 import pytest
 
 from examples.nanochat_web import tasks
+from examples.nanochat_web.catalog import Catalog
+from examples.nanochat_web.checkout import open_checkout
+from examples.nanochat_web.evaluations import Evaluations
+from examples.nanochat_web.runs import Store
 from tests.nanochat_web.harness import Server, World, alive, running
 
 SFT, BASE = "sft/d12/2000", "base/d12/5500"
@@ -158,3 +164,50 @@ def test_a_broken_result_is_said_and_the_rest_is_there(world: World) -> None:
         told = server.json("/evaluations")
         assert told["runs"] == [] and len(told["broken"]) == 2
         assert "left out, cannot be read" in server.log and "asleep" in server.log
+
+
+def test_a_disk_that_cannot_be_written_ends_one_evaluation_only(world: World) -> None:
+    folder = world.state / "evaluations"
+    with running(world) as server:
+        world.gate("GSM8K", 1)
+        world.gate("ARC-Easy", 99)
+        run = server.json("/evaluations", {"model": SFT, "task": "GSM8K", "limit": 4})
+        server.wait_for(lambda: run_of(server, run["id"])["progress"]["done"] == 1)
+        folder.rename(world.state / "elsewhere")
+        status, _, data = server.ask("/evaluations", {"model": SFT, "task": "ARC-Easy", "limit": 1})
+        assert status == 409 and "cannot be written" in json.loads(data)["detail"]
+        world.gate("GSM8K", 2)
+        server.wait_for(lambda: run_of(server, run["id"])["state"] == "failed")
+        assert "could not be kept" in run_of(server, run["id"])["note"]
+        (world.state / "elsewhere").rename(folder)
+        other = server.json("/evaluations", {"model": SFT, "task": "ARC-Easy", "limit": 1})
+        server.wait_for(lambda: run_of(server, other["id"])["state"] == "done")
+
+
+def test_one_that_is_cancelled_while_it_is_started(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in world.environ().items():
+        monkeypatch.setenv(name, value)
+    catalog = Catalog(open_checkout(world.nanochat, Path(sys.executable)))
+    store = Store(world.state)
+    start = asyncio.create_subprocess_exec
+
+    async def ended() -> str:
+        evaluations = Evaluations(catalog.checkout, store)
+        run = evaluations.add(catalog.checkpoints()[0], "GSM8K", 4)
+
+        async def slowly(*arguments: Any, **more: Any) -> asyncio.subprocess.Process:
+            evaluations.cancel(evaluations.runs[run.id])
+            return await start(*arguments, **more)
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+        work = asyncio.ensure_future(evaluations.work())
+        for _ in range(500):
+            await asyncio.sleep(0.02)
+            if evaluations.runs[run.id].over:
+                break
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return evaluations.runs[run.id].state
+
+    with store.held():
+        assert asyncio.run(ended()) == "cancelled"

@@ -179,3 +179,19 @@ def test_new_checkpoints_appear_by_themselves(shared: Server) -> None:
     shared.world.put("mid_checkpoints", "d99", 7, val_bpb=0.5)
     new = shared.wait_for(lambda: {model["id"] for model in shared.json("/models")["models"]} - before)
     assert new == {"mid/d99/7"}
+
+
+def test_a_checkpoint_that_was_trained_again_is_loaded_again(world: World) -> None:
+    with running(world) as server:
+        assert server.chat("echo x").rest()[-1]["done"]
+        old = server.pids()[SFT]
+        world.put("chatsft_checkpoints", "d12", 2000, size=123457, val_loss=1.1)
+        server.wait_for(lambda: server.json("/models")["models"][0]["bytes"] == 123457)
+        assert server.json("/models")["models"][0]["state"] is None  # what is in memory is another
+        world.gate("held", 1)
+        held = server.chat("gate held")
+        held.until(lambda event: event.get("token") == "0")
+        assert server.json("/models")["models"][0]["state"] == "ready"
+        assert [model["pid"] for model in server.json("/stats")["models"] if model["chats"]] != [old]
+        world.gate("held", 99)
+        assert held.rest()[-1]["done"]

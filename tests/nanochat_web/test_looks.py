@@ -29,7 +29,8 @@ HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</s
 > <object data=x>
 - [y](//evil.example) ![z](http://evil.example/z.png)
 """
-RICH = """# Title
+RICH = """# Title ##
+## About C#
 
 Text with **bold**, *slanted*, `code`, ~~gone~~ and snake_case_words and 2 * 3 * 4.
 A second line, https://example.org/a_b_c.
@@ -52,6 +53,11 @@ x = "<b>"
 ---
 **open and `unclosed
 """
+
+
+# What has to be scrolled sideways though it is no table and no plot.
+WIDE = """[...document.querySelectorAll('dialog, #scroll, #evaluate')]
+  .filter(box => box.scrollWidth > box.clientWidth).map(box => box.id)"""
 
 
 def test_hostile_text_stays_text(page: Page) -> None:
@@ -101,6 +107,19 @@ def test_hostile_text_stays_text(page: Page) -> None:
     assert page.evaluate("window.hacked") is None
 
 
+def test_text_of_a_model_that_loops_is_drawn_soon(page: Page) -> None:
+    took = page.evaluate(
+        "(async () => { const { update } = await import('./static/markdown.js'); const took = {};"
+        " for (const unit of ['>', '> ', ' *a', ' **a', ' _a', '[', '`', '#', '- '])"
+        " for (const lead of ['', '# ']) {"
+        "  const from = performance.now();"
+        "  update(document.createElement('div'), lead + unit.repeat(200000 / unit.length) + 'x');"
+        "  took[lead + unit] = performance.now() - from; }"
+        " return took; })()"
+    )
+    assert max(took.values()) < 12000, took  # with the square of the length it is half a minute
+
+
 def test_markdown(page: Page) -> None:
     found = page.evaluate(
         "(async () => { const { update } = await import('./static/markdown.js');"
@@ -110,6 +129,7 @@ def test_markdown(page: Page) -> None:
     link = '<a href="https://example.org/a_b_c" rel="noopener noreferrer nofollow" target="_blank">'
     for part in (
         "<h3>Title</h3>",
+        "<h4>About C#</h4>",
         "<strong>bold</strong>, <em>slanted</em>, <code>code</code>, <del>gone</del> and snake_case_words",
         " and 2 * 3 * 4.",
         f"<br>A second line, {link}https://example.org/a_b_c</a>.",
@@ -129,10 +149,12 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
 
     def check(name: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.evaluate(WIDE) == [], name
         assert page.evaluate(CONTRAST) == [], name
         assert page.evaluate(NAMELESS) == [], name
         shot(page, f"{name}-{screen}")
 
+    assert page.evaluate("document.activeElement.id") != "menu"
     check("empty")
     page.click("#model")
     until(page, "document.querySelector('#models').open")
@@ -151,6 +173,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, screen: str) 
         check("drawer")
         page.keyboard.press("Escape")
         until(page, "document.querySelector('#side').inert")
+        assert page.evaluate("document.activeElement.id") == "menu"
     page.evaluate("location.hash = '#/evaluate'")
     until(page, "!!document.querySelector('.task')")
     check("evaluate")

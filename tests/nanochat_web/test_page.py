@@ -266,5 +266,6 @@ def test_no_models_yet(browser: Browser, tmp_path: Path) -> None:
         page = opened_page(browser, server, **SCREENS["light"])
         told = page.evaluate("document.querySelector('.notice').innerText")
         assert "No models yet" in told and str(world.base / "chatsft_checkpoints") in told
+        assert page.is_disabled("#send")
         assert seen(page).problems == []
         page.context.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from itertools import count
 
 import pytest
 
-from tests.nanochat_web.harness import Server, Stream
+from tests.nanochat_web.harness import VOCABULARY, Server, Stream, World, running
 
 SFT = "sft/d12/2000"
 
@@ -174,3 +175,24 @@ def test_the_page_carries_its_headers_and_nothing_inline(shared: Server) -> None
     assert shared.ask("/docs")[0] == shared.ask("/openapi.json")[0] == 404
     assert shared.ask("/static/../serve.py")[0] == 404
     assert shared.json("/health")["status"] == "ok"
+
+
+def test_half_a_character_at_a_cut_is_left_out(shared: Server) -> None:
+    stream = shared.chat("echo ab🌍", max_tokens=4)
+    assert stream.rest()[-1]["reason"] == "length" and stream.text == "ab"
+
+
+def test_a_request_that_is_gone_before_it_began_is_not_answered(world: World) -> None:
+    slow = world.nanochat / "nanochat" / "tokenizer.py"
+    text = slow.read_text(encoding="utf-8")
+    with running(world) as server:
+        slow.write_text(f"import time\ntime.sleep(3)\n{text}", encoding="utf-8")
+        world.tokenizer(VOCABULARY)  # written anew: it is asked again, and takes its time
+        time.sleep(2)
+        body = {"messages": [{"role": "user", "content": "echo x"}], "id": "0123456789abcdef", "keep": True}
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("POST", "/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        time.sleep(0.5)
+        connection.close()
+        assert server.json("/models")["default"] == SFT  # after it
+        assert server.ask("/chat/answers/0123456789abcdef")[0] == 404 and server.pids() == {}

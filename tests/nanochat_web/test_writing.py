@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser import Browser, Page, until
+from tests.browser import Browser, Page, seen, until
 from tests.nanochat_web.harness import Server
 from tests.nanochat_web.pages import SCREENS, answered, opened_page, shot, write
 
@@ -111,3 +111,73 @@ def test_new_checkpoints_appear_without_a_reload(page: Page, server: Server) -> 
     shot(page, "models-broken")
     file.unlink()
     until(page, f"document.querySelectorAll('.model-card').length === {before}")
+
+
+def test_a_double_click_sends_and_does_not_stop(page: Page, server: Server) -> None:
+    server.world.gate("double", 1)
+    page.fill("#message", "gate double")
+    page.dblclick("#send")
+    until(page, "document.querySelector('.assistant .body')?.innerText.trim() === '0'")
+    assert page.inner_text("#send") == "Stop"
+    server.world.gate("double", 99)
+    assert answered(page) == "0123456789"
+
+
+def test_the_model_chosen_while_one_answers_is_shown(page: Page, server: Server) -> None:
+    server.world.gate("chosen", 1)
+    write(page, "gate chosen")
+    until(page, "document.querySelector('.assistant .body')?.innerText.trim() === '0'")
+    page.click("#model")
+    page.click("[data-model='sft/d4/300']")
+    assert "d4" in page.inner_text("#model-name")
+    server.world.gate("chosen", 99)
+    answered(page)
+    write(page, "echo x")
+    answered(page, 2)
+    assert page.locator(".assistant .who").all_inner_texts()[1].startswith("d4")
+
+
+def test_escape_while_a_word_is_chosen_stops_nothing(page: Page, server: Server) -> None:
+    server.world.gate("composing", 1)
+    write(page, "gate composing")
+    until(page, "document.querySelector('.assistant .body')?.innerText.trim() === '0'")
+    page.evaluate(
+        "document.querySelector('#message').dispatchEvent("
+        "new KeyboardEvent('keydown', { key: 'Escape', isComposing: true, bubbles: true }))"
+    )
+    server.world.gate("composing", 99)
+    assert answered(page) == "0123456789"
+
+
+def test_the_focus_stays_in_the_list(page: Page) -> None:
+    for text in ("one", "two"):
+        if page.locator(".message").count():
+            page.click("#new")
+        write(page, f"echo {text}")
+        answered(page)
+    page.focus("#conversations li:nth-child(2) .open")
+    page.keyboard.press("Enter")
+    assert answered(page) == "one"
+    assert page.evaluate("document.activeElement.innerText") == "echo one"
+
+
+def test_models_are_asked_for_once_at_a_time(page: Page) -> None:
+    page.clock.install()
+    page.reload()
+    until(page, "!!document.querySelector('.empty')")
+    page.route("**/models", lambda route: None)  # a server that does not answer
+    before = sum(url.endswith("/models") for url in seen(page).requests)
+    page.clock.run_for(30000)
+    assert sum(url.endswith("/models") for url in seen(page).requests) == before + 1
+
+
+def test_text_from_the_right(page: Page) -> None:
+    write(page, "echo مرحبا!\n\n- שלום.\n\none")
+    answered(page)
+    from_the_right = """[...document.querySelectorAll('.assistant .body :is(p, li)')].map(one => {
+      const range = document.createRange();
+      range.selectNodeContents(one);
+      const [text, box] = [range, one].map(part => part.getBoundingClientRect());
+      return text.left - box.left > box.right - text.right; })"""
+    assert page.evaluate(from_the_right) == [True, True, False]
+    shot(page, "from-the-right")

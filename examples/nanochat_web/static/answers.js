@@ -7,7 +7,7 @@ import * as store from "./store.js";
 const RECONNECT = [500, 1000, 2000, 4000, 8000, 8000];
 const SAVE_EVERY = 500;
 
-// conversation id -> { conversation, message, abort, waiting, serving, dropped, stopping, discarded }
+// conversation id -> { conversation, message, abort, waiting, serving, dropped, heard, discarded }
 const streams = new Map();
 let changed = () => {}; // called with a stream whenever there is something new to see
 let ended = () => {};
@@ -86,9 +86,7 @@ async function run(stream, first) {
     }
   } catch (error) {
     if (error.name !== "AbortError") throw error;
-    message.note = "Stopped.";
-    message.state = "done";
-    message.cut = message.content !== "";
+    done(stream, { stopped: true });
   } finally {
     finish(stream);
   }
@@ -123,8 +121,7 @@ function take(stream, event) {
   if (event.id) {
     stream.known = true;
     message.state = "streaming";
-    message.content = message.before ?? "";
-    if (stream.stopping) api.post("stop", { id: message.answer }).catch(() => stream.abort.abort());
+    stream.heard = message.before ?? "";
     save(stream);
   } else if (event.status === "queued") stream.waiting = queued(event);
   else if (event.status === "loading") {
@@ -134,7 +131,9 @@ function take(stream, event) {
     stream.waiting = "Reading your message…";
   } else if (event.dropped) stream.dropped += event.dropped;
   else if (event.token) {
-    message.content += event.token;
+    stream.heard += event.token;
+    // One that is picked up comes from its beginning; what is there already stays while it does.
+    if (stream.heard.length > message.content.length) message.content = stream.heard;
     stream.saving ??= setTimeout(() => {
       stream.saving = undefined;
       save(stream);
@@ -165,14 +164,18 @@ function done(stream, event) {
   message.note = [why, speed, forgotten].filter(Boolean).join(" · ");
   if (!message.content && !event.stopped) message.note = `The model had nothing to say. ${message.note}`;
   message.state = "done";
-  message.cut = why !== "";
+  message.cut = why !== "" && message.content !== "";
 }
 
 function save(stream) {
   // Only the tab that asked stores an answer on its way. Where two did, each would take the other's for a new one.
   if (stream.pickedUp && !isAwaited(stream)) return;
   // A conversation that was deleted meanwhile, here or in another tab, is not brought back.
-  if (!stream.discarded && !stream.unsaved && store.has(stream.conversation.id)) store.keep(stream.conversation);
+  const stored = store.load(stream.conversation.id);
+  if (stream.discarded || stream.unsaved || !stored) return;
+  // Its name and model may have been chosen in another tab, which has not the answer.
+  Object.assign(stream.conversation, { title: stored.title, model: stored.model });
+  store.keep(stream.conversation);
 }
 
 // Whether what is stored still waits for this answer, and this tab has its end.
@@ -195,9 +198,9 @@ function finish(stream) {
 export function stop(id) {
   const stream = streams.get(id);
   if (!stream) return;
-  stream.stopping = true;
-  if (!stream.known) stream.abort.abort();
-  else api.post("stop", { id: stream.message.answer }).catch(() => stream.abort.abort());
+  // At once: it must be possible while the server is out of reach, or all connections of the browser are taken.
+  stream.abort.abort();
+  api.post("stop", { id: stream.message.answer }).catch(() => {});
 }
 
 // Ends an answer that nobody wants any more.
@@ -206,7 +209,6 @@ export function discard(id) {
   if (!stream) return;
   stream.discarded = true;
   stop(id);
-  stream.abort.abort();
   streams.delete(id);
 }
 

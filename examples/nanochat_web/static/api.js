@@ -1,17 +1,31 @@
 // Requests to the server, and its event streams.
 
 const TOKEN = "nanochat-web/token";
+let here = null; // the access word where there is no room to store it
 
 // The address that the server printed carries its access word behind the #, which browsers send to nobody.
-const given = /^#token=(.+)$/.exec(location.hash);
-if (given) {
-  enter(decodeURIComponent(given[1]));
+export function given() {
+  const found = /^#token=(.+)$/.exec(location.hash);
+  if (!found) return false;
+  try {
+    enter(decodeURIComponent(found[1]));
+  } catch {
+    enter(found[1]); // a % that stands for itself
+  }
   history.replaceState(null, "", location.pathname);
+  return true;
 }
+given();
 
 // Asked once in a browser, not in each of its tabs.
 export function enter(word) {
-  localStorage.setItem(TOKEN, word);
+  here = word;
+  localStorage.removeItem(TOKEN);
+  try {
+    localStorage.setItem(TOKEN, word);
+  } catch {
+    // it is asked for again after a reload
+  }
 }
 
 export class ServerError extends Error {
@@ -26,8 +40,9 @@ export class ServerError extends Error {
 
 async function ask(path, { method = "GET", body, signal } = {}) {
   const headers = {};
-  const token = localStorage.getItem(TOKEN);
-  if (token) headers.authorization = `Bearer ${token}`;
+  const token = localStorage.getItem(TOKEN) ?? here;
+  // No header can carry other letters, and no server has such a word: it will ask for its own.
+  if (token && /^[\x21-\x7e]+$/.test(token)) headers.authorization = `Bearer ${token}`;
   if (method !== "GET") headers["content-type"] = "application/json";
   let answer;
   try {
@@ -49,7 +64,7 @@ async function refusal(answer) {
     // a proxy's own page, most likely: the status has to do
   }
   const hints = {
-    401: "The server was started with an access word: type it here, or open the address that the server printed.",
+    401: "The server was started with an access word: reload this page to type it, or open the address that the server printed.",
   };
   const after = Number(answer.headers.get("retry-after")) || null;
   const text = detail.charAt(0).toUpperCase() + detail.slice(1);

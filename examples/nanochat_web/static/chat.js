@@ -1,7 +1,7 @@
 // One conversation on the page: its messages, and what can be done with them.
 
 import * as answers from "./answers.js";
-import { $, copy, make, say } from "./dom.js";
+import { $, beginning, copy, ending, make, say } from "./dom.js";
 import { inline, update } from "./markdown.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
@@ -21,6 +21,8 @@ let changed = () => {};
 
 export const conversation = () => shown;
 export const busy = answers.busy;
+// As this page works with it; else as it is stored.
+export const held = (id) => (shown?.id === id ? shown : answers.of(id)?.conversation) ?? store.load(id);
 
 export function start({ readSettings, onChange }) {
   settings = readSettings;
@@ -59,28 +61,42 @@ export function show(one) {
 
 function draw(one) {
   shown = one;
+  // What another tab is still sending comes here when the server has taken it.
+  if (one.messages.at(-1)?.state === "streaming") answers.pickUp(one);
   const model = models.usable(one.model);
   models.showChosen(model);
   showServing(answers.of(one.id)?.serving ?? model?.serving ?? null);
-  $("#log").replaceChildren(...(one.messages.length ? one.messages.map(article) : [empty(model)]));
+  if (one.messages.length) $("#log").replaceChildren(...one.messages.map(article));
+  else {
+    const fresh = empty(model);
+    // Where nothing of it has changed, the focus stays on what has it.
+    if ($("#log").childNodes.length !== 1 || !$("#log").firstChild.isEqualNode(fresh)) $("#log").replaceChildren(fresh);
+  }
   showButtons();
-  // What another tab is still sending comes here when the server has taken it.
-  if (one.messages.at(-1)?.state === "streaming") answers.pickUp(one);
 }
 
 // Another tab has stored something: the conversation on this page may be behind, and would overwrite it when sent to.
 export function reread() {
   if (!shown || busy(shown.id)) return;
   const stored = store.load(shown.id);
-  if (!stored || JSON.stringify(stored) === JSON.stringify(shown)) return;
-  steadily(() => draw(stored));
+  if (!stored || !store.isKept(shown) || JSON.stringify(stored) === JSON.stringify(shown)) return;
+  redraw(stored);
+}
+
+// Draws the conversation anew, where the reader is in it. A message that is being edited goes on being edited.
+export function redraw(one = shown) {
+  const field = $("#log .edit");
+  const focused = field !== null && field === document.activeElement;
+  const at = field ? [...$("#log").children].indexOf(field.closest("article")) : -1;
+  steadily(() => draw(one));
+  if (one.messages[at]?.role === "user") edit(one.messages[at], field.value, focused);
 }
 
 export function showButtons() {
   const answering = shown !== null && busy(shown.id);
   $("#send").textContent = answering ? "Stop" : "Send";
   $("#send").classList.toggle("stop", answering);
-  $("#send").disabled = !answering && tooLong($("#message").value) > 0;
+  $("#send").disabled = !answering && (tooLong($("#message").value) > 0 || !models.usable(shown?.model));
   $("#log").setAttribute("aria-busy", answering ? "true" : "false");
 }
 
@@ -155,7 +171,7 @@ const act = (name, onclick, more = {}) => make("button", { type: "button", class
 
 function mine(message) {
   const copier = act("Copy", () => copy(copier, message.content));
-  return [copier, act("Edit", () => edit(message))];
+  return [copier, act("Edit", () => { if (!busy(shown.id)) edit(message); })];
 }
 
 // What stands below an answer.
@@ -196,16 +212,17 @@ function request(messages, extend) {
   for (let at = 0; at + 1 < messages.length - 1; at += 2) {
     if (messages[at + 1].content) turns.push([messages[at], messages[at + 1]]);
   }
+  // An answer may be longer than the server takes as one message; what goes on, goes on at its end.
+  const limit = models.catalog.limits.message;
+  const part = (one) => (extend && one === messages.at(-1) ? ending : beginning)(one.content, limit);
   const last = extend ? messages.slice(-2) : [messages.at(-2)];
-  const length = () => [...turns.flat(), ...last].reduce((sum, one) => sum + one.content.length, 0);
+  const length = () => [...turns.flat(), ...last].reduce((sum, one) => sum + part(one).length, 0);
   let left = 0;
   while (turns.length && (length() > models.catalog.limits.conversation || turns.length > 249)) {
     turns.shift();
     left += 2;
   }
-  // An answer may be longer than the server takes as one message.
-  const limit = models.catalog.limits.message;
-  return { left, messages: [...turns.flat(), ...last].map(({ role, content }) => ({ role, content: content.slice(0, limit) })) };
+  return { left, messages: [...turns.flat(), ...last].map((one) => ({ role: one.role, content: part(one) })) };
 }
 
 function ask(one, model, extend = false) {
@@ -247,14 +264,18 @@ function again() {
 
 function goOn() {
   const model = ready();
-  if (model) ask(shown, model, true);
+  if (!model) return;
+  ask(shown, model, true);
+  $("#message").focus();
 }
 
-function edit(message) {
-  if (busy(shown.id)) return;
+function edit(message, text = message.content, focus = true) {
   const element = elements.get(message);
-  const field = make("textarea", { class: "edit", "aria-label": "Your message", rows: 3, value: message.content });
-  const done = () => paint(message);
+  const field = make("textarea", { class: "edit", "aria-label": "Your message", rows: 3, value: text });
+  const done = () => {
+    paint(message);
+    element.querySelector(".after").lastChild.focus();
+  };
   const resend = () => {
     const model = ready();
     if (!model || !field.value.trim() || tooLong(field.value)) return;
@@ -275,7 +296,7 @@ function edit(message) {
   element.querySelector(".after").replaceChildren(
     make("button", { type: "button", class: "button small-button", onclick: done }, "Cancel"),
     make("button", { type: "button", class: "button small-button", onclick: resend }, "Send again"));
-  field.focus();
+  if (focus) field.focus();
 }
 
 function restore(one, messages) {

@@ -15,6 +15,20 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Exactly these children, in this order. Those that are in place are not touched: they keep focus and scroll position.
+export function arrange(box, wanted) {
+  for (const child of [...box.childNodes]) if (!wanted.includes(child)) child.remove();
+  let at = box.firstChild;
+  for (const child of wanted) {
+    if (child === at) at = at.nextSibling;
+    else box.insertBefore(child, at);
+  }
+}
+
+// So many characters at most, and no half of one.
+export const beginning = (text, length) => text.slice(0, length).replace(/[\ud800-\udbff]$/, "");
+export const ending = (text, length) => text.slice(-length).replace(/^[\udc00-\udfff]/, "");
+
 // For people who do not look at the screen.
 export function say(text) {
   $("#say").textContent = text;
@@ -56,7 +70,7 @@ export function age(seconds) {
 }
 
 export function span(seconds) {
-  const whole = Math.round(seconds);
+  const whole = Math.max(0, Math.round(seconds)); // the server's clock may be ahead
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;

@@ -1,7 +1,7 @@
 // Evaluations: start one, watch it, call it off, read what came out.
 
 import * as api from "./api.js";
-import { $, age, copy, make, say, span, whole } from "./dom.js";
+import { $, age, arrange, copy, make, say, span, whole } from "./dom.js";
 import { catalog, metric, usable } from "./models.js";
 import * as results from "./results.js";
 
@@ -12,6 +12,7 @@ const STATES = {
 let visible = false;
 let timer = null;
 let known = new Map(); // id -> its element and the state it shows
+let lost = false; // the server could not be asked
 let seen = new Map(); // id -> state, for what is said aloud
 
 export function start() {
@@ -39,6 +40,7 @@ function choose(chosen) {
   select.replaceChildren(...catalog.models.filter((model) => !model.problem).map((model) => make("option", { value: model.id },
     [model.name, metric(model)].filter(Boolean).join(" · "))));
   if (before) select.value = before;
+  if (select.selectedIndex < 0) select.selectedIndex = 0; // the checkpoint is gone
   $("#evaluation").hidden = select.options.length === 0;
   offer();
 }
@@ -57,10 +59,12 @@ async function offer() {
   const before = document.querySelector("input[name=task]:checked")?.value;
   const first = tasks.find((task) => !task.refusal);
   const chosen = tasks.find((task) => task.name === before && !task.refusal) ?? first;
+  const focused = $("#tasks").contains(document.activeElement);
   $("#tasks").replaceChildren(...tasks.map((task) => make("label", { class: `task ${task.refusal ? "off" : ""}` },
     make("input", { type: "radio", name: "task", value: task.name, disabled: Boolean(task.refusal), checked: task === chosen }),
     make("span", { class: "task-name" }, task.name),
     make("span", { class: "quiet small" }, task.refusal ?? about(task)))));
+  if (focused) document.querySelector("input[name=task]:checked")?.focus();
   $("#start").disabled = !first;
 }
 
@@ -94,47 +98,55 @@ async function poll() {
   clearTimeout(timer);
   try {
     draw(await api.get("evaluations"));
+    if (lost) {
+      $("#evaluation-error").hidden = true;
+      choose(); // its tasks may not have come either
+    }
+    lost = false;
   } catch (error) {
     if (!(error instanceof api.ServerError)) throw error;
-    if (known.size === 0) $("#runs").replaceChildren(make("p", { class: "problem" }, error.message, " ", error.hint));
+    lost = true;
+    const words = `${error.message} ${error.hint}`;
+    if ($("#runs-error").textContent !== words) $("#runs-error").textContent = words; // said aloud once, not every second
   }
+  $("#runs-error").hidden = !lost;
   if (visible) timer = setTimeout(poll, EVERY);
 }
 
 function draw({ runs, folder, broken }) {
-  const box = $("#runs");
   results.draw(runs);
+  const fresh = new Map();
+  const put = (id, state, build) => {
+    const old = known.get(id);
+    fresh.set(id, old?.state === state ? old : { state, element: replace(old?.element, build()) });
+  };
   if (runs.length === 0) {
-    known.clear();
-    box.replaceChildren(make("p", { class: "quiet" }, "None yet. Results are kept in ", make("code", {}, folder), "."));
-  } else {
-    const fresh = new Map();
-    for (const run of runs) {
-      const state = JSON.stringify(run);
-      const old = known.get(run.id);
-      if (old?.state === state) fresh.set(run.id, old);
-      else fresh.set(run.id, { state, element: replace(old?.element, card(run)) });
-      if (seen.has(run.id) && seen.get(run.id) !== run.state) say(`${run.task}: ${STATES[run.state]}. ${result(run) ?? ""}`);
-      seen.set(run.id, run.state);
-    }
-    known = fresh;
-    const wanted = [...fresh.values()].map((one) => one.element);
-    if (broken.length) wanted.push(make("p", { class: "problem small" }, `Left out, cannot be read: ${broken.join("; ")}`));
-    if (wanted.length !== box.childNodes.length || wanted.some((one, at) => one !== box.childNodes[at])) box.replaceChildren(...wanted);
+    put("none", folder, () => make("p", { class: "quiet" }, "None yet. Results are kept in ", make("code", {}, folder), "."));
   }
+  for (const run of runs) {
+    put(run.id, JSON.stringify(run), () => card(run));
+    if (seen.has(run.id) && seen.get(run.id) !== run.state) say(`${run.task}: ${STATES[run.state]}. ${result(run) ?? ""}`);
+    seen.set(run.id, run.state);
+  }
+  const words = `Left out, cannot be read: ${broken.join("; ")}`;
+  if (broken.length) put("broken", words, () => make("p", { class: "problem small" }, words));
+  known = fresh;
+  arrange($("#runs"), [...fresh.values()].map((one) => one.element));
   tick();
 }
 
-// Details that are open stay open, and the focus stays where it was.
+// A log that is open stays open, at the same place; and the focus stays where it was.
 function replace(old, element) {
-  const open = old?.querySelector("details")?.open;
-  if (open) {
-    const details = element.querySelector("details");
-    details.querySelector("pre").textContent = old.querySelector("pre").textContent;
-    details.open = true;
-  }
   const focus = old?.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+  const log = old?.querySelector("details[open] pre");
+  const top = log?.scrollTop;
   old?.replaceWith(element);
+  if (log) {
+    const pre = element.querySelector("pre");
+    pre.textContent = log.textContent;
+    element.querySelector("details").open = true;
+    pre.scrollTop = top;
+  }
   if (focus) element.querySelector(`[data-name="${focus}"]`)?.focus();
   return element;
 }
@@ -157,12 +169,14 @@ function card(run) {
     make("progress", { max: total || null, value: done > 0 ? done : null, "aria-label": `${run.task} progress` }),
     make("span", { class: "small" }, done > 0 ? `${whole(done)} of ${whole(total)}${counted}`
       : "under way; this script tells nothing until it has results"));
-  const pre = make("pre", { tabindex: "0" });
+  const pre = make("pre", { tabindex: "0", "data-name": "text" });
   const details = make("details", { ontoggle: async () => {
     if (!details.open) return;
     try {
-      pre.textContent = await api.text(`evaluations/${run.id}/log`) || "Nothing was written yet.";
-      pre.scrollTop = pre.scrollHeight;
+      const text = await api.text(`evaluations/${run.id}/log`) || "Nothing was written yet.";
+      const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 8;
+      pre.textContent = text;
+      if (atEnd) pre.scrollTop = pre.scrollHeight;
     } catch (error) {
       pre.textContent = error.message;
     }

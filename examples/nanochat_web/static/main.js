@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import * as chat from "./chat.js";
-import { $, make, say, whole } from "./dom.js";
+import { $, arrange, make, say, whole } from "./dom.js";
 import * as evaluate from "./evaluate.js";
 import * as models from "./models.js";
 import * as store from "./store.js";
@@ -33,6 +33,12 @@ $("#settings form").addEventListener("input", () => {
   store.settings.set(readSettings());
 });
 $("#settings form").addEventListener("submit", (event) => event.preventDefault());
+// A double click on a button is one click: its second half would stop what was sent, or delete what was called off.
+addEventListener("click", (event) => {
+  if (event.detail < 2 || !event.target.closest(".button, .danger")) return;
+  event.preventDefault();
+  event.stopPropagation();
+}, true);
 // Whatever unfolds over the page folds up again by a click beside it.
 document.addEventListener("click", (event) => {
   for (const open of document.querySelectorAll("#settings[open], .more[open]")) {
@@ -42,6 +48,8 @@ document.addEventListener("click", (event) => {
 
 // -- the side list
 
+const rows = new Map(); // conversation id -> its row, and what it shows
+
 function entry(conversation, piece) {
   const name = store.title(conversation);
   const current = conversation.id === chat.conversation()?.id;
@@ -49,12 +57,24 @@ function entry(conversation, piece) {
     onclick: () => { go(conversation.id); location.hash = "#/"; } },
   chat.busy(conversation.id) && make("span", { class: "dot", role: "img", "aria-label": "answering" }), name,
   piece && make("span", { class: "piece" }, piece));
-  const menu = make("details", { class: "more" }, make("summary", { "aria-label": `More for ${name}` }, "⋯"),
+  const again = () => { // a menu that was closed asks anew
+    deleter.textContent = "Delete";
+    delete deleter.dataset.sure;
+  };
+  const deleter = make("button", { type: "button", class: "danger", onclick: () => remove(conversation.id, deleter) }, "Delete");
+  const menu = make("details", { class: "more", ontoggle: again }, make("summary", { "aria-label": `More for ${name}` }, "⋯"),
     make("div", { class: "more-panel" },
       make("button", { type: "button", onclick: () => rename(conversation.id) }, "Rename"),
-      make("button", { type: "button", onclick: () => download(conversation.id) }, "Save as a file"),
-      make("button", { type: "button", class: "danger", onclick: (event) => remove(conversation.id, event.currentTarget) }, "Delete")));
+      make("button", { type: "button", onclick: () => download(conversation.id) }, "Save as a file"), deleter));
   return make("li", { "data-id": conversation.id }, open, menu);
+}
+
+// Rows that show what they showed stay as they are: another tab may write twice a second while one looks for a menu.
+function row(conversation, piece) {
+  const { id } = conversation;
+  const state = JSON.stringify([store.title(conversation), id === chat.conversation()?.id, chat.busy(id), piece]);
+  const old = rows.get(id);
+  return old?.state === state ? old : { state, element: entry(conversation, piece) };
 }
 
 function list() {
@@ -63,31 +83,44 @@ function list() {
   const one = chat.conversation();
   const found = all.map((conversation) => [conversation, words ? store.find(conversation, words) : ""]).filter(([, piece]) => piece !== null);
   document.title = one?.messages.length ? `${store.title(one)} · nanochat` : "nanochat";
+  if ($("#conversations .rename")) return; // while a name is typed, nothing moves
   $("#search").hidden = all.length < 2 && !words;
-  $("#conversations").replaceChildren(...found.map(([conversation, piece]) => entry(conversation, piece)));
+  const fresh = new Map(found.map(([conversation, piece]) => [conversation.id, row(conversation, piece)]));
+  const focused = document.activeElement;
+  const at = focused?.closest("#conversations li")?.dataset.id;
+  rows.clear();
+  for (const [id, one] of fresh) rows.set(id, one);
+  arrange($("#conversations"), [...rows.values()].map(({ element }) => element));
+  if (at && focused !== document.activeElement) {
+    rows.get(at)?.element.querySelector(focused.localName === "summary" ? "summary" : ".open").focus();
+  }
   $("#none-found").hidden = !words || found.length > 0;
 }
 $("#search").addEventListener("input", list);
 
 function rename(id) {
-  const conversation = id === chat.conversation()?.id ? chat.conversation() : store.load(id);
-  const row = $(`#conversations [data-id="${id}"]`);
-  const field = make("input", { type: "text", class: "rename", maxlength: 60, value: store.title(conversation), "aria-label": "Name" });
+  const { element } = rows.get(id);
+  const field = make("input", { type: "text", class: "rename", maxlength: 60, value: store.title(chat.held(id)), "aria-label": "Name" });
   const done = (save) => {
     field.onblur = null;
-    if (save && field.value.trim()) {
+    const conversation = chat.held(id); // as it is by now
+    if (save && field.value.trim() && conversation) {
       conversation.title = field.value.trim();
-      store.save(conversation);
+      store.keep(conversation);
     }
+    rows.delete(id);
+    field.remove();
     list();
   };
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") done(true);
-    else if (event.key === "Escape") done(false);
     event.stopPropagation();
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault(); // or it would press what has the focus next
+    done(event.key === "Enter");
+    rows.get(id)?.element.querySelector(".open").focus();
   });
   field.onblur = () => done(true);
-  row.replaceChildren(field);
+  element.replaceChildren(field);
   field.select();
 }
 
@@ -98,7 +131,7 @@ function remove(id, button) {
     button.textContent = "Delete it, really?";
     return;
   }
-  const kept = id === chat.conversation()?.id ? chat.conversation() : store.load(id);
+  const kept = chat.held(id);
   chat.discard(id);
   if (chat.conversation()?.id === id) begin();
   list();
@@ -115,7 +148,7 @@ function download(id) {
   const url = URL.createObjectURL(new Blob([store.asMarkdown(conversation, name)], { type: "text/markdown" }));
   make("a", { href: url, download: `${store.title(conversation).replace(/[^\p{L}\p{N} _-]/gu, "").trim() || "conversation"}.md` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
-  list();
+  rows.get(id).element.querySelector("details").open = false;
 }
 
 // -- which conversation
@@ -143,6 +176,7 @@ function begin() {
 
 function drawer(open) {
   const shown = open || !narrow.matches;
+  if (!shown && $("#side").contains(document.activeElement)) $("#menu").focus();
   $("#side").classList.toggle("shown", open);
   $("#side").inert = !shown;
   $("#shade").hidden = !open;
@@ -157,6 +191,7 @@ $("#new").addEventListener("click", () => { location.hash = "#/"; begin(); });
 // -- the view
 
 function view() {
+  if (api.given()) look(); // the address that the server printed was opened in this tab
   const evaluating = location.hash === "#/evaluate";
   $("#chat").hidden = evaluating;
   $("#evaluate").hidden = !evaluating;
@@ -219,7 +254,7 @@ message.addEventListener("keydown", (event) => {
   if (!chat.busy(chat.conversation()?.id)) submit();
 });
 addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || $("#models").open) return;
+  if (event.key !== "Escape" || event.isComposing || $("#models").open) return;
   const unfolded = document.querySelector("#settings[open], .more[open]");
   if (unfolded) {
     unfolded.open = false;
@@ -234,8 +269,9 @@ addEventListener("keydown", (event) => {
 $("#model").addEventListener("click", () => models.open(models.usable(chat.conversation()?.model)?.id, (model) => {
   const conversation = chat.conversation();
   conversation.model = model.id;
-  if (conversation.messages.length) store.save(conversation);
-  if (!chat.busy(conversation.id)) chat.show(conversation);
+  if (conversation.messages.length) store.keep(conversation);
+  if (chat.busy(conversation.id)) models.showChosen(model);
+  else chat.show(conversation);
   say(`${model.name} was chosen.`);
   message.focus();
 }));
@@ -249,10 +285,11 @@ async function look() {
     models.showChosen(null);
     const again = make("button", { type: "button", class: "button", onclick: look }, "Try again");
     $("#log").replaceChildren(make("div", { class: "card notice", role: "alert" }, make("h2", {}, error.message),
-      make("p", {}, error.hint ?? ""), error.status === 401 ? accessWord() : again));
+      make("p", {}, error.status === 401 ? "Type it here, or open the address that the server printed." : error.hint ?? ""),
+      error.status === 401 ? accessWord() : again));
     return;
   }
-  chat.show(chat.conversation());
+  chat.redraw();
   view();
 }
 
@@ -267,6 +304,9 @@ function accessWord() {
 
 // -- the beginning
 
+if (!(localStorage instanceof Storage)) {
+  $("#kept").textContent = "This browser lets the page keep nothing: conversations are gone when it is closed.";
+}
 store.onFull((text) => {
   say(text);
   $("#keys").hidden = false;
@@ -285,6 +325,7 @@ models.onCatalog(() => {
   const one = chat.conversation();
   if (one && one.messages.length === 0) chat.show(one);
   else models.showChosen(models.usable(one?.model));
+  chat.showButtons();
   evaluate.renew();
 });
 models.watch();

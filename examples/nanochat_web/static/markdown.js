@@ -4,7 +4,7 @@
 import { copy, make } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}>\s?(.*)$/;
@@ -52,14 +52,15 @@ export function blocks(text) {
 
 // -- inside a line
 
+// How far the end is looked for is bounded: a model that loops opens thousands and closes none.
 const INLINE = [
   [/^\\([\\`*_{}[\]()#+\-.!~|>])/, (m) => m[1]],
-  [/^(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)/, (m) => make("code", {}, m[2])],
-  [/^\*\*(?=\S)([\s\S]*?\S)\*\*/, (m) => make("strong", {}, ...inline(m[1]))],
-  [/^__(?=\S)([\s\S]*?\S)__(?!\w)/, (m) => make("strong", {}, ...inline(m[1]))],
-  [/^~~(?=\S)([\s\S]*?\S)~~/, (m) => make("del", {}, ...inline(m[1]))],
-  [/^\*(?=[^\s*])([\s\S]*?[^\s*])\*(?!\*)/, (m) => make("em", {}, ...inline(m[1]))],
-  [/^_(?=[^\s_])([\s\S]*?[^\s_])_(?!\w)/, (m) => make("em", {}, ...inline(m[1]))],
+  [/^(`{1,20})(?!`)([^`]|[^`][\s\S]{0,2000}?[^`])\1(?!`)/, (m) => make("code", {}, m[2])],
+  [/^\*\*(?=\S)([\s\S]{0,2000}?\S)\*\*/, (m) => make("strong", {}, ...inline(m[1]))],
+  [/^__(?=\S)([\s\S]{0,2000}?\S)__(?!\w)/, (m) => make("strong", {}, ...inline(m[1]))],
+  [/^~~(?=\S)([\s\S]{0,2000}?\S)~~/, (m) => make("del", {}, ...inline(m[1]))],
+  [/^\*(?=[^\s*])([\s\S]{0,2000}?[^\s*])\*(?!\*)/, (m) => make("em", {}, ...inline(m[1]))],
+  [/^_(?=[^\s_])([\s\S]{0,2000}?[^\s_])_(?!\w)/, (m) => make("em", {}, ...inline(m[1]))],
   // A picture is a link: the page loads nothing from elsewhere.
   [/^!\[([^\]\n]*)\]\(([^()\s]+)(?:\s+"[^"\n]*")?\)/, (m) => link(m[2], [m[1] || m[2]]) ?? m[0]],
   [/^\[([^\]\n]+)\]\(([^()\s]+)\)/, (m) => link(m[2], inline(m[1])) ?? m[0]],
@@ -166,24 +167,29 @@ function table(source) {
     make("table", {}, make("thead", {}, row(head, "th")), make("tbody", {}, ...body.map((line) => row(line, "td")))));
 }
 
+const DEEPEST = 16; // quotes in quotes: a small model may write a line of nothing but ">"
+
 const RENDER = {
   code,
   list,
   table,
   rule: () => make("hr"),
   heading: (source) => {
-    const match = HEADING.exec(source);
-    return make(`h${Math.min(6, match[1].length + 2)}`, {}, ...inline(match[2]));
+    const [, marks, words] = HEADING.exec(source);
+    let end = words.trimEnd().length;
+    while (words[end - 1] === "#") end -= 1; // marks that close it; the one of "C#" does not
+    const text = end === 0 || /\s/.test(words[end - 1]) ? words.slice(0, end) : words;
+    return make(`h${Math.min(6, marks.length + 2)}`, {}, ...inline(text.trimEnd()));
   },
-  quote: (source) => {
+  quote: (source, depth) => {
     const inner = source.split("\n").map((line) => QUOTE.exec(line)[1]).join("\n");
-    return make("blockquote", {}, ...blocks(inner).map(render));
+    return make("blockquote", {}, ...(depth < DEEPEST ? blocks(inner).map((block) => render(block, depth + 1)) : [inner]));
   },
   paragraph: (source) => make("p", {}, ...inline(source.trim())),
 };
 
-export function render(block) {
-  return RENDER[block.kind](block.source);
+export function render(block, depth = 0) {
+  return RENDER[block.kind](block.source, depth);
 }
 
 // Keeps the blocks that are as they were: a selection in them survives, and a long answer stays cheap.

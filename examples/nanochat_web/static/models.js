@@ -33,8 +33,12 @@ export async function refresh() {
 
 // New checkpoints appear by themselves, on a page that somebody looks at.
 export function watch() {
-  setInterval(() => {
-    if (!document.hidden && catalog.loaded) refresh().catch(() => {}); // a server that is gone is told when it is needed
+  let asking = false; // one at a time: a browser has six connections to a server, and answers need them
+  setInterval(async () => {
+    if (document.hidden || !catalog.loaded || asking) return;
+    asking = true;
+    await refresh().catch(() => {}); // a server that is gone is told when it is needed
+    asking = false;
   }, EVERY);
 }
 

@@ -1,11 +1,12 @@
 // Conversations in this browser: one entry of localStorage each, so that two tabs do not overwrite one another.
 
+import { beginning } from "./dom.js";
+
 const PREFIX = "nanochat-web/conversation/";
 const SETTINGS = "nanochat-web/settings";
 const CURRENT = "nanochat-web/current";
 
-export class StorageFull extends Error {}
-
+const unkept = new WeakSet(); // conversations for which there was no room
 let full = () => {};
 export const onFull = (listener) => { full = listener; };
 
@@ -16,52 +17,56 @@ function read(key) {
     return JSON.parse(text);
   } catch {
     // Kept under another name: it may be worth somebody's trouble, and must not break the page for ever.
-    localStorage.setItem(`broken/${key}`, text);
     localStorage.removeItem(key);
+    try {
+      localStorage.setItem(`broken/${key}`, text);
+    } catch {
+      localStorage.setItem(key, text); // no room for the longer name
+    }
     return null;
   }
 }
 
-function write(key, value) {
+// What the page can do without where there is no room.
+function jot(storage, key, text) {
   try {
-    localStorage.setItem(key, JSON.stringify(value));
-  } catch (error) {
-    throw new StorageFull("This browser has no room left for conversations: delete old ones.", { cause: error });
+    storage.setItem(key, text);
+  } catch {
+    // it is not there after a reload
   }
 }
 
-const sound = (value) => value !== null && typeof value.id === "string" && Array.isArray(value.messages);
+const sound = (value, id) => value?.id === id && Array.isArray(value.messages) &&
+  value.messages.every((message) => typeof message?.role === "string" && typeof message.content === "string");
 
 export function all() {
   const found = [];
   for (const key of Object.keys(localStorage)) {
     if (!key.startsWith(PREFIX)) continue;
     const conversation = read(key);
-    if (sound(conversation)) found.push(conversation);
+    if (sound(conversation, key.slice(PREFIX.length))) found.push(conversation);
   }
   return found.sort((a, b) => b.updated - a.updated);
 }
 
 export function load(id) {
   const conversation = read(PREFIX + id);
-  return sound(conversation) ? conversation : null;
-}
-
-export function save(conversation) {
-  write(PREFIX + conversation.id, conversation);
+  return sound(conversation, id) ? conversation : null;
 }
 
 // Saves, and says on the page where that is not possible.
 export function keep(conversation) {
   try {
-    save(conversation);
-  } catch (error) {
-    if (!(error instanceof StorageFull)) throw error;
-    full(error.message);
+    localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
+    unkept.delete(conversation);
+  } catch {
+    unkept.add(conversation);
+    full("This browser has no room left for conversations: delete old ones.");
   }
 }
 
-export const has = (id) => localStorage.getItem(PREFIX + id) !== null;
+// False for one of which only this page has the newest state.
+export const isKept = (conversation) => !unkept.has(conversation);
 
 // Its last answer was not there yet when this was stored.
 export const unfinished = (conversation) => ["sending", "streaming"].includes(conversation.messages.at(-1)?.state);
@@ -79,7 +84,7 @@ export function create(model) {
 export function title(conversation) {
   const first = conversation.messages.find((message) => message.role === "user");
   const text = conversation.title || first?.content || "New conversation";
-  return text.length > 60 ? `${text.slice(0, 59)}…` : text;
+  return text.length > 60 ? `${beginning(text, 59)}…` : text;
 }
 
 // Where a conversation has the words that are looked for: "" in its title, a piece of the text otherwise; null if not.
@@ -96,14 +101,14 @@ export const current = {
   get: () => sessionStorage.getItem(CURRENT) ?? localStorage.getItem(CURRENT),
   // This tab's own, and the one that the next new tab begins with.
   set: (id) => {
-    sessionStorage.setItem(CURRENT, id);
-    localStorage.setItem(CURRENT, id);
+    jot(sessionStorage, CURRENT, id);
+    jot(localStorage, CURRENT, id);
   },
 };
 
 export const settings = {
   get: () => read(SETTINGS) ?? {},
-  set: (value) => write(SETTINGS, value),
+  set: (value) => jot(localStorage, SETTINGS, JSON.stringify(value)),
 };
 
 export const isOurs = (key) => key === null || key.startsWith(PREFIX);
