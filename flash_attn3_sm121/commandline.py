@@ -28,6 +28,7 @@ from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
 from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError
 
+HUNG_UP = 129
 INTERRUPTED = 130
 TERMINATED = 143
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -36,6 +37,7 @@ OTHER_CODES = {
     0: "Done.",
     1: "`doctor` found a fault.",
     127: "The command given to `run` does not exist; otherwise `run` ends with that command's own exit code.",
+    HUNG_UP: "Its terminal was closed, or the connection to it lost (SIGHUP).",
     INTERRUPTED: "Interrupted by Ctrl-C.",
     READER_GONE: "Whoever read the output has gone, as `head` does.",
     TERMINATED: "Ended by SIGTERM.",
@@ -73,7 +75,7 @@ class Program:
             return self._say(as_error(error))
         except KeyboardInterrupt as stop:
             Narrator().note(f"{self.short}: interrupted")
-            return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            return int(stop.args[0]) if isinstance(stop, Terminated) else INTERRUPTED
 
     def _say(self, error: FlashAttn3Error) -> int:
         Narrator().note(f"{self.short}: error: {error}", style="red")
@@ -156,17 +158,22 @@ class Paragraphs(argparse.HelpFormatter):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, for commands that have called `end_in_order`."""
+    """SIGTERM or SIGHUP, with the exit code for it, for commands that have called `end_in_order`."""
 
 
 def end_in_order() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, by an exception: what is half-made is taken away."""
+    """Have SIGTERM and SIGHUP end this process as Ctrl-C does, by an exception: what is half-made is taken away.
+
+    Under nohup SIGHUP is ignored, and stays so.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _terminated)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(128 + number)
 
 
 def as_error(error: OSError) -> FlashAttn3Error:

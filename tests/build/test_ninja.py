@@ -351,15 +351,16 @@ class Slow:
         built(made, sm8x=[Keyed(planned=unit(), key="a" * 64)])
         return 0
 
-# Also where these tests were started in the background, for which shells turn Ctrl-C off.
+# Also where these tests were started in the background, for which shells turn Ctrl-C off, or under nohup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.modules["slow"] = Slow
 ci.COMMANDS["slow"] = ("slow", "")
 sys.exit(ci.main(["slow"]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_killed_build_takes_its_compilers_along(tmp_path: Path, number: int) -> None:
     build = subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     pid = tmp_path / "pid"
