@@ -26,7 +26,7 @@ from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError
+from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError, pip_command
 
 HUNG_UP = 129
 INTERRUPTED = 130
@@ -199,7 +199,7 @@ def _missing_packages_named() -> Iterator[None]:
         name = (error.name or "").partition(".")[0]
         if name in ("", "ci", "flash_attn3_sm121"):
             raise
-        hint = f"{sys.executable} -m pip install {name}"
+        hint = f"{pip_command()} install {name}"
         raise MissingPackageError(f"the Python package {name} is not installed", hint=hint) from error
 
 

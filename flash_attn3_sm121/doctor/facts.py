@@ -22,7 +22,7 @@ class Torch:
     cuda: str | None = None
     hip: str | None = None
     arch_list: tuple[str, ...] = ()
-    sees_cuda: bool = False
+    devices: tuple[Gpu, ...] = ()  # the CUDA devices that it sees, in its order; nvidia-smi has an order of its own
     cuda_error: str | None = None
     error: str | None = None
 
@@ -85,6 +85,7 @@ class Machine:
 
     python: str
     executable: str
+    pip: str  # what to type for that Python's pip
     platform: str
     cpu: str
     in_venv: bool

@@ -40,14 +40,13 @@ def _torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "arch_list": torch.cuda.get_arch_list() if torch.version.cuda else [],
-        "sees_cuda": False,
+        "devices": [],
         "cuda_error": None,
     }
     if torch.version.cuda:
         try:
-            answer["sees_cuda"] = torch.cuda.device_count() > 0
-            if answer["sees_cuda"]:
-                torch.cuda.init()  # type: ignore[no-untyped-call]
+            seen = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+            answer["devices"] = [(device.name, (device.major, device.minor)) for device in seen]
         except RuntimeError as error:  # what torch raises for every driver problem
             answer["cuda_error"] = str(error).splitlines()[0]
     return answer
@@ -74,16 +73,15 @@ def _canary() -> dict[str, Any]:
     import flash_attn3_sm121
     from flash_attn3_sm121.errors import BackendError
 
-    dtype = torch.bfloat16
-    q, k, v = (torch.randn(1, 64, 2, 64, device="cuda", dtype=dtype) for _ in range(3))
     refused = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
+            q, k, v = (torch.randn(1, 64, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
             with flash_attn3_sm121.use_backend("native"):
                 flash_attn3_sm121.flash_attn_func(q, k, v, causal=True)
             torch.cuda.synchronize()
-        except BackendError as error:
+        except (BackendError, torch.OutOfMemoryError) as error:
             refused = str(error).splitlines()[0]  # a failed canary refuses too, after its warning
     loud = [str(warning.message) for warning in caught if "canary" in str(warning.message).lower()]
     if loud:

@@ -6,9 +6,11 @@ import errno
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ci.__main__ import COMMANDS as STAGES
 from ci.__main__ import main as ci
 from flash_attn3_sm121.cli import COMMANDS, main
 from flash_attn3_sm121.commandline import as_error, exit_codes
+from flash_attn3_sm121.errors import NEWEST_WHEEL, pip_command
 from flash_attn3_sm121.hub.cli import ACTIONS
 from tests.fakes.libraries import build
 
@@ -182,3 +185,24 @@ def test_what_the_system_refuses_is_a_sentence(capsys: pytest.CaptureFixture[str
     full, denied = (as_error(OSError(code, os.strerror(code), "/x")) for code in (errno.ENOSPC, errno.EACCES))
     assert (full.exit_code, denied.exit_code) == (17, 18)
     assert "hub gc" in str(full) and str(denied).startswith("/x: Permission denied")
+
+
+@pytest.mark.slow
+def test_an_environment_without_pip_is_told_uvs(tmp_path: Path) -> None:
+    venv.create(tmp_path / "made by uv", symlinks=True)
+    python = tmp_path / "made by uv" / "bin" / "python"
+    code = "from flash_attn3_sm121.errors import pip_command; print(pip_command())"
+    said = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == f"UV_PYTHON='{python}' uv pip\n"
+    assert pip_command() == f"{shlex.quote(sys.executable)} -m pip"
+
+
+def test_of_several_wheels_the_last_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "wheels" / "fa2").mkdir(parents=True)
+    for age, name in enumerate(("z", "b", "a"), start=1):
+        wheel = tmp_path / "wheels" / f"flash_attn3_sm121-1+{name}.whl"
+        wheel.touch()
+        os.utime(wheel, (age, age))
+    command = ["sh", "-c", f"echo {NEWEST_WHEEL}"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said == "wheels/flash_attn3_sm121-1+a.whl\n"

@@ -9,14 +9,20 @@ import sys
 import venv
 from importlib.metadata import PathDistribution
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from flash_attn3_sm121.doctor import clients, collect, probes
 from flash_attn3_sm121.doctor.facts import Gpu
+from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.fakes.libraries import SM8X
 
 ROOT = Path(__file__).resolve().parents[2]
+GB10 = Gpu(name="NVIDIA GB10", capability=(12, 1))
 
 
 def _tool(folder: Path, script: str) -> None:
@@ -28,7 +34,7 @@ def _tool(folder: Path, script: str) -> None:
 def test_the_driver_tool_of_a_gb10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _tool(tmp_path, "echo 'NVIDIA GB10, 12.1, 580.95.05, [N/A]'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert collect.gpus() == ("580.95.05", None, (Gpu(name="NVIDIA GB10", capability=(12, 1)),))
+    assert collect.gpus() == ("580.95.05", None, (GB10,))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +136,32 @@ def test_ours_is_told_from_an_upstream_distribution(tmp_path: Path) -> None:
         ("flash_attn_3", True),
         ("flash_attn3_sm121", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "facts", "said"),
+    [
+        ((GB10,), {}, "native (family sm8x, machine code sm_121)"),
+        ((), {}, "the tensors are on cpu"),
+        ((GB10,), {"load_errors": {"sm8x": "no libcudart"}}, "no libcudart"),
+        ((GB10,), {"turned_off": "the canary failed: 0.7"}, "canary failed: 0.7"),
+    ],
+    ids=["healthy", "hidden", "broken", "wrong"],
+)
+def test_who_serves_follows_what_was_found(
+    gpus: tuple[Gpu, ...], facts: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "installed", lambda: (SimpleNamespace(facts=SM8X),))
+    call = clients.typical_calls(gpus, **facts)[0]
+    assert said in call.decision and (call.backend == "native") is ("native (" in said)
+
+
+def test_a_device_without_free_memory_does_not_fail_the_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    monkeypatch.setattr(torch, "randn", full)
+    assert probes._canary() == {"canary": "skipped: CUDA out of memory. Tried to allocate 2 MiB."}
 
 
 @pytest.mark.slow
