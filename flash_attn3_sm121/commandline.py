@@ -26,7 +26,14 @@ from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError, pip_command
+from flash_attn3_sm121.errors import (
+    DiskError,
+    FlashAttn3Error,
+    MissingPackageError,
+    SystemCallError,
+    UsageError,
+    pip_command,
+)
 
 HUNG_UP = 129
 INTERRUPTED = 130
@@ -73,6 +80,10 @@ class Program:
             return self._say(error)
         except OSError as error:
             return self._say(as_error(error))
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # what pathlib and platformdirs say
+                raise
+            return self._say(UsageError("HOME is not set, and this user has no home folder", hint="export HOME=DIR"))
         except KeyboardInterrupt as stop:
             Narrator().note(f"{self.short}: interrupted")
             return int(stop.args[0]) if isinstance(stop, Terminated) else INTERRUPTED
@@ -186,7 +197,7 @@ def as_error(error: OSError) -> FlashAttn3Error:
         )
     hint = None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "name a place that you may write to (--hub DIR for the hub), or have its owner do it"
+        hint = "name a place that you may write to (--hub DIR for the hub, FA3_CACHE=DIR for builds), or ask its owner"
     return SystemCallError(f"{where}: {error.strerror or error}", hint=hint)
 
 

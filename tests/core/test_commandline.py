@@ -13,6 +13,7 @@ import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -185,6 +186,21 @@ def test_what_the_system_refuses_is_a_sentence(capsys: pytest.CaptureFixture[str
     full, denied = (as_error(OSError(code, os.strerror(code), "/x")) for code in (errno.ENOSPC, errno.EACCES))
     assert (full.exit_code, denied.exit_code) == (17, 18)
     assert "hub gc" in str(full) and str(denied).startswith("/x: Permission denied")
+
+
+@pytest.mark.parametrize(("program", "words"), [(main, ["hub", "list"]), (ci, ["plan"])], ids=["hub", "ci"])
+def test_a_user_without_a_home_is_told_what_to_set(
+    program: Main, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `docker run --user 1234` with an emptied environment has it."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "FA3_CACHE", "FLASH_ATTN3_HUB", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert program(words) == 2 and "-> export HOME=DIR" in capsys.readouterr().err
 
 
 @pytest.mark.slow
