@@ -216,7 +216,7 @@ def _missing_packages_named() -> Iterator[None]:
 
 def version() -> str:
     """The installed version with its local part (pin, capabilities, profile); of a folder, the number and that."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).parent.resolve()  # the folder's: uv may link the file itself into its cache
     for distribution in importlib.metadata.distributions(name="flash_attn3_sm121"):
         if Path(str(distribution.locate_file("flash_attn3_sm121"))).resolve() == here:
             return distribution.version

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -207,6 +208,13 @@ def test_the_command_holds_no_path_but_of_the_tools() -> None:
     assert words[-4:] == ["-c", f"units/{NAME}.cu", "-o", f"obj/{NAME}.o"]
     launched = compiling.command(unit(), toolchain=tools, launcher="sccache")
     assert launched[0] == "sccache" and "--keep" not in launched
+
+
+def test_a_cache_whose_path_has_a_space_can_be_compiled_in() -> None:
+    """nvcc puts the words for its host compiler into a shell's command line as they are."""
+    words = compiling.command(unit(), toolchain=toolchain(Path("/my disk/bin/nvcc")), launcher=None)
+    (word,) = [word.removeprefix("-Xcompiler=") for word in words if "prefix-map" in word]
+    assert shlex.split(word) == ["-ffile-prefix-map=/my disk/bin=cuda"]
 
 
 def test_ccache_only_in_a_mode_that_cannot_serve_stale_objects(tmp_path: Path) -> None:

@@ -77,10 +77,15 @@ def test_the_version_of_a_folder_says_so(
     assert capsys.readouterr().out.startswith(f"{name} {flash_attn3_sm121.__version__}")
 
 
-def test_the_version_of_an_install_has_its_local_part(tmp_path: Path) -> None:
-    """The checkout may be installed elsewhere at the same time: it is the copy that runs that counts."""
-    source = Path(flash_attn3_sm121.__file__).parent
-    shutil.copytree(source, tmp_path / "flash_attn3_sm121", ignore=shutil.ignore_patterns("__pycache__", "lib"))
+@pytest.mark.parametrize("put", [shutil.copy, os.symlink], ids=["copied", "linked"])
+def test_the_version_of_an_install_has_its_local_part(put: Callable[[str, str], object], tmp_path: Path) -> None:
+    """The checkout may be installed elsewhere at the same time: it is the copy that runs that counts.
+
+    uv links files into its cache where it is told to (`--link-mode symlink`).
+    """
+    source = Path(flash_attn3_sm121.__file__).absolute().parent
+    ignored = shutil.ignore_patterns("__pycache__", "lib")
+    shutil.copytree(source, tmp_path / "flash_attn3_sm121", ignore=ignored, copy_function=put)
     info = tmp_path / "flash_attn3_sm121-3.0.0.post1+g3effce8.121.smoke.dist-info"
     info.mkdir()
     info.joinpath("METADATA").write_text("Name: flash_attn3_sm121\nVersion: 3.0.0.post1+g3effce8.121.smoke\n")
