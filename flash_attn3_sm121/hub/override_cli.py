@@ -65,7 +65,8 @@ def enable(folder: Path, config: OverrideConfig) -> Path:
         put_file(target, pth_line(config))
         _record(folder, target)
     except OSError as error:
-        raise OverrideError(f"cannot write {target}: {error.strerror}") from error
+        hint = "flash-attn3 run -- COMMAND does it for one command, and writes nothing there"
+        raise OverrideError(f"cannot write {target}: {error.strerror}", hint=hint) from error
     return target
 
 
