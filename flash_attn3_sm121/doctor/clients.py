@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import flash_attn3_sm121
 from flash_attn3_sm121.doctor import probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
 from flash_attn3_sm121.errors import NEWEST_WHEEL, pip_command
 from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
+from flash_attn3_sm121.native.location import locate
 
 _AS_FA2 = "flash-attn3 run --as flash_attn serves it"
 # distribution -> what it gets from us. A test holds this table and the one of docs/clients.md to one another.
@@ -35,7 +37,15 @@ KNOWN_CLIENTS: dict[str, str] = {
 
 
 def _install() -> str:
-    return f"make wheel && {pip_command()} install {NEWEST_WHEEL}"
+    again = "--force-reinstall --no-deps " if _installed("flash_attn3_sm121") else ""
+    return f"make wheel && {pip_command()} install {again}{NEWEST_WHEEL}"
+
+
+def _unread() -> Path | None:
+    """The modules of an install whose `.pth` file python does not read, as that of `pip install --target`."""
+    dropin = Path(flash_attn3_sm121.__file__).absolute().parent / "_dropin"
+    installed = _installed("flash_attn3_sm121") is not None and locate().note is None
+    return dropin if installed and (dropin / "flash_attn_interface.py").is_file() else None
 
 
 def _module(name: str) -> Client:
@@ -43,12 +53,15 @@ def _module(name: str) -> Client:
     spec = importlib.util.find_spec(name)
     title = f"import {name}"
     if spec is None or spec.origin is None:
+        unread = _unread()
         return Client(
             name=title,
             gets="ModuleNotFoundError",
             ours=False,
-            problem="not importable here",
-            fix=_install(),
+            problem="python reads no .pth file where flash_attn3_sm121 is installed"
+            if unread
+            else "not importable here",
+            fix=f'export PYTHONPATH="$PYTHONPATH:{unread}"' if unread else _install(),
         )
     ours = "flash_attn3_sm121" in Path(spec.origin).parts
     if ours:

@@ -89,7 +89,8 @@ def torch_facts() -> Torch:
     """What `import torch` gives in a child process: a broken torch must not end the diagnosis."""
     answer = probes.ask("torch")
     if "error" in answer:
-        return Torch(error=str(answer["error"]))
+        wrong = "LD_LIBRARY_PATH" in os.environ and "error" not in probes.ask("torch", without="LD_LIBRARY_PATH")
+        return Torch(error=str(answer["error"]), hidden_by="LD_LIBRARY_PATH" if wrong else None)
     return Torch(
         version=answer["version"],
         cuda=answer["cuda"],

@@ -89,7 +89,9 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="torch is not installed" if missing else "torch does not import",
             detail="" if missing else torch.error,
-            fix=f"{machine.pip} install {'' if missing else '--force-reinstall '}'torch>=2.9'",
+            fix=f"unset {torch.hidden_by}  # another CUDA's libraries are found there"
+            if torch.hidden_by
+            else f"{machine.pip} install {'' if missing else '--force-reinstall '}'torch>=2.9'",
         )
         return
     major, minor = (int(part) for part in torch.version.split(".")[:2])

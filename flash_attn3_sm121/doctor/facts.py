@@ -25,6 +25,7 @@ class Torch:
     devices: tuple[Gpu, ...] = ()  # the CUDA devices that it sees, in its order; nvidia-smi has an order of its own
     cuda_error: str | None = None
     error: str | None = None
+    hidden_by: str | None = None  # the environment variable without which it does import
 
 
 @dataclass(frozen=True, kw_only=True)

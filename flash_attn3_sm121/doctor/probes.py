@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,11 +16,15 @@ from typing import Any
 SECONDS = 180
 
 
-def ask(name: str, *arguments: str) -> dict[str, Any]:
-    """The child's answer; {"error": ...} with the last line of its output where it died or hung."""
+def ask(name: str, *arguments: str, without: str | None = None) -> dict[str, Any]:
+    """The child's answer; {"error": ...} with the last line of its output where it died or hung.
+
+    `without` is a variable of the environment that the child does not get.
+    """
     command = [sys.executable, "-m", __spec__.name, name, *arguments]
+    env = {key: value for key, value in os.environ.items() if key != without}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=env)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {SECONDS} s"}
     lines = done.stdout.strip().splitlines()

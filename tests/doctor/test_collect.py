@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from ci.wheel import wheel
 from flash_attn3_sm121.doctor import clients, collect, probes
 from flash_attn3_sm121.doctor.facts import Gpu
+from flash_attn3_sm121.files import put_file
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 from tests.fakes.libraries import SM8X
@@ -162,6 +164,32 @@ def test_a_device_without_free_memory_does_not_fail_the_canary(monkeypatch: pyte
 
     monkeypatch.setattr(torch, "randn", full)
     assert probes._canary() == {"canary": "skipped: CUDA out of memory. Tried to allocate 2 MiB."}
+
+
+def test_a_torch_that_another_cuda_hides_is_told_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(name: str, without: str | None = None) -> dict[str, Any]:
+        return {} if without else {"error": "ImportError: /other/libc10.so: undefined symbol"}
+
+    monkeypatch.setattr(probes, "ask", ask)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/other")
+    assert collect.torch_facts().hidden_by == "LD_LIBRARY_PATH"
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert collect.torch_facts().hidden_by is None
+
+
+@pytest.mark.slow
+def test_an_install_whose_pth_file_is_not_read_is_told_what_to_do(tmp_path: Path) -> None:
+    name = wheel.pure_name()
+    path = put_file(tmp_path / name.file, wheel.wheel_bytes(name, wheel.wheel_files(name, libraries={}, licenses={})))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path / "x y"), str(path)], check=True)
+    code = "from flash_attn3_sm121.doctor import clients; print(clients._module('flash_attn_interface').fix)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "x y")}
+    plain = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": True}
+    fix = subprocess.run([sys.executable, "-c", code], **plain).stdout.strip()  # type: ignore[call-overload]
+    assert fix == f'export PYTHONPATH="$PYTHONPATH:{tmp_path}/x y/flash_attn3_sm121/_dropin"'
+    found = f"{fix} && '{sys.executable}' -c 'import flash_attn_interface as f; print(f.__file__)'"
+    assert str(tmp_path) in subprocess.run(["sh", "-c", found], **plain).stdout  # type: ignore[call-overload]
 
 
 @pytest.mark.slow

@@ -164,6 +164,12 @@ def test_diagnosis(name: str, golden: Callable[[str, str], None]) -> None:
         assert fault.fix, f"a fault without a fix: {fault.title}"
 
 
+def test_a_torch_that_another_cuda_hides_is_not_installed_anew() -> None:
+    torch = Torch(error="ImportError: /other/libc10.so: undefined symbol", hidden_by="LD_LIBRARY_PATH")
+    (fault,) = [one for one in diagnose(dataclasses.replace(HEALTHY, torch=torch)) if one.level == "fault"]
+    assert str(fault.fix).startswith("unset LD_LIBRARY_PATH")
+
+
 def test_a_driver_that_a_container_replaces_is_not_called_too_old() -> None:
     """nvidia-smi names the machine's driver; a container's own libcuda serves the newer runtime, as the canary saw."""
     assert not [one for one in diagnose(dataclasses.replace(HEALTHY, driver="570.124.06")) if one.level == "fault"]
