@@ -152,7 +152,7 @@ def hidden_modules() -> tuple[str, ...]:
     """What stands between clients that `import flash_attn_interface` and us, with the command that removes it."""
     spec = importlib.util.find_spec("flash_attn_interface")
     if spec is None or spec.origin is None:
-        return ("`import flash_attn_interface` finds nothing: only an installed wheel provides that name",)
+        return ("`import flash_attn_interface` finds nothing: a wheel in site-packages provides that name",)
     if "flash_attn3_sm121" in Path(spec.origin).parts:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""Checks that may end the process they run in. Each runs in a child, which prints its answer as JSON on the last line.
+"""Checks that may end the process they run in. Each runs in a child, which prints its answer as JSON on a line.
 
 `python -m flash_attn3_sm121.doctor.probes NAME ARGUMENT...` answers one; `ask` starts that and reads the answer.
 """
@@ -27,9 +27,9 @@ def ask(name: str, *arguments: str, without: str | None = None) -> dict[str, Any
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=env)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {SECONDS} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]  # others may print as well, even last
+    if done.returncode == 0 and answers:
+        answer: dict[str, Any] = json.loads(answers[-1])
         return answer
     if done.returncode < 0:
         return {"error": f"the process was ended by {signal.Signals(-done.returncode).name}"}

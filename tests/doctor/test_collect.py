@@ -117,6 +117,14 @@ def test_a_child_that_is_killed_is_reported_not_raised(monkeypatch: pytest.Monke
     assert probes.ask("torch") == {"error": "the process was ended by SIGSEGV"}
 
 
+def test_a_child_that_says_more_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text("#!/bin/sh\necho hello; echo '{\"repos\": []}'; echo goodbye\n", encoding="utf-8")
+    shim.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shim))
+    assert probes.ask("override") == {"repos": []}
+
+
 def _distribution(site: Path, name: str, version: str) -> PathDistribution:
     folder = site / f"{name}-{version}.dist-info"
     folder.mkdir(parents=True)
