@@ -8,10 +8,15 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 TORCH ?= 2.13.0
 
+# What a container sets for its users' pip and Python, as NVIDIA's does, is not for the pinned tools.
+export PIP_CONSTRAINT := /dev/null
+export PIP_USER := 0
+unexport PYTHONSAFEPATH
+
 # Empty: the default, which flash_attn3_sm121/builds.py names.
 PROFILE ?=
 MODELS ?=
-ARCHS ?= $(TORCH_CUDA_ARCH_LIST)
+ARCHS ?=
 JOBS ?=
 PLATFORM ?=
 PROXY ?=
@@ -30,9 +35,10 @@ help:  ## this list
 	@echo '  with JOBS= compilers at once; docs/building.md says what each may be.'
 
 # An environment with the packages of a list. Where two makes want it at once, the second waits and finds it made.
+# One without pip was cut short, or made before python3-venv was installed: it is made again.
 define environment
 @mkdir -p $(@D)
-@flock $(@D) $(SHELL) -ec 'test ! $@ -nt $< || exit 0; test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D); \
+@flock $(@D) $(SHELL) -ec 'test ! $@ -nt $< || exit 0; test -x $(@D)/bin/python -a -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D); \
   $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<; touch $@'
 endef
 

@@ -26,8 +26,16 @@ from typing import NoReturn
 
 from flash_attn3_sm121._version import __version__
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, MissingPackageError, SystemCallError
+from flash_attn3_sm121.errors import (
+    DiskError,
+    FlashAttn3Error,
+    MissingPackageError,
+    SystemCallError,
+    UsageError,
+    pip_command,
+)
 
+HUNG_UP = 129
 INTERRUPTED = 130
 TERMINATED = 143
 READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -36,6 +44,7 @@ OTHER_CODES = {
     0: "Done.",
     1: "`doctor` found a fault.",
     127: "The command given to `run` does not exist; otherwise `run` ends with that command's own exit code.",
+    HUNG_UP: "Its terminal was closed, or the connection to it lost (SIGHUP).",
     INTERRUPTED: "Interrupted by Ctrl-C.",
     READER_GONE: "Whoever read the output has gone, as `head` does.",
     TERMINATED: "Ended by SIGTERM.",
@@ -71,9 +80,13 @@ class Program:
             return self._say(error)
         except OSError as error:
             return self._say(as_error(error))
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # what pathlib and platformdirs say
+                raise
+            return self._say(UsageError("HOME is not set, and this user has no home folder", hint="export HOME=DIR"))
         except KeyboardInterrupt as stop:
             Narrator().note(f"{self.short}: interrupted")
-            return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            return int(stop.args[0]) if isinstance(stop, Terminated) else INTERRUPTED
 
     def _say(self, error: FlashAttn3Error) -> int:
         Narrator().note(f"{self.short}: error: {error}", style="red")
@@ -156,17 +169,22 @@ class Paragraphs(argparse.HelpFormatter):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, for commands that have called `end_in_order`."""
+    """SIGTERM or SIGHUP, with the exit code for it, for commands that have called `end_in_order`."""
 
 
 def end_in_order() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, by an exception: what is half-made is taken away."""
+    """Have SIGTERM and SIGHUP end this process as Ctrl-C does, by an exception: what is half-made is taken away.
+
+    Under nohup SIGHUP is ignored, and stays so.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _terminated)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(128 + number)
 
 
 def as_error(error: OSError) -> FlashAttn3Error:
@@ -179,7 +197,7 @@ def as_error(error: OSError) -> FlashAttn3Error:
         )
     hint = None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "name a place that you may write to (--hub DIR for the hub), or have its owner do it"
+        hint = "name a place that you may write to (--hub DIR for the hub, FA3_CACHE=DIR for builds), or ask its owner"
     return SystemCallError(f"{where}: {error.strerror or error}", hint=hint)
 
 
@@ -192,13 +210,13 @@ def _missing_packages_named() -> Iterator[None]:
         name = (error.name or "").partition(".")[0]
         if name in ("", "ci", "flash_attn3_sm121"):
             raise
-        hint = f"{sys.executable} -m pip install {name}"
+        hint = f"{pip_command()} install {name}"
         raise MissingPackageError(f"the Python package {name} is not installed", hint=hint) from error
 
 
 def version() -> str:
     """The installed version with its local part (pin, capabilities, profile); of a folder, the number and that."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).parent.resolve()  # the folder's: uv may link the file itself into its cache
     for distribution in importlib.metadata.distributions(name="flash_attn3_sm121"):
         if Path(str(distribution.locate_file("flash_attn3_sm121"))).resolve() == here:
             return distribution.version

@@ -5,6 +5,21 @@ A message says what happened, what was found against what was expected, and the 
 
 from __future__ import annotations
 
+import importlib.machinery
+import shlex
+import sys
+
+# In a clone, the wheel that was written last. Several of one project, as of two profiles, pip and uv refuse.
+NEWEST_WHEEL = '"$(ls -t wheels/flash_attn3_sm121-*.whl | head -1)"'
+
+
+def pip_command() -> str:
+    """What to type for this Python's pip: uv's where there is none, as in the environments that `uv venv` makes."""
+    python = shlex.quote(sys.executable)
+    # Not find_spec of importlib.util: setuptools has a finder that takes distutils away where pip is looked for.
+    has_pip = importlib.machinery.PathFinder.find_spec("pip") is not None
+    return f"{python} -m pip" if has_pip else f"UV_PYTHON={python} uv pip"
+
 
 class FlashAttn3Error(Exception):
     """Base of everything this project raises on purpose."""

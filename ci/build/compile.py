@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ def command(planned: PlannedUnit, *, toolchain: Toolchain, launcher: str | None)
     if not unit.is_cuda:
         includes = [word for folder in toolchain.include_dirs for word in ("-isystem", str(folder))]
         return [*prefix, toolchain.cxx, *planned.flags, path_map(toolchain), *includes, *files]
-    host = ["-ccbin", toolchain.cxx, f"-Xcompiler={path_map(toolchain)}"]
+    # nvcc hands this word to a shell as it is.
+    host = ["-ccbin", toolchain.cxx, f"-Xcompiler={shlex.quote(path_map(toolchain))}"]
     return [
         *prefix,
         str(toolchain.nvcc),

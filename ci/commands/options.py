@@ -19,6 +19,8 @@ from flash_attn3_sm121.builds import DEFAULT, MODELS, PROFILES
 from flash_attn3_sm121.errors import UsageError
 
 LAUNCHERS = ("ccache", "sccache")
+# TORCH_CUDA_ARCH_LIST as NVIDIA's PyTorch containers set it, for x86_64 and aarch64: what their torch was built for.
+CONTAINER_LISTS = ("7.5 8.0 8.6 9.0 10.0 12.0+PTX", "8.0 8.6 9.0 10.0 11.0 12.0+PTX")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,17 @@ def _jobs(text: str | None, *, origin: str) -> int | None:
 
 
 def from_environment(environ: Mapping[str, str]) -> Request:
-    """What the environment alone asks for (`pip install .` has nothing else)."""
+    """What the environment alone asks for (`pip install .` has nothing else).
+
+    In NVIDIA's PyTorch container the image's own TORCH_CUDA_ARCH_LIST asks for nothing: no user wrote it.
+    """
     jobs = _jobs(environ.get("JOBS"), origin="JOBS")
+    archs = environ.get("TORCH_CUDA_ARCH_LIST")
+    if "NVIDIA_PYTORCH_VERSION" in environ and archs in CONTAINER_LISTS:
+        archs = None
     return Request(
         profile=environ.get("FLASH_ATTN3_PROFILE") or DEFAULT,
-        archs=environ.get("TORCH_CUDA_ARCH_LIST") or None,
+        archs=archs or None,
         platform=environ.get("FLASH_ATTN3_PLATFORM") or None,
         jobs=jobs if jobs is not None else _jobs(environ.get("MAX_JOBS"), origin="MAX_JOBS"),
         launcher=environ.get("FLASH_ATTN3_LAUNCHER") or None,

@@ -5,6 +5,7 @@ Loading requests and pypi-simple takes half a second: only what really asks an i
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from ci.index import Wanted
 from ci.index.pip import NETWORK_HINT, TRUE_WORDS, folders, local_path, pip_settings
 from ci.settings import Settings
 from flash_attn3_sm121.console import Narrator
-from flash_attn3_sm121.errors import FetchError
+from flash_attn3_sm121.errors import DiskError, FetchError
 
 CHUNK = 1 << 18
 RETRIES = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
@@ -170,7 +171,8 @@ def _receive(address: str, target: Path, session: requests.Session, narrate: Nar
         except requests.RequestException:
             raise
         except OSError as error:
-            raise FetchError(
+            kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT) else FetchError
+            raise kind(
                 f"cannot write {target}: {error.strerror}", hint="FA3_CACHE=DIR puts the content cache on another disk"
             ) from error
 

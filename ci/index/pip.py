@@ -16,7 +16,7 @@ from packaging.utils import parse_wheel_filename
 from ci.index import Wanted
 from ci.process import execute
 from ci.settings import Settings
-from flash_attn3_sm121.errors import FetchError
+from flash_attn3_sm121.errors import DiskError, FetchError, FlashAttn3Error
 
 # Sections of pip's configuration that hold for a download; a later one overrides an earlier one.
 SECTIONS = ("global", "download", ":env:")
@@ -74,7 +74,7 @@ def download(wheels: Sequence[Wanted], into: Path, settings: Settings) -> None:
         settings: pip's own output, progress included, goes to stderr; `offline` is only from folders of find-links.
 
     Raises:
-        FetchError: with pip's words.
+        FetchError, DiskError: with pip's words.
     """
     into.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
@@ -108,7 +108,8 @@ def _environment(offline: bool) -> dict[str, str]:
     return env
 
 
-def _failure(what: str, stderr: str) -> FetchError:
+def _failure(what: str, stderr: str) -> FlashAttn3Error:
     lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
     hint = next((hint for word, hint in HINTS.items() if word in stderr), NETWORK_HINT)
-    return FetchError("\n  ".join([f"{what}:", *lines[-12:]]), hint=hint)
+    kind = DiskError if "No space left on device" in stderr else FetchError
+    return kind("\n  ".join([f"{what}:", *lines[-12:]]), hint=hint)

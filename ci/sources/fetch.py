@@ -10,7 +10,7 @@ from ci.cache.folders import locked, make_read_only, making
 from ci.settings import Settings
 from ci.sources.lock import SourceLock, check_checkout, mismatch, pins, read_lock
 from ci.sources.routes import ROUTES, Route, copy_checkout
-from flash_attn3_sm121.errors import FlashAttn3Error, SourceError
+from flash_attn3_sm121.errors import DiskError, FlashAttn3Error, SourceError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ def fetch(
 
     Raises:
         SourceError: no route works; its text says what each of them said.
+        DiskError: there is no room for them.
     """
     if source is not None:
         _check_source(source, lock)
@@ -59,6 +60,8 @@ def fetch(
                     route.fill(lock, work, settings)
                     check_checkout(work, lock)
                     make_read_only(work)
+            except DiskError:
+                raise  # no other route has more room
             except FlashAttn3Error as error:
                 trace.append(f"{route.name}: {error}")
                 continue

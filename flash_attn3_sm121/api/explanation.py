@@ -7,7 +7,6 @@ explain(capability=(12, 1), dtype="bf16", head_dim=128)      # for a machine one
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flash_attn3_sm121.arch import capability as capability_row
 from flash_attn3_sm121.call.facts import FEATURE_WORDS, CallFacts, DeviceFacts, device_named
 from flash_attn3_sm121.dispatch.decide import Decision
-from flash_attn3_sm121.errors import UsageError
+from flash_attn3_sm121.errors import UsageError, pip_command
 from flash_attn3_sm121.native.location import locate
 
 if TYPE_CHECKING:
@@ -153,12 +152,12 @@ def hidden_modules() -> tuple[str, ...]:
     """What stands between clients that `import flash_attn_interface` and us, with the command that removes it."""
     spec = importlib.util.find_spec("flash_attn_interface")
     if spec is None or spec.origin is None:
-        return ("`import flash_attn_interface` finds nothing: only an installed wheel provides that name",)
+        return ("`import flash_attn_interface` finds nothing: a wheel in site-packages provides that name",)
     if "flash_attn3_sm121" in Path(spec.origin).parts:
         return ()
     return (
         f"`import flash_attn_interface` finds another package, {spec.origin}, and not ours; "
-        f"to have ours: {sys.executable} -m pip uninstall flash_attn_3",
+        f"to have ours: {pip_command()} uninstall flash_attn_3",
     )
 
 

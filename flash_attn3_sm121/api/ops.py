@@ -22,7 +22,7 @@ from flash_attn3_sm121.call import backend, schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs, default_scale
 from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, check_gradients, out_dtype
 from flash_attn3_sm121.dispatch.engine import engine
-from flash_attn3_sm121.errors import CallError
+from flash_attn3_sm121.errors import CallError, pip_command
 
 _MARK = "_flash_attn3_sm121_process"  # a module of this name in sys.modules outlives every copy of this package
 _DEVICES = ("CPU", "CUDA", "MPS")
@@ -328,7 +328,7 @@ def register() -> types.ModuleType:
         warnings.warn(
             f"flash_attn3_sm121: torch.ops.{schemas.PUBLIC_NAMESPACE} belongs to another flash_attn_3 in this process; "
             "clients that call those ops get that one. To have ours: "
-            f"{sys.executable} -m pip uninstall flash_attn_3",
+            f"{pip_command()} uninstall flash_attn_3",
             RuntimeWarning,
             stacklevel=2,
         )

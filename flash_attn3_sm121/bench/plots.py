@@ -14,9 +14,8 @@ from flash_attn3_sm121.bench.session import NAIVE, time_text
 from flash_attn3_sm121.bench.style import COLOURS, OTHER
 from flash_attn3_sm121.bench.text import OURS, in_order
 from flash_attn3_sm121.console import format_bytes
-from flash_attn3_sm121.errors import MissingPackageError
+from flash_attn3_sm121.errors import MissingPackageError, pip_command
 
-EXTRA = "pip install 'flash_attn3_sm121[bench]'"
 WIDTH = 10.8  # inches; the HTML page is as wide at 100 pixels an inch
 COLUMNS = 2
 # Each colour but the contenders', and the variable of the page's style sheet that takes its place in the SVG.
@@ -51,7 +50,8 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingPackageError(f"the plots need matplotlib: {error}", hint=EXTRA) from error
+        hint = f"{pip_command()} install 'flash_attn3_sm121[bench]'"
+        raise MissingPackageError(f"the plots need matplotlib: {error}", hint=hint) from error
     return matplotlib
 
 

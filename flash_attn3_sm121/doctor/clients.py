@@ -6,14 +6,16 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import flash_attn3_sm121
 from flash_attn3_sm121.doctor import probes
 from flash_attn3_sm121.doctor.facts import Call, Client, Gpu
+from flash_attn3_sm121.errors import NEWEST_WHEEL, pip_command
 from flash_attn3_sm121.fa2 import names
 from flash_attn3_sm121.hub.layout import KNOWN_REPOS
+from flash_attn3_sm121.native.location import locate
 
 _AS_FA2 = "flash-attn3 run --as flash_attn serves it"
 # distribution -> what it gets from us. A test holds this table and the one of docs/clients.md to one another.
@@ -32,7 +34,18 @@ KNOWN_CLIENTS: dict[str, str] = {
     "x-transformers": _AS_FA2,
     "unsloth": _AS_FA2,
 }
-INSTALL = f"make wheel && {sys.executable} -m pip install wheels/flash_attn3_sm121-*.whl"
+
+
+def _install() -> str:
+    again = "--force-reinstall --no-deps " if _installed("flash_attn3_sm121") else ""
+    return f"make wheel && {pip_command()} install {again}{NEWEST_WHEEL}"
+
+
+def _unread() -> Path | None:
+    """The modules of an install whose `.pth` file python does not read, as that of `pip install --target`."""
+    dropin = Path(flash_attn3_sm121.__file__).absolute().parent / "_dropin"
+    installed = _installed("flash_attn3_sm121") is not None and locate().note is None
+    return dropin if installed and (dropin / "flash_attn_interface.py").is_file() else None
 
 
 def _module(name: str) -> Client:
@@ -40,17 +53,20 @@ def _module(name: str) -> Client:
     spec = importlib.util.find_spec(name)
     title = f"import {name}"
     if spec is None or spec.origin is None:
+        unread = _unread()
         return Client(
             name=title,
             gets="ModuleNotFoundError",
             ours=False,
-            problem="not importable here",
-            fix=INSTALL,
+            problem="python reads no .pth file where flash_attn3_sm121 is installed"
+            if unread
+            else "not importable here",
+            fix=f'export PYTHONPATH="$PYTHONPATH:{unread}"' if unread else _install(),
         )
     ours = "flash_attn3_sm121" in Path(spec.origin).parts
     if ours:
         return Client(name=title, gets=spec.origin, ours=True)
-    fix = f"{sys.executable} -m pip uninstall -y flash_attn_3"
+    fix = f"{pip_command()} uninstall -y flash_attn_3"
     return Client(name=title, gets=spec.origin, ours=False, problem="finds another package's module", fix=fix)
 
 
@@ -86,7 +102,7 @@ def _transformers() -> Client | None:
     if answer["detects"]:
         return Client(name=title, gets='attn_implementation="flash_attention_3" works', ours=True)
     why = "it asks for a CUDA device first" if not answer["cuda"] else "it does not see the flash_attn_3 distribution"
-    fix = None if not answer["cuda"] else INSTALL
+    fix = None if not answer["cuda"] else _install()
     return Client(name=title, gets="no flash_attention_3", ours=False, problem=why, fix=fix)
 
 
@@ -100,7 +116,7 @@ def _xformers() -> Client | None:
         gets="its other kernels",
         ours=False,
         problem="it wants eight results of flash_attn_3::bwd, and since upstream's 3.0.0 there are five",
-        fix=f"{sys.executable} -m pip install -U 'xformers>=0.0.35'",
+        fix=f"{pip_command()} install -U 'xformers>=0.0.35'",
     )
 
 
@@ -159,8 +175,16 @@ TYPICAL: dict[str, dict[str, object]] = {
 }
 
 
-def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
-    """Which backend would serve a few typical calls on the first GPU, or the CPU, by dispatch's own `decide`."""
+def typical_calls(
+    gpus: Sequence[Gpu], *, load_errors: Mapping[str, str] | None = None, turned_off: str | None = None
+) -> tuple[Call, ...]:
+    """Which backend would serve a few typical calls on torch's first GPU, or the CPU, by dispatch's own `decide`.
+
+    Args:
+        gpus: those that torch sees.
+        load_errors: of the families whose library does not load.
+        turned_off: what the canary found, if it failed.
+    """
     from flash_attn3_sm121.arch import capability
     from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings
     from flash_attn3_sm121.dispatch.decide import NativeState, decide
@@ -185,7 +209,7 @@ def typical_calls(gpus: Sequence[Gpu]) -> tuple[Call, ...]:
     for name, facts in TYPICAL.items():
         base: dict[str, object] = {"dtype": "bf16", "dtype_kv": "bf16", "head_dim": 128, "head_dim_v": 128}
         call = CallFacts(device_type=device.type, **{**base, **facts})  # type: ignore[arg-type]
-        state = NativeState(builds=builds, allow_proxy=allow_proxy)
+        state = NativeState(builds=builds, load_errors=load_errors, turned_off=turned_off, allow_proxy=allow_proxy)
         decision = decide(device=device, native=state, call=call, flex_refusal="only on request")
         calls.append(Call(name=name, device=device.name, decision=str(decision), backend=decision.backend))
     return tuple(calls)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from flash_attn3_sm121.arch import CAPABILITIES
 from flash_attn3_sm121.doctor import clients, probes
-from flash_attn3_sm121.doctor.facts import Distribution, Gpu, Library, Machine, Torch
-from flash_attn3_sm121.errors import FactsError
+from flash_attn3_sm121.doctor.facts import Call, Distribution, Gpu, Library, Machine, Torch
+from flash_attn3_sm121.errors import FactsError, pip_command
 from flash_attn3_sm121.native.buildfacts import EXECUTED_FILE, BuildFacts, executed_line
 from flash_attn3_sm121.native.location import locate
 
@@ -89,13 +89,14 @@ def torch_facts() -> Torch:
     """What `import torch` gives in a child process: a broken torch must not end the diagnosis."""
     answer = probes.ask("torch")
     if "error" in answer:
-        return Torch(error=str(answer["error"]))
+        wrong = "LD_LIBRARY_PATH" in os.environ and "error" not in probes.ask("torch", without="LD_LIBRARY_PATH")
+        return Torch(error=str(answer["error"]), hidden_by="LD_LIBRARY_PATH" if wrong else None)
     return Torch(
         version=answer["version"],
         cuda=answer["cuda"],
         hip=answer["hip"],
         arch_list=tuple(answer["arch_list"]),
-        sees_cuda=answer["sees_cuda"],
+        devices=tuple(Gpu(name=name, capability=tuple(capability)) for name, capability in answer["devices"]),
         cuda_error=answer["cuda_error"],
     )
 
@@ -159,6 +160,13 @@ def libraries(folder: Path, *, load: bool) -> tuple[tuple[Library, ...], tuple[s
     return tuple(readable), tuple(errors)
 
 
+def _calls(torch: Torch, libs: Iterable[Library], canary: str | None) -> tuple[Call, ...]:
+    errors = {library.family: library.error for library in libs if library.error is not None}
+    failed = canary is not None and canary.startswith("failed")
+    turned_off = f"the canary {canary}" if failed else None
+    return clients.typical_calls(torch.devices, load_errors=errors, turned_off=turned_off)
+
+
 def machine() -> Machine:
     """All facts about this machine."""
     driver, driver_error, found_gpus = gpus()
@@ -166,10 +174,12 @@ def machine() -> Machine:
     usable = torch.error is None
     location = locate()
     libs, facts_errors = libraries(location.folder, load=usable)
-    wanted = probes.ask("canary") if usable and torch.sees_cuda and libs else {}
+    wanted = probes.ask("canary") if usable and torch.devices and libs else {}
+    canary = (wanted.get("canary") or f"failed: {wanted.get('error')}") if wanted else None
     return Machine(
         python=platform.python_version(),
         executable=sys.executable,
+        pip=pip_command(),
         platform=platform.platform(),
         cpu=platform.machine(),
         in_venv=sys.prefix != sys.base_prefix,
@@ -182,7 +192,7 @@ def machine() -> Machine:
         source_tree=location.note,
         facts_errors=facts_errors,
         clients=clients.look_at_clients(torch_works=usable),
-        calls=clients.typical_calls(found_gpus) if usable else (),
+        calls=_calls(torch, libs, canary) if usable else (),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
-        canary=(wanted.get("canary") or f"failed: {wanted.get('error')}") if wanted else None,
+        canary=canary,
     )

@@ -8,11 +8,11 @@ from typing import Literal
 
 from flash_attn3_sm121.arch import CAPABILITIES, Image, capability
 from flash_attn3_sm121.doctor.facts import Gpu, Library, Machine
+from flash_attn3_sm121.errors import NEWEST_WHEEL
 
 # The oldest driver (its major number) that serves a linked-in CUDA runtime of each major version.
 OLDEST_DRIVER = {12: 525, 13: 580}
 Level = Literal["ok", "note", "fault"]
-REBUILD = "make wheel && pip install --force-reinstall --no-deps wheels/flash_attn3_sm121-*.whl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,17 @@ class Finding:
     title: str
     detail: str = ""
     fix: str | None = None
+
+
+def _rebuild(machine: Machine, archs: str = "") -> str:
+    wanted = f' ARCHS="{archs}"' if archs else ""
+    return f"make wheel{wanted} && {machine.pip} install --force-reinstall --no-deps {NEWEST_WHEEL}"
+
+
+def _newer_torch(machine: Machine) -> str:
+    if ".nv" in machine.torch.version:  # NVIDIA's container, whose other packages are built for its torch
+        return "docker pull <NVIDIA's PyTorch image, 25.11 or newer>"
+    return f"{machine.pip} install --upgrade 'torch>=2.9'"
 
 
 def diagnose(machine: Machine) -> tuple[Finding, ...]:
@@ -48,7 +59,7 @@ def _install(machine: Machine) -> Iterator[Finding]:
             level="note",
             title="flash_attn3_sm121 runs from a folder, it is not installed",
             detail="clients that look for the flash_attn_3 distribution find it only after an install",
-            fix="pip install .",
+            fix=f"{machine.pip} install .",
         )
     elif len(ours) > 1:
         places = ", ".join(f"{copy.version} in {copy.location}" for copy in ours)
@@ -56,7 +67,7 @@ def _install(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title=f"flash_attn3_sm121 is installed {len(ours)} times",
             detail=f"{places}; the first one on sys.path wins",
-            fix=f"{machine.executable} -m pip uninstall -y flash_attn3_sm121  # then install the one you want",
+            fix=f"{machine.pip} uninstall -y flash_attn3_sm121  # then install the one you want",
         )
     else:
         yield Finding(level="ok", title=f"flash_attn3_sm121 {ours[0].version}", detail=ours[0].location)
@@ -66,7 +77,7 @@ def _install(machine: Machine) -> Iterator[Finding]:
                 level="fault",
                 title=f"another flash_attn_3 ({other.version}) is installed and hides our flash_attn_interface",
                 detail=f"{other.location}; on GPUs it was not built for it fails, or returns garbage",
-                fix=f"{machine.executable} -m pip uninstall -y flash_attn_3",
+                fix=f"{machine.pip} uninstall -y flash_attn_3",
             )
 
 
@@ -78,7 +89,9 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="torch is not installed" if missing else "torch does not import",
             detail="" if missing else torch.error,
-            fix=f"{machine.executable} -m pip install {'' if missing else '--force-reinstall '}'torch>=2.9'",
+            fix=f"unset {torch.hidden_by}  # another CUDA's libraries are found there"
+            if torch.hidden_by
+            else f"{machine.pip} install {'' if missing else '--force-reinstall '}'torch>=2.9'",
         )
         return
     major, minor = (int(part) for part in torch.version.split(".")[:2])
@@ -87,7 +100,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title=f"torch {torch.version} is too old",
             detail="expected 2.9 or newer",
-            fix=f"{machine.executable} -m pip install --upgrade 'torch>=2.9'",
+            fix=_newer_torch(machine),
         )
     else:
         flavour = f"CUDA {torch.cuda}" if torch.cuda else ("ROCm" if torch.hip else "CPU only")
@@ -97,7 +110,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title="this torch is built without CUDA, and the machine has a GPU",
             detail=f"{machine.gpus[0].name}: every call runs on the CPU fallback",
-            fix=f"{machine.executable} -m pip install --force-reinstall torch --index-url <the CUDA index that "
+            fix=f"{machine.pip} install --force-reinstall torch --index-url <the CUDA index that "
             "pytorch's install page names for your driver>",
         )
     if torch.cuda_error is not None:
@@ -106,6 +119,17 @@ def _torch(machine: Machine) -> Iterator[Finding]:
             title="torch cannot use CUDA",
             detail=torch.cuda_error,
             fix="nvidia-smi  # a driver that is missing or too old shows here",
+        )
+    elif machine.gpus and torch.cuda and not torch.devices:
+        hidden = machine.environment.get("CUDA_VISIBLE_DEVICES")
+        yield Finding(
+            level="fault",
+            title="torch sees no GPU, and the machine has one",
+            detail=f"{machine.gpus[0].name}"
+            + ("" if hidden is None else f"; CUDA_VISIBLE_DEVICES={hidden!r} shows none of those there are"),
+            fix=f"{machine.executable} -c 'import torch; torch.cuda.init()'  # says why"
+            if hidden is None
+            else "unset CUDA_VISIBLE_DEVICES",
         )
 
 
@@ -135,15 +159,15 @@ def _torch_covers(machine: Machine, gpu: Gpu, name: str) -> Iterator[Finding]:
             level="fault",
             title=f"this torch has no kernels for capability {name}",
             detail=f"it was built for {', '.join(machine.torch.arch_list)}: the model itself fails, with or without us",
-            fix=f"{machine.executable} -m pip install --upgrade torch  # a build whose arch list reaches {name}",
+            fix=f"{machine.pip} install --upgrade torch  # a build whose arch list reaches {name}",
         )
 
 
 def _libraries(machine: Machine) -> Iterator[Finding]:
     for error in machine.facts_errors:
-        yield Finding(level="fault", title="a library's facts cannot be read", detail=error, fix=REBUILD)
+        yield Finding(level="fault", title="a library's facts cannot be read", detail=error, fix=_rebuild(machine))
     for library in machine.libraries:
-        yield from _library(library)
+        yield from _library(library, machine)
         yield from _driver_serves(library, machine)
     wanted = {row.family.value for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None}
     present = {library.family for library in machine.libraries if not library.proxy}
@@ -158,7 +182,7 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
                 level="fault",
                 title=f"the {library.family} library holds no machine code for {gpu.name}",
                 detail=f"expected code for {row.name}, found {', '.join((*library.images, *library.ptx))}",
-                fix=f'make wheel ARCHS="{row.name}" && pip install --force-reinstall --no-deps wheels/*.whl',
+                fix=_rebuild(machine, row.name),
             )
     for family in sorted(wanted - present):
         names = " ".join(row.name for gpu in machine.gpus if (row := capability(*gpu.capability)) is not None)
@@ -168,13 +192,13 @@ def _libraries(machine: Machine) -> Iterator[Finding]:
             level="fault",
             title=f"no {family} library in this install",
             detail=f"found: {held}; the fallback serves every call",
-            fix=f'make wheel ARCHS="{names}" && pip install --force-reinstall --no-deps wheels/*.whl',
+            fix=_rebuild(machine, names),
         )
 
 
 def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
     """A library has its own CUDA runtime linked in, which needs a driver as new as itself, whatever torch needs."""
-    if machine.driver is None:
+    if machine.driver is None or machine.canary == "passed":  # a container may bring a newer driver library along
         return
     oldest = OLDEST_DRIVER.get(int(library.cuda.split(".")[0]), 0)
     if int(machine.driver.split(".")[0]) < oldest:
@@ -186,20 +210,20 @@ def _driver_serves(library: Library, machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _library(library: Library) -> Iterator[Finding]:
+def _library(library: Library, machine: Machine) -> Iterator[Finding]:
     if library.error is not None:
         yield Finding(
             level="fault",
             title=f"the {library.family} library does not load",
             detail=library.error,
-            fix=REBUILD,
+            fix=_newer_torch(machine) if "undefined symbol" in library.error else _rebuild(machine),
         )
     elif not library.intact:
         yield Finding(
             level="fault",
             title=f"the {library.family} library is not the file that was built",
             detail="its sha256 differs from the one in its facts",
-            fix=REBUILD,
+            fix=_rebuild(machine),
         )
     else:
         mark = " (PROXY: a test build, not for use)" if library.proxy else ""

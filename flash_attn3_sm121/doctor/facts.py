@@ -22,9 +22,10 @@ class Torch:
     cuda: str | None = None
     hip: str | None = None
     arch_list: tuple[str, ...] = ()
-    sees_cuda: bool = False
+    devices: tuple[Gpu, ...] = ()  # the CUDA devices that it sees, in its order; nvidia-smi has an order of its own
     cuda_error: str | None = None
     error: str | None = None
+    hidden_by: str | None = None  # the environment variable without which it does import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class Machine:
 
     python: str
     executable: str
+    pip: str  # what to type for that Python's pip
     platform: str
     cpu: str
     in_venv: bool

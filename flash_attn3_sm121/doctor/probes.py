@@ -1,4 +1,4 @@
-"""Checks that may end the process they run in. Each runs in a child, which prints its answer as JSON on the last line.
+"""Checks that may end the process they run in. Each runs in a child, which prints its answer as JSON on a line.
 
 `python -m flash_attn3_sm121.doctor.probes NAME ARGUMENT...` answers one; `ask` starts that and reads the answer.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,16 +16,20 @@ from typing import Any
 SECONDS = 180
 
 
-def ask(name: str, *arguments: str) -> dict[str, Any]:
-    """The child's answer; {"error": ...} with the last line of its output where it died or hung."""
+def ask(name: str, *arguments: str, without: str | None = None) -> dict[str, Any]:
+    """The child's answer; {"error": ...} with the last line of its output where it died or hung.
+
+    `without` is a variable of the environment that the child does not get.
+    """
     command = [sys.executable, "-m", __spec__.name, name, *arguments]
+    env = {key: value for key, value in os.environ.items() if key != without}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=env)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {SECONDS} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]  # others may print as well, even last
+    if done.returncode == 0 and answers:
+        answer: dict[str, Any] = json.loads(answers[-1])
         return answer
     if done.returncode < 0:
         return {"error": f"the process was ended by {signal.Signals(-done.returncode).name}"}
@@ -40,14 +45,13 @@ def _torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "arch_list": torch.cuda.get_arch_list() if torch.version.cuda else [],
-        "sees_cuda": False,
+        "devices": [],
         "cuda_error": None,
     }
     if torch.version.cuda:
         try:
-            answer["sees_cuda"] = torch.cuda.device_count() > 0
-            if answer["sees_cuda"]:
-                torch.cuda.init()  # type: ignore[no-untyped-call]
+            seen = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+            answer["devices"] = [(device.name, (device.major, device.minor)) for device in seen]
         except RuntimeError as error:  # what torch raises for every driver problem
             answer["cuda_error"] = str(error).splitlines()[0]
     return answer
@@ -74,16 +78,15 @@ def _canary() -> dict[str, Any]:
     import flash_attn3_sm121
     from flash_attn3_sm121.errors import BackendError
 
-    dtype = torch.bfloat16
-    q, k, v = (torch.randn(1, 64, 2, 64, device="cuda", dtype=dtype) for _ in range(3))
     refused = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
+            q, k, v = (torch.randn(1, 64, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
             with flash_attn3_sm121.use_backend("native"):
                 flash_attn3_sm121.flash_attn_func(q, k, v, causal=True)
             torch.cuda.synchronize()
-        except BackendError as error:
+        except (BackendError, torch.OutOfMemoryError) as error:
             refused = str(error).splitlines()[0]  # a failed canary refuses too, after its warning
     loud = [str(warning.message) for warning in caught if "canary" in str(warning.message).lower()]
     if loud:

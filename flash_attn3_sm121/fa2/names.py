@@ -1,7 +1,7 @@
 """Where the modules named `flash_attn` lie, and whether something else of that name is in their way.
 
 They come by two ways, both asked for by somebody: a wheel of their own (`make wheel-fa2`), or `flash-attn3 run --as
-flash_attn`, which puts `_names/` in front of a program's path. Imports nothing but the standard library.
+flash_attn`, which puts `_names/` in front of a program's path. Imports little: it runs before a program of others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from flash_attn3_sm121.errors import pip_command
 
 PACKAGE = "flash_attn"
 VERSION = "2.8.3"  # whose interface this is; programs compare it with what they need
@@ -54,7 +56,7 @@ def look(path: Sequence[str] | None = None) -> tuple[Found, ...]:
 
 def conflict(path: Sequence[str] | None = None) -> Conflict | None:
     """What stands in the way of our names on an import path; None: nothing does."""
-    pip = f"{sys.executable} -m pip uninstall -y"
+    pip = f"{pip_command()} uninstall -y"
     for found in look(path):
         if found.cute and (found.ours or not (found.folder / "__init__.py").is_file()):
             return Conflict(

@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 from flash_attn3_sm121.commandline import end_in_order
-from flash_attn3_sm121.errors import MissingPackageError
+from flash_attn3_sm121.errors import MissingPackageError, pip_command
 
 _COMMANDS = "flash_attn3_sm121.hub.commands"
 # name -> (module, its function, what `--help` says); `configure_<name>` beside the function makes the options
@@ -63,5 +63,5 @@ def do_hub(args: argparse.Namespace) -> int:
             raise
         raise MissingPackageError(
             f"`flash-attn3 hub {args.action}` needs the Python package {missing}",
-            hint='pip install "flash_attn3_sm121[hub]" brings everything that the hub needs',
+            hint=f'{pip_command()} install "flash_attn3_sm121[hub]" brings everything that the hub needs',
         ) from error

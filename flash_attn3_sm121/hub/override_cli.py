@@ -56,7 +56,10 @@ def site_packages() -> Path:
 
 
 def is_virtual_environment() -> bool:
-    return sys.prefix != sys.base_prefix
+    """Whether this Python is an environment of its own: of venv, or of conda, mamba or pixi, but not conda's base."""
+    prefix = Path(sys.prefix)
+    condas = (prefix / "conda-meta").is_dir() and not (prefix / "condabin").is_dir()
+    return condas or sys.prefix != sys.base_prefix
 
 
 def enable(folder: Path, config: OverrideConfig) -> Path:
@@ -65,7 +68,8 @@ def enable(folder: Path, config: OverrideConfig) -> Path:
         put_file(target, pth_line(config))
         _record(folder, target)
     except OSError as error:
-        raise OverrideError(f"cannot write {target}: {error.strerror}") from error
+        hint = "flash-attn3 run -- COMMAND does it for one command, and writes nothing there"
+        raise OverrideError(f"cannot write {target}: {error.strerror}", hint=hint) from error
     return target
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_attn3_sm121.errors import HubError, IntegrityError, MissingPackageError
+from flash_attn3_sm121.errors import HubError, IntegrityError, MissingPackageError, pip_command
 from flash_attn3_sm121.hub.index import dump_json, load_json
 from flash_attn3_sm121.hub.layout import SCHEMA
 
@@ -152,7 +152,7 @@ class TrustedKeys:
             from cryptography.exceptions import InvalidSignature
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         except ImportError as error:  # the override, too, comes here
-            hint = 'pip install "flash_attn3_sm121[hub]"'
+            hint = f'{pip_command()} install "flash_attn3_sm121[hub]"'
             raise MissingPackageError("signatures need the Python package cryptography", hint=hint) from error
         try:
             text = base64.b64decode(str(said.get("signature")), validate=True)

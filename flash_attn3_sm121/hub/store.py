@@ -74,7 +74,10 @@ class Hub:
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
-                    raise HubError(f"cannot make {folder}: {error.strerror}", hint="name another --hub") from error
+                    raise HubError(
+                        f"cannot make {folder}: {error.strerror}",
+                        hint="name another: --hub DIR, or FLASH_ATTN3_HUB=DIR",
+                    ) from error
             with hub._locked(lambda _: None):
                 if not layout.current.exists() and not hub.generations():
                     hub._write(layout.current, b"0\n")  # from now on, a hub without this file has lost it

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_attn3_sm121._version import __version__
+from flash_attn3_sm121.errors import NEWEST_WHEEL, pip_command
 
 # Not resolved: in the Hugging Face cache every file is a link into a flat folder, and `lib` lies beside the link.
 PACKAGE = Path(__file__).absolute().parent.parent
@@ -43,7 +44,7 @@ def locate(package: Path = PACKAGE, path: list[str] | None = None) -> Location:
         return Location(
             folder=own,
             note=f"{imported}, which holds no kernel library, and no wheel of ours is installed; to have one: "
-            f"make wheel && pip install wheels/{NAME}-*.whl",
+            f"make wheel && {pip_command()} install {NEWEST_WHEEL}",
         )
     version, folder = wheel
     if version.partition("+")[0] != __version__:
@@ -51,7 +52,7 @@ def locate(package: Path = PACKAGE, path: list[str] | None = None) -> Location:
             folder=own,
             note=f"{imported} ({__version__}), which holds no kernel library, and not the installed wheel, whose "
             f"libraries are of another version ({version}); start python in another folder, or install the wheel of "
-            f"this tree: make wheel && pip install --force-reinstall --no-deps wheels/{NAME}-*.whl",
+            f"this tree: make wheel && {pip_command()} install --force-reinstall --no-deps {NEWEST_WHEEL}",
         )
     return Location(
         folder=folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -209,6 +210,13 @@ def test_the_command_holds_no_path_but_of_the_tools() -> None:
     assert launched[0] == "sccache" and "--keep" not in launched
 
 
+def test_a_cache_whose_path_has_a_space_can_be_compiled_in() -> None:
+    """nvcc puts the words for its host compiler into a shell's command line as they are."""
+    words = compiling.command(unit(), toolchain=toolchain(Path("/my disk/bin/nvcc")), launcher=None)
+    (word,) = [word.removeprefix("-Xcompiler=") for word in words if "prefix-map" in word]
+    assert shlex.split(word) == ["-ffile-prefix-map=/my disk/bin=cuda"]
+
+
 def test_ccache_only_in_a_mode_that_cannot_serve_stale_objects(tmp_path: Path) -> None:
     tools = toolchain(Path("/cuda/bin/nvcc"))
     around = {"PATH": "/bin", "CPATH": "/evil", "PYTHONPATH": "/clone"}
@@ -351,15 +359,16 @@ class Slow:
         built(made, sm8x=[Keyed(planned=unit(), key="a" * 64)])
         return 0
 
-# Also where these tests were started in the background, for which shells turn Ctrl-C off.
+# Also where these tests were started in the background, for which shells turn Ctrl-C off, or under nohup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.modules["slow"] = Slow
 ci.COMMANDS["slow"] = ("slow", "")
 sys.exit(ci.main(["slow"]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_killed_build_takes_its_compilers_along(tmp_path: Path, number: int) -> None:
     build = subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     pid = tmp_path / "pid"

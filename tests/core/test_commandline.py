@@ -6,11 +6,14 @@ import errno
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,6 +22,7 @@ from ci.__main__ import COMMANDS as STAGES
 from ci.__main__ import main as ci
 from flash_attn3_sm121.cli import COMMANDS, main
 from flash_attn3_sm121.commandline import as_error, exit_codes
+from flash_attn3_sm121.errors import NEWEST_WHEEL, pip_command
 from flash_attn3_sm121.hub.cli import ACTIONS
 from tests.fakes.libraries import build
 
@@ -73,10 +77,15 @@ def test_the_version_of_a_folder_says_so(
     assert capsys.readouterr().out.startswith(f"{name} {flash_attn3_sm121.__version__}")
 
 
-def test_the_version_of_an_install_has_its_local_part(tmp_path: Path) -> None:
-    """The checkout may be installed elsewhere at the same time: it is the copy that runs that counts."""
-    source = Path(flash_attn3_sm121.__file__).parent
-    shutil.copytree(source, tmp_path / "flash_attn3_sm121", ignore=shutil.ignore_patterns("__pycache__", "lib"))
+@pytest.mark.parametrize("put", [shutil.copy, os.symlink], ids=["copied", "linked"])
+def test_the_version_of_an_install_has_its_local_part(put: Callable[[str, str], object], tmp_path: Path) -> None:
+    """The checkout may be installed elsewhere at the same time: it is the copy that runs that counts.
+
+    uv links files into its cache where it is told to (`--link-mode symlink`).
+    """
+    source = Path(flash_attn3_sm121.__file__).absolute().parent
+    ignored = shutil.ignore_patterns("__pycache__", "lib")
+    shutil.copytree(source, tmp_path / "flash_attn3_sm121", ignore=ignored, copy_function=put)
     info = tmp_path / "flash_attn3_sm121-3.0.0.post1+g3effce8.121.smoke.dist-info"
     info.mkdir()
     info.joinpath("METADATA").write_text("Name: flash_attn3_sm121\nVersion: 3.0.0.post1+g3effce8.121.smoke\n")
@@ -182,3 +191,39 @@ def test_what_the_system_refuses_is_a_sentence(capsys: pytest.CaptureFixture[str
     full, denied = (as_error(OSError(code, os.strerror(code), "/x")) for code in (errno.ENOSPC, errno.EACCES))
     assert (full.exit_code, denied.exit_code) == (17, 18)
     assert "hub gc" in str(full) and str(denied).startswith("/x: Permission denied")
+
+
+@pytest.mark.parametrize(("program", "words"), [(main, ["hub", "list"]), (ci, ["plan"])], ids=["hub", "ci"])
+def test_a_user_without_a_home_is_told_what_to_set(
+    program: Main, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `docker run --user 1234` with an emptied environment has it."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "FA3_CACHE", "FLASH_ATTN3_HUB", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert program(words) == 2 and "-> export HOME=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_environment_without_pip_is_told_uvs(tmp_path: Path) -> None:
+    venv.create(tmp_path / "made by uv", symlinks=True)
+    python = tmp_path / "made by uv" / "bin" / "python"
+    code = "from flash_attn3_sm121.errors import pip_command; print(pip_command())"
+    said = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == f"UV_PYTHON='{python}' uv pip\n"
+    assert pip_command() == f"{shlex.quote(sys.executable)} -m pip"
+
+
+def test_of_several_wheels_the_last_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "wheels" / "fa2").mkdir(parents=True)
+    for age, name in enumerate(("z", "b", "a"), start=1):
+        wheel = tmp_path / "wheels" / f"flash_attn3_sm121-1+{name}.whl"
+        wheel.touch()
+        os.utime(wheel, (age, age))
+    command = ["sh", "-c", f"echo {NEWEST_WHEEL}"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said == "wheels/flash_attn3_sm121-1+a.whl\n"

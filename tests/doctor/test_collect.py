@@ -9,14 +9,22 @@ import sys
 import venv
 from importlib.metadata import PathDistribution
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from ci.wheel import wheel
 from flash_attn3_sm121.doctor import clients, collect, probes
 from flash_attn3_sm121.doctor.facts import Gpu
+from flash_attn3_sm121.files import put_file
+from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
+from tests.fakes.libraries import SM8X
 
 ROOT = Path(__file__).resolve().parents[2]
+GB10 = Gpu(name="NVIDIA GB10", capability=(12, 1))
 
 
 def _tool(folder: Path, script: str) -> None:
@@ -28,7 +36,7 @@ def _tool(folder: Path, script: str) -> None:
 def test_the_driver_tool_of_a_gb10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _tool(tmp_path, "echo 'NVIDIA GB10, 12.1, 580.95.05, [N/A]'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert collect.gpus() == ("580.95.05", None, (Gpu(name="NVIDIA GB10", capability=(12, 1)),))
+    assert collect.gpus() == ("580.95.05", None, (GB10,))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,14 @@ def test_a_child_that_is_killed_is_reported_not_raised(monkeypatch: pytest.Monke
     assert probes.ask("torch") == {"error": "the process was ended by SIGSEGV"}
 
 
+def test_a_child_that_says_more_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text("#!/bin/sh\necho hello; echo '{\"repos\": []}'; echo goodbye\n", encoding="utf-8")
+    shim.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shim))
+    assert probes.ask("override") == {"repos": []}
+
+
 def _distribution(site: Path, name: str, version: str) -> PathDistribution:
     folder = site / f"{name}-{version}.dist-info"
     folder.mkdir(parents=True)
@@ -130,6 +146,58 @@ def test_ours_is_told_from_an_upstream_distribution(tmp_path: Path) -> None:
         ("flash_attn_3", True),
         ("flash_attn3_sm121", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "facts", "said"),
+    [
+        ((GB10,), {}, "native (family sm8x, machine code sm_121)"),
+        ((), {}, "the tensors are on cpu"),
+        ((GB10,), {"load_errors": {"sm8x": "no libcudart"}}, "no libcudart"),
+        ((GB10,), {"turned_off": "the canary failed: 0.7"}, "canary failed: 0.7"),
+    ],
+    ids=["healthy", "hidden", "broken", "wrong"],
+)
+def test_who_serves_follows_what_was_found(
+    gpus: tuple[Gpu, ...], facts: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "installed", lambda: (SimpleNamespace(facts=SM8X),))
+    call = clients.typical_calls(gpus, **facts)[0]
+    assert said in call.decision and (call.backend == "native") is ("native (" in said)
+
+
+def test_a_device_without_free_memory_does_not_fail_the_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    monkeypatch.setattr(torch, "randn", full)
+    assert probes._canary() == {"canary": "skipped: CUDA out of memory. Tried to allocate 2 MiB."}
+
+
+def test_a_torch_that_another_cuda_hides_is_told_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(name: str, without: str | None = None) -> dict[str, Any]:
+        return {} if without else {"error": "ImportError: /other/libc10.so: undefined symbol"}
+
+    monkeypatch.setattr(probes, "ask", ask)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/other")
+    assert collect.torch_facts().hidden_by == "LD_LIBRARY_PATH"
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert collect.torch_facts().hidden_by is None
+
+
+@pytest.mark.slow
+def test_an_install_whose_pth_file_is_not_read_is_told_what_to_do(tmp_path: Path) -> None:
+    name = wheel.pure_name()
+    path = put_file(tmp_path / name.file, wheel.wheel_bytes(name, wheel.wheel_files(name, libraries={}, licenses={})))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path / "x y"), str(path)], check=True)
+    code = "from flash_attn3_sm121.doctor import clients; print(clients._module('flash_attn_interface').fix)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "x y")}
+    plain = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": True}
+    fix = subprocess.run([sys.executable, "-c", code], **plain).stdout.strip()  # type: ignore[call-overload]
+    assert fix == f'export PYTHONPATH="$PYTHONPATH:{tmp_path}/x y/flash_attn3_sm121/_dropin"'
+    found = f"{fix} && '{sys.executable}' -c 'import flash_attn_interface as f; print(f.__file__)'"
+    assert str(tmp_path) in subprocess.run(["sh", "-c", found], **plain).stdout  # type: ignore[call-overload]
 
 
 @pytest.mark.slow

@@ -35,7 +35,10 @@ LIBRARY = Library(
     executed="executed in software: 96 attention kernels for 12.1 in 602 cases, none wrong",
 )
 TORCH = Torch(
-    version="2.11.0+cu130", cuda="13.0", arch_list=("sm_80", "sm_90", "sm_100", "sm_120", "compute_120"), sees_cuda=True
+    version="2.11.0+cu130",
+    cuda="13.0",
+    arch_list=("sm_80", "sm_90", "sm_100", "sm_120", "compute_120"),
+    devices=(GB10,),
 )
 CLIENTS = (
     Client(
@@ -47,6 +50,7 @@ CLIENTS = (
 HEALTHY = Machine(
     python="3.12.3",
     executable="/venv/bin/python",
+    pip="/venv/bin/python -m pip",
     platform="Linux-6.11.0-aarch64",
     cpu="aarch64",
     in_venv=True,
@@ -74,6 +78,14 @@ BROKEN = dataclasses.replace(
 RTX = Gpu(name="NVIDIA GeForce RTX 2080", capability=(7, 5), memory_mb=8192)
 NO_TORCH = Torch(error="ModuleNotFoundError: No module named 'torch'")
 OLD_ARCHS = dataclasses.replace(TORCH, version="2.9.1+cu126", cuda="12.6", arch_list=("sm_80", "sm_90"))
+ON_CPU = (
+    Call(
+        name="training, bf16",
+        device="CPU",
+        decision="backend: sdpa\n  not native: it runs on CUDA devices and the tensors are on cpu",
+        backend="sdpa",
+    ),
+)
 NO_DRIVER = "nvidia-smi is not on PATH: no NVIDIA driver on this machine, or not in this container"
 
 SITUATIONS: dict[str, Machine] = {
@@ -107,8 +119,10 @@ SITUATIONS: dict[str, Machine] = {
     "cuda-does-not-start": dataclasses.replace(
         HEALTHY,
         torch=dataclasses.replace(
-            TORCH, cuda_error="The NVIDIA driver on your system is too old (found version 12020)."
+            TORCH, devices=(), cuda_error="The NVIDIA driver on your system is too old (found version 12020)."
         ),
+        calls=ON_CPU,
+        canary=None,
     ),
     "laptop": dataclasses.replace(
         HEALTHY,
@@ -120,7 +134,18 @@ SITUATIONS: dict[str, Machine] = {
         canary=None,
         environment={"FLASH_ATTN3_BACKEND": "sdpa"},
     ),
-    "driver-too-old": dataclasses.replace(HEALTHY, driver="570.124.06"),
+    "gpu-that-torch-does-not-see": dataclasses.replace(
+        HEALTHY,
+        torch=dataclasses.replace(TORCH, devices=()),
+        calls=ON_CPU,
+        canary=None,
+        environment={"CUDA_VISIBLE_DEVICES": "-1"},
+    ),
+    "driver-too-old": dataclasses.replace(
+        HEALTHY,
+        driver="570.124.06",
+        canary="failed: the call raised RuntimeError: CUDA driver version is insufficient for CUDA runtime version",
+    ),
     "facts-unreadable": dataclasses.replace(
         HEALTHY, libraries=(), facts_errors=("sm8x.json: not JSON: Expecting value: line 1 column 1 (char 0)",)
     ),
@@ -137,6 +162,26 @@ def test_diagnosis(name: str, golden: Callable[[str, str], None]) -> None:
     assert bool(faults) is (name not in HARMLESS)
     for fault in faults:
         assert fault.fix, f"a fault without a fix: {fault.title}"
+
+
+def test_a_torch_that_another_cuda_hides_is_not_installed_anew() -> None:
+    torch = Torch(error="ImportError: /other/libc10.so: undefined symbol", hidden_by="LD_LIBRARY_PATH")
+    (fault,) = [one for one in diagnose(dataclasses.replace(HEALTHY, torch=torch)) if one.level == "fault"]
+    assert str(fault.fix).startswith("unset LD_LIBRARY_PATH")
+
+
+def test_a_driver_that_a_container_replaces_is_not_called_too_old() -> None:
+    """nvidia-smi names the machine's driver; a container's own libcuda serves the newer runtime, as the canary saw."""
+    assert not [one for one in diagnose(dataclasses.replace(HEALTHY, driver="570.124.06")) if one.level == "fault"]
+
+
+@pytest.mark.parametrize("version", ["2.8.0a0+34c6371d24.nv25.08", "2.9.0a0+50eac811a6.nv25.09"])
+def test_nvidias_container_gets_a_newer_container(version: str) -> None:
+    lacking = dataclasses.replace(LIBRARY, error="sm8x.so: undefined symbol: aoti_torch_call_dispatcher")
+    torch = dataclasses.replace(TORCH, version=version)
+    machine = dataclasses.replace(HEALTHY, torch=torch, libraries=(lacking,), canary=None)
+    faults = [one for one in diagnose(machine) if one.level == "fault"]
+    assert faults and all(str(one.fix).startswith("docker pull <NVIDIA") for one in faults)
 
 
 def test_a_terminal_gets_the_same_words_in_colour_within_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,14 @@ def test_a_system_python_is_not_changed_unasked(monkeypatch: pytest.MonkeyPatch,
     assert override_cli.read(tmp_path) == OverrideConfig()
 
 
+def test_an_environment_of_condas_is_one_and_its_base_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    for folder, is_one in (("bin", False), ("conda-meta", True), ("condabin", False)):
+        (tmp_path / folder).mkdir()
+        assert override_cli.is_virtual_environment() is is_one
+
+
 def test_configuration_travels_whole() -> None:
     config = OverrideConfig(repos={"a/b": "vllm", 'it\'s/"x"': "fa3"}, hub="/a b'c", quiet=True, stand_in=True)
     assert OverrideConfig.from_json(config.to_json()) == config == parse_line(pth_line(config))

@@ -64,6 +64,7 @@ import os, signal, sys
 from flash_attn3_sm121.cli import main
 number, folder, *words = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def hook(event, args):
     if event == "os.chmod" and str(args[0]).startswith(folder):
         assert os.path.getsize(args[0]) > 2_000_000
@@ -73,7 +74,7 @@ sys.exit(main(words))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_publish_that_is_told_to_stop_leaves_nothing(hub: Hub, tmp_path: Path, number: signal.Signals) -> None:
     wheel = write_wheel(tmp_path / "big", version="3.1.0", library=os.urandom(2_000_000))
     words = ["hub", "publish", str(wheel), "--hub", str(hub.layout.root)]

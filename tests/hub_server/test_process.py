@@ -82,9 +82,11 @@ def start_download(server: Server) -> socket.socket:
     return sock
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_downloads_finish(small: Path, number: signal.Signals) -> None:
+    hang_up = signal.signal(signal.SIGHUP, lambda *_: None)  # tests under nohup would have the server ignore it
     with running(small) as server, start_download(server) as sock:
+        signal.signal(signal.SIGHUP, hang_up)
         server.process.send_signal(number)
         until(lambda: "Shutting down" in server.log, "the server's word that it stops")
         assert 1 + sum(map(len, iter(lambda: sock.recv(1 << 20), b""))) > SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -14,7 +15,7 @@ from urllib3.util import Retry
 from ci.cache.archive import unpack_zip
 from ci.index import Wanted, members, pages
 from ci.index.pip import download, pip_settings
-from flash_attn3_sm121.errors import FetchError
+from flash_attn3_sm121.errors import DiskError, FetchError
 from tests.fakes.serving import PROJECT, Index, make_wheel, pip_looks_at, serving, sha
 from tests.fakes.worlds import said, settings_of
 
@@ -95,7 +96,7 @@ def test_folders_come_first_and_a_bad_copy_there_is_passed_over(
 
 def test_a_full_disk_is_called_one(index: Index, tmp_path: Path) -> None:
     (tmp_path / NAME).symlink_to("/dev/full")
-    with pytest.raises(FetchError, match=r"(?s)cannot write .*No space left on device.*FA3_CACHE"):
+    with pytest.raises(DiskError, match=r"(?s)cannot write .*No space left on device.*FA3_CACHE"):
         get(tmp_path)
 
 
@@ -211,6 +212,15 @@ def zip_of(name: str | zipfile.ZipInfo, content: str) -> zipfile.ZipFile:
 def test_a_zip_with_tricks_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(FetchError, match="refused, a member leaves the folder"):
         unpack_zip(zip_of(name, ""), "t.whl", {"a": "a"}, tmp_path)
+
+
+def test_a_full_disk_is_told_from_a_bad_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(DiskError, match=r"no space left on the disk of (?s:.*)FA3_CACHE=DIR"):
+        unpack_zip(zip_of("a/y.h", "y"), "t.whl", {"a": "a"}, tmp_path)
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_source_tree_alone_says_what_to_do(tmp_path: Path) -> None:
     package = source_tree(tmp_path)
     location = locate(package, [str(package.parent), str(tmp_path)])
     assert location.folder == package / "lib"
-    assert location.note is not None and "make wheel && pip install wheels/" in location.note
+    assert location.note is not None and '-m pip install "$(ls -t wheels/' in location.note
 
 
 def test_libraries_of_another_version_are_not_taken(tmp_path: Path) -> None:

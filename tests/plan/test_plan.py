@@ -271,6 +271,16 @@ def test_environment_alone_is_a_request() -> None:
         from_environment({"MAX_JOBS": "many"})
 
 
+@pytest.mark.parametrize("archs", ["7.5 8.0 8.6 9.0 10.0 12.0+PTX", "8.0 8.6 9.0 10.0 11.0 12.0+PTX"])
+def test_nvidias_container_asks_for_no_architectures(archs: str) -> None:
+    """Its image sets TORCH_CUDA_ARCH_LIST: `make wheel` is for the machine's GPU there, too."""
+    container = {"NVIDIA_PYTORCH_VERSION": "25.10", "TORCH_CUDA_ARCH_LIST": archs}
+    built = plan_of(from_environment(container), machine=replace(MACHINE, gpus=("12.1",)), cuda=CUDA)
+    assert [target.name for target in built.targets] == ["12.1"]
+    asked = from_environment({**container, "TORCH_CUDA_ARCH_LIST": "12.0"})
+    assert asked.archs == "12.0" and from_environment({"TORCH_CUDA_ARCH_LIST": archs}).archs == archs
+
+
 def test_requests_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="unknown profile 'tiny'\n"):
         plan_of(Request(profile="tiny"), machine=MACHINE, cuda=CUDA)

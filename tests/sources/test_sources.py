@@ -18,7 +18,7 @@ from ci.settings import Settings
 from ci.sources import fetch
 from ci.sources.lock import SourceLock
 from ci.sources.routes import Route
-from flash_attn3_sm121.errors import SourceError
+from flash_attn3_sm121.errors import DiskError, SourceError
 from tests.fakes.worlds import PREFIX, SCRIPT, World, commit_all, make_world, said, settings_of, with_sdist_of
 
 
@@ -119,6 +119,23 @@ def test_a_tampered_cache_is_refused_where_nothing_can_replace_it(world: World) 
     (world.index / "carrier-1.0.tar.gz").unlink()
     with pytest.raises(SourceError, match=r"cache: damaged, replaced.*missing: flash\.h"):
         get(world)
+
+
+def test_a_full_disk_is_not_the_fault_of_a_route(world: World) -> None:
+    """No further route is asked to write to it."""
+
+    def fill(lock: SourceLock, work: Path, settings: Settings) -> None:
+        raise DiskError("no space left")
+
+    def unasked(lock: SourceLock, work: Path, settings: Settings) -> None:
+        pytest.fail("another route was tried")
+
+    with pytest.raises(DiskError, match="no space left"):
+        fetch(
+            world.lock,
+            settings_of(world.cache),
+            routes=(Route(name="sdist", fill=fill), Route(name="git", fill=unasked)),
+        )
 
 
 def test_the_whole_trace_is_told_when_no_route_works(world: World) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,34 @@ def test_ci_local_stops_where_a_target_fails(recorded: tuple[Path, Path]) -> Non
     with pytest.raises(subprocess.CalledProcessError):
         local(tree, tools)
     assert (tree / "asked").read_text(encoding="utf-8").splitlines()[-1].split()[1] == "ci-build"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder with the Makefile, a list of no packages, and a harness that prints a request's architectures."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements-build.txt").touch()
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "__main__.py").write_text("import sys; print('asked', *sys.argv[1:])\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_containers_variables_are_not_for_the_pinned_tools(bare: Path) -> None:
+    """NVIDIA's image has constraints for pip and a list of architectures; others have user installs."""
+    done = make(
+        "plan", f"PYTHON={sys.executable}", cwd=bare, PIP_CONSTRAINT="/no/constraint.txt", PIP_USER="1",
+        PYTHONSAFEPATH="1", TORCH_CUDA_ARCH_LIST="7.5 8.0", NVIDIA_PYTORCH_VERSION="25.10",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "asked plan\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_an_environment_that_was_cut_short_is_made_again(bare: Path) -> None:
+    """Ctrl-C while pip is put into it, or a Debian without python3-venv, leaves a Python without pip."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare / ".venv-build"], check=True)
+    done = make("plan", f"PYTHON={sys.executable}", cwd=bare)
+    assert (done.returncode, done.stdout) == (0, "asked plan\n"), done.stderr
 
 
 def test_a_runs_inputs_are_data(tmp_path: Path) -> None:

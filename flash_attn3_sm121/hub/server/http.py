@@ -316,10 +316,11 @@ def log_to_stderr(*, requests: bool) -> None:
 async def serve(
     config: ServeConfig, sock: socket.socket, tls: ssl.SSLContext | None, most: int, *, announce: Callable[[], None]
 ) -> None:
-    """Announce, and serve until SIGTERM or SIGINT; then downloads get some seconds to finish."""
+    """Announce, and serve until SIGTERM, SIGINT or SIGHUP; then downloads get some seconds to finish."""
     log_to_stderr(requests=config.access_log)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]  # nohup ignores it
+    for number in (signal.SIGTERM, signal.SIGINT, *hung_up):
         loop.add_signal_handler(number, stop.set)
     server = Server(Front(app=App.of(config)), sock, tls, most)
     server.listen()
