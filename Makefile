@@ -9,7 +9,9 @@ PY := $(VENV)/bin/python
 TORCH ?= 2.13.0
 
 # What a container sets for its users' pip and Python, as NVIDIA's does, is not for the pinned tools.
+ifdef PIP_CONSTRAINT
 export PIP_CONSTRAINT := /dev/null
+endif
 export PIP_USER := 0
 unexport PYTHONSAFEPATH
 

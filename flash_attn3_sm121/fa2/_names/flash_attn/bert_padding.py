@@ -1,5 +1,6 @@
 """FlashAttention-2's padding helpers, served by flash_attn3_sm121."""
 
+from importlib import import_module
 from typing import Any
 
 from flash_attn3_sm121.fa2.bert_padding import (
@@ -23,7 +24,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("rearrange", "repeat"):  # upstream's module imports them from einops, and verl takes them from here
-        import einops
-
-        return getattr(einops, name)
+        return getattr(import_module("einops"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
