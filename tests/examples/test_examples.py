@@ -48,5 +48,5 @@ def test_get_kernel_client_under_run() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_stay_short_and_say_how_to_run_them(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 65
+    assert len(text.splitlines()) <= 70
     assert f"python examples/{path.name}" in text.split('"""')[1]
