@@ -9,12 +9,12 @@ import importlib.machinery
 import shlex
 import sys
 
-# In a clone, the wheel that was written last. Several of one project, as of two profiles, pip and uv refuse.
+# The newest wheel of a clone, for a shell. pip and uv refuse two wheels of one project, as two profiles make them.
 NEWEST_WHEEL = '"$(ls -t wheels/flash_attn3_sm121-*.whl | head -1)"'
 
 
 def pip_command() -> str:
-    """What to type for this Python's pip: uv's where there is none, as in the environments that `uv venv` makes."""
+    """The command that installs packages for this Python: its pip, or uv's where it has none (`uv venv` makes such)."""
     python = shlex.quote(sys.executable)
     # Not find_spec of importlib.util: setuptools has a finder that takes distutils away where pip is looked for.
     has_pip = importlib.machinery.PathFinder.find_spec("pip") is not None

@@ -110,9 +110,9 @@ def _jobs(text: str | None, *, origin: str) -> int | None:
 
 
 def from_environment(environ: Mapping[str, str]) -> Request:
-    """What the environment alone asks for (`pip install .` has nothing else).
+    """The request that environment variables alone make (`pip install .` has nothing else).
 
-    In NVIDIA's PyTorch container the image's own TORCH_CUDA_ARCH_LIST asks for nothing: no user wrote it.
+    NVIDIA's PyTorch container sets TORCH_CUDA_ARCH_LIST itself. That list is not a user's wish, and is not read.
     """
     jobs = _jobs(environ.get("JOBS"), origin="JOBS")
     archs = environ.get("TORCH_CUDA_ARCH_LIST")

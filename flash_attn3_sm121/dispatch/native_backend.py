@@ -38,11 +38,11 @@ _DECODE = (
 )
 
 
-_ALLOCATING = ("new_empty", "new_zeros", "empty_like", "aten_pad")  # what a library asks torch for memory with
+_ALLOCATING = ("new_empty", "new_zeros", "empty_like", "aten_pad")  # a library gets memory from torch by these
 
 
 def out_of_memory(error: RuntimeError) -> torch.OutOfMemoryError | None:
-    """torch's error for a full memory, if it is one: a library only hears that its call failed, and says so."""
+    """torch's OutOfMemoryError, if memory ran out; a library only says that its call of torch failed."""
     if isinstance(error, torch.OutOfMemoryError):
         return error
     text = str(error)

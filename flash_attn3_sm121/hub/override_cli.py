@@ -56,7 +56,7 @@ def site_packages() -> Path:
 
 
 def is_virtual_environment() -> bool:
-    """Whether this Python is an environment of its own: of venv, or of conda, mamba or pixi, but not conda's base."""
+    """True if venv, conda, mamba or pixi made this Python's environment. conda's base environment is not counted."""
     prefix = Path(sys.prefix)
     condas = (prefix / "conda-meta").is_dir() and not (prefix / "condabin").is_dir()
     return condas or sys.prefix != sys.base_prefix

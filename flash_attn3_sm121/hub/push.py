@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flash_attn3_sm121.console import format_bytes
-from flash_attn3_sm121.errors import HubError
+from flash_attn3_sm121.errors import HubError, pip_command
 from flash_attn3_sm121.hub.checkout import Resolved, resolve
 from flash_attn3_sm121.hub.index import Index, Manifest
 from flash_attn3_sm121.hub.layout import RepoName
@@ -51,9 +51,8 @@ def _api() -> Any:
     from huggingface_hub import HfApi, constants
 
     if REPO_TYPE not in getattr(constants, "REPO_TYPES_WITH_KERNEL", ()):
-        raise HubError(
-            "this huggingface_hub knows no kernel repositories", hint='pip install --upgrade "huggingface_hub>=1.3"'
-        )
+        hint = f'{pip_command()} install --upgrade "huggingface_hub>=1.3"'
+        raise HubError("this huggingface_hub knows no kernel repositories", hint=hint)
     return HfApi(library_name="flash_attn3_sm121")
 
 

@@ -95,7 +95,7 @@ def sink_gradient(args: BackwardArgs, softmax_d: Tensor) -> Tensor:
     return -(share if args.cu_seqlens_q is not None else share.sum(0)).to(args.s_aux.dtype)
 
 
-# What a library says of tensors that its kernels cannot read as they lie (csrc/fa3_torch.h, fa3_check.h, upstream).
+# Words in a library's errors about tensors whose place or strides kernels cannot read (csrc/fa3_torch.h, fa3_check.h).
 _UNREADABLE = ("multiple of 16 bytes", "for a TMA descriptor", "must be contiguous", "must have contiguous last")
 # Errors of calls that are too large: CUDA's, where a grid has more than 65535 sequences; that of `assert_indexed`; and
 # that of upstream's host code, where new keys are written and the cache holds fewer keys than there are queries.
@@ -119,7 +119,7 @@ def is_refused(error: RuntimeError) -> bool:
 def assert_indexed(args: BackwardArgs, dims: Sequence[int]) -> None:
     """Refuse a backward whose scratch behind dQ, or dK and dV of grouped heads, has strides beyond 32 bits.
 
-    Upstream's launches (`hopper/flash_bwd_launch_template.h`) count in 32; kernels would write gigabytes away from it.
+    Upstream's launches (`hopper/flash_bwd_launch_template.h`) count in 32 bits: kernels would write far outside it.
 
     Args:
         dims: the head dims that the library has a backward of.
@@ -253,7 +253,7 @@ _PLANNED_BY = (
 
 
 def _planned_for(given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the calls that scheduler metadata holds for have in common; only their lengths may differ."""
+    """The arguments that two calls must share for one scheduler metadata to serve both. Their lengths may differ."""
     return (
         *(given[name] for name in _PLANNED_BY),
         0 if given["is_causal"] else given["window_size_right"],

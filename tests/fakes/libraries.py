@@ -62,7 +62,7 @@ SM90 = build("sm90", "sm_90a")
 CAUSAL: dict[str, Any] = {"softmax_scale": 0.25, "causal": True, "window_right": 0}
 
 
-# What a library says where torch has no memory for it: an allocation that failed, seen in the real host code.
+# A library's error where torch had no memory to give it, as the real host code raised it when an allocation failed.
 FULL = RuntimeError("aoti_torch_aten_new_empty( self.get(), ...) API call failed at torch/csrc/stable/ops.h, line 79")
 # What a library's host code wants contiguous as a whole, and in the last dimension.
 WHOLE = (
