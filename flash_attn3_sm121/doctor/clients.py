@@ -24,6 +24,7 @@ KNOWN_CLIENTS: dict[str, str] = {
     "transformer-engine": f"finds us by itself on 9.0; elsewhere it refuses FlashAttention-3, and {_AS_FA2}",
     "torchtitan": "after flash_attn3_sm121.activate(), what torch serves",
     "megatron-core": "its paged inference finds us by itself; training goes through transformer-engine",
+    "fairseq2": "its Flash3SDPA finds us by itself",
     "yunchang": "AttnType.FA3 works",
     "xformers": f"{_AS_FA2}; it refuses FlashAttention-3 on 12.1 by itself",
     **dict.fromkeys(("diffsynth", "ltx-core", "sam3", "xfuser"), "finds us by itself"),
@@ -31,6 +32,7 @@ KNOWN_CLIENTS: dict[str, str] = {
     "sglang": "flash-attn3 run serves its hub kernel, but it refuses FlashAttention-3 on 12.1 by itself",
     "lmdeploy": "its PyTorch engine finds us by itself",
     "ring-flash-attn": _AS_FA2,
+    "openrlhf": _AS_FA2,
     "x-transformers": _AS_FA2,
     "unsloth": _AS_FA2,
 }

@@ -30,6 +30,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "transformers==4.57.6",
         "tokenizers==0.22.2",
         "huggingface_hub==0.36.2",
+        "einops==0.8.1",  # OpenRLHF's
         *COMMON,
     ),
     "diffusers-0.35": ("diffusers==0.35.2", "huggingface_hub==0.36.2", "pillow==12.0.0", *COMMON),
@@ -70,11 +71,16 @@ BARE = {
         "torch-einops-utils==0.2.0",
     ),
 }
-# Nothing is installed of it: files are read out of its wheel.
+# Nothing is installed of them: files are read out of their wheels.
 VLLM = Wanted(
     project="vllm",
     filename="vllm-0.33.0-cp38-abi3-manylinux_2_28_aarch64.whl",
     sha256="e9e404f52c8494b69bd83fe99fe7ecfa9f6b89fbd156d2a9639c24ea41d6d606",
+)
+OPENRLHF = Wanted(
+    project="openrlhf",
+    filename="openrlhf-0.11.2-cp311-cp311-manylinux1_x86_64.whl",
+    sha256="c969d70db03a70724c3d8a5a01186c6e0728bce624fb3dff95e39b5396acefa6",
 )
 TRANSFORMERS = tuple(name for name in CLIENTS if name.startswith(("transformers-4", "transformers-5")))
 

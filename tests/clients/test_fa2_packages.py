@@ -17,7 +17,8 @@ from packaging.version import Version
 from ci.index import Wanted
 from ci.index.pages import download_file
 from ci.settings import Settings
-from tests.clients.envs import TRANSFORMERS, run
+from flash_attn3_sm121.files import put_file
+from tests.clients.envs import OPENRLHF, TRANSFORMERS, run, texts
 
 HERE = Path(__file__).parent
 SDIST = Wanted(
@@ -50,6 +51,15 @@ def test_transformers_continuous_batching(tmp_path: Path) -> None:
 def test_ring_flash_attn(tmp_path: Path) -> None:
     found: dict[str, Any] = run("ring-flash-attn-0.1", HERE / "probe_ring.py", home=tmp_path, as_flash_attn=True)
     assert len(found) == 6 and max(found.values()) < 5e-2
+
+
+def test_openrlhf_unpads_slices_and_gathers_a_batch(tmp_path: Path) -> None:
+    """Its own file, over ring-flash-attn: it imports `flash_attn.bert_padding` and `flash_attn.utils.distributed`."""
+    name = "openrlhf-0.11.2.data/purelib/openrlhf/models/ring_attn_utils.py"
+    put_file(tmp_path / "ring_attn_utils.py", texts(OPENRLHF, name)[name].encode())
+    script = HERE / "probe_openrlhf.py"
+    found: dict[str, Any] = run("ring-flash-attn-0.1", script, str(tmp_path), home=tmp_path, as_flash_attn=True)
+    assert found == {"rows": 0.0, "gradients": 0.0}
 
 
 def test_x_transformers(tmp_path: Path) -> None:

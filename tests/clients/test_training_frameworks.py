@@ -1,7 +1,7 @@
-"""The attention of Megatron-LM and torchtitan, out of their wheels, over our functions and over torch's hook.
+"""The attention of Megatron-LM, torchtitan and fairseq2, out of their wheels, over our functions and torch's hook.
 
-Both import a large part of themselves, Megatron-LM newer Pythons too: only the classes that are named here are taken
-from their files, with the lines that look for FlashAttention-3. What they name elsewhere and is faked is in the tests.
+They import a large part of themselves, Megatron-LM newer Pythons too: of the first two only the classes that are named
+here are taken, with the lines that look for FlashAttention-3. What they name elsewhere and is faked is in the tests.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ TORCHTITAN = Wanted(
     project="torchtitan",
     filename="torchtitan-0.3.0-py3-none-any.whl",
     sha256="5563ccf9a295b24e00a36087149e9c2d0686cecbd3972c31e67227029293af42",
+)
+FAIRSEQ2 = Wanted(
+    project="fairseq2",
+    filename="fairseq2-0.8.1-py3-none-any.whl",
+    sha256="bf9196d122c986013b48aa749d9547226435a0fb4dd1353af2c52c6bf24bf4a0",
 )
 INT = torch.int32
 
@@ -155,3 +160,50 @@ def test_torchtitan_asks_for_fa4_and_gets_our_kernels(native: Kernels, monkeypat
     for mine, one in zip(torch.autograd.grad(out, (q, k, v), dout), wanted, strict=True):
         torch.testing.assert_close(mine, one.to(mine), atol=3e-2, rtol=3e-2)
     assert (len(native.calls), native.backward_calls) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def fairseq2() -> Any:
+    """Its file for FlashAttention-3; faked: the rest of the package, and that its ops are for CUDA tensors alone."""
+    file, package = "fairseq2/models/transformer/sdpa/flash3.py", {
+        "fairseq2.error": ("NotSupportedError", "OperationalError"),
+        "fairseq2.models.transformer.attention_bias": (
+            *("AttentionBias", "AttentionBiasCache", "CausalAttentionBias", "IdentityBias"),
+        ),
+        "fairseq2.models.transformer.sdpa.base": ("SDPA",),
+        "fairseq2.nn": ("BatchLayout",),
+    }  # fmt: skip
+    text = texts(FAIRSEQ2, file)[file]
+    assert 'device_types="cuda"' in text
+    module = ModuleType("fairseq2_flash3")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, members in package.items():
+            parts = name.split(".")
+            for end in range(1, len(parts)):
+                patch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[0]))
+            patch.setitem(sys.modules, name, SimpleNamespace(**{one: type(one, (), {}) for one in members}))
+        patch.setitem(sys.modules, module.__name__, module)
+        exec(compile(text.replace('device_types="cuda"', 'device_types="cpu"'), "flash3.py", "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_fairseq2s_attention(fairseq2: Any, packed: bool) -> None:
+    """It calls the ops by position, inside of ops and backwards of its own."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 17, 4, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    call: dict[str, Any] = {"causal": True, "lhs_window_size": 5}
+    if packed:
+        cu = torch.tensor([0, 17, 34], dtype=INT)
+        flat = fairseq2.flash_attn_3_varlen(*(x.flatten(0, 1) for x in (q, k, v)), cu, cu, 17, 17, **call)
+        out = flat.unflatten(0, (2, 17))
+    else:
+        out = fairseq2.flash_attn_3(q, k, v, **call)
+        compiled = torch.compile(fairseq2.flash_attn_3, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(q, k, v, **call), out, atol=0, rtol=0)
+    right = plain(q, k, v, causal=True, window=(5, 0))
+    torch.testing.assert_close(out, right.to(out), atol=2e-2, rtol=2e-2)
+    dout = torch.randn_like(out)
+    wanted = torch.autograd.grad(right, (q, k, v), dout.double())
+    for mine, one in zip(torch.autograd.grad(out, (q, k, v), dout), wanted, strict=True):
+        torch.testing.assert_close(mine, one.to(mine), atol=3e-2, rtol=3e-2)

@@ -24,6 +24,7 @@ PROBE = """
 import importlib.metadata as m, json, torch
 import flash_attn, flash_attn_2_cuda
 import flash_attn.bert_padding, flash_attn.layers.rotary, flash_attn.modules.mha, flash_attn.ops.triton.rotary
+import flash_attn.utils.distributed
 from flash_attn import flash_attn_func
 from flash_attn.flash_attn_interface import flash_attn_cuda, flash_attn_gpu, maybe_contiguous, round_multiple
 assert maybe_contiguous(None) is None and round_multiple(129, 128) == 256  # XTuner's, beside flash_attn_gpu

@@ -1,0 +1,36 @@
+"""`flash_attn.utils.distributed`: gathering the parts of a sequence, with gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, part, group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (whole,) = gradients
+        parts = list(whole.contiguous().chunk(dist.get_world_size(ctx.group)))
+        part = torch.empty_like(parts[0])
+        dist.reduce_scatter(part, parts, group=ctx.group)
+        return part, None
+
+
+def all_gather(input_: Tensor, process_group: dist.ProcessGroup) -> Tensor:
+    """The parts of all processes, one behind the other along the first dimension.
+
+    The gradient of a part is the sum of what all processes' results have for it.
+    """
+    whole: Tensor = _AllGather.apply(input_, process_group)
+    return whole
