@@ -6,7 +6,8 @@ on fake tensors too, so a compiled program gets the same errors while it is bein
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -361,3 +362,21 @@ def check_combine(out_partial: Tensor, lse_partial: Tensor, out: Tensor | None) 
             raise TypeError(f"out must be a torch.Tensor, found {type(out).__name__}")
         _device("out", out, out_partial)
         _shape("out", out, tuple(out_partial.shape[1:]), "batch, seqlen, heads, dim")
+
+
+def check_metadata(call: Mapping[str, Any]) -> None:
+    """Raise CallError if a tensor of get_scheduler_metadata's arguments is too short: a kernel would read behind it."""
+    batch = int(call["batch_size"])
+    for field, needed, words in (
+        ("seqused_k", batch, "batch_size"),
+        ("leftpad_k", batch, "batch_size"),
+        ("cu_seqlens_q", batch + 1, "batch_size + 1"),
+        ("cu_seqlens_k_new", batch + 1, "batch_size + 1"),
+    ):
+        tensor, name = call[field], {**CALLED, "seqused_k": "cache_seqlens"}.get(field, field)
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, found {type(tensor).__name__}")
+        if tensor.dim() != 1 or tensor.shape[0] < needed:
+            fail(f"{name} must have shape ({needed},) = ({words}), found {tuple(tensor.shape)}")

@@ -23,7 +23,7 @@ from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
 from flash_attn3_sm121.call.facts import CallFacts, DeviceFacts, Settings, device_facts, facts_of, parse_backend
 from flash_attn3_sm121.call.types import fail
-from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward
+from flash_attn3_sm121.call.validation import check_backward, check_combine, check_forward, check_metadata
 from flash_attn3_sm121.dispatch import canary, python_backend
 from flash_attn3_sm121.dispatch.classes import Tensors, class_of, tensors_of
 from flash_attn3_sm121.dispatch.decide import Decision, NativeState, appends, decide, multiplies_fp8, pick_build
@@ -291,6 +291,7 @@ class Engine:
 
     def scheduler_metadata(self, call: tuple[Any, ...]) -> Tensor:
         """The opaque vector for the arguments of upstream's op; zeros of its length where no kernel would read it."""
+        check_metadata(dict(zip(schemas.METADATA_NAMES, call, strict=True)))
         lengths = _lengths_of(call)
         ops = self._ops_without_call(lengths.device)
         if ops is not None:

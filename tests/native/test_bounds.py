@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from flash_attn3_sm121 import fallback
 from flash_attn3_sm121.call import schemas
 from flash_attn3_sm121.call.arguments import BackwardArgs, ForwardArgs
+from flash_attn3_sm121.errors import CallError
 from flash_attn3_sm121.native import library as native
 from flash_attn3_sm121.native.buildfacts import BuildFacts
 from tests.fakes.libraries import CAUSAL, Kernels, engine, half, install
@@ -201,3 +202,16 @@ def test_metadata_is_made_of_lengths_as_kernels_read_them() -> None:
     read = dict(zip(schemas.METADATA_NAMES, seen[0], strict=True))
     for name, values in (("seqused_k", [5, 6]), ("cu_seqlens_q", [0, 1, 2])):
         assert read[name].dtype == torch.int32 and read[name].is_contiguous() and read[name].tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("name", "short"), [("seqused_k", [5]), ("leftpad_k", [0]), ("cu_seqlens_q", [0, 1]), ("cu_seqlens_k_new", [0, 1])]
+)
+def test_metadata_of_lengths_that_are_too_few_is_refused(name: str, short: list[int]) -> None:
+    """The library does not look at their number, and its kernel reads behind them."""
+    kernels = Kernels()
+    call = dict(zip(schemas.METADATA_NAMES, METADATA_CALL, strict=True))
+    with pytest.raises(CallError, match=r"must have shape \(\d,\) = \(batch_size"):
+        engine(kernels.open).scheduler_metadata(tuple((call | {name: torch.tensor(short)}).values()))
+    padded = torch.tensor([0, 1, 2, 0, 0, 0])  # longer ones are what CUDA graphs have
+    engine(kernels.open).scheduler_metadata(tuple((call | {name: padded}).values()))
