@@ -73,7 +73,7 @@ def test_it_says_what_there_is(browser: Browser, server: Server, hub: Hub) -> No
     provenance = page.inner_text("#wheels details[open]")
     assert "3effce8" in provenance and "nanochat" in provenance
     page.click(f"a[href='{REPO}/']")
-    until(page, f"location.pathname === '/{REPO}/'")
+    page.wait_for_url(f"{server.url}/{REPO}/")  # and for its load: the address changes before there is any text
     assert index.repos[REPO].refs["main"] in page.inner_text("body")
     assert seen(page).problems == []
     page.context.close()
