@@ -32,5 +32,5 @@ def all_gather(input_: Tensor, process_group: dist.ProcessGroup) -> Tensor:
 
     The gradient of a part is the sum of what all processes' results have for it.
     """
-    whole: Tensor = _AllGather.apply(input_, process_group)
+    whole: Tensor = _AllGather.apply(input_, process_group)  # type: ignore[no-untyped-call]
     return whole
