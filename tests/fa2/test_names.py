@@ -69,6 +69,17 @@ def test_run_as_serves_every_name_without_installing_any() -> None:
     assert json.loads(done.stdout) == FOUND
 
 
+def test_run_as_reaches_pythons_that_have_no_package_of_ours(tmp_path: Path) -> None:
+    """As where flash-attn3 is a tool with an environment of its own (uv tool, pipx)."""
+    code = (
+        f"import sys; sys.path.remove({str(ROOT)!r}); import flash_attn3_sm121, flash_attn.bert_padding; print('ours')"
+    )
+    command = [sys.executable, "-m", "flash_attn3_sm121", "run", "--as", "flash_attn", "--", sys.executable, "-c", code]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout == "ours\n", done.stderr
+
+
 def test_by_default_there_is_no_such_name() -> None:
     done = run("import flash_attn")
     assert "No module named 'flash_attn'" in done.stderr

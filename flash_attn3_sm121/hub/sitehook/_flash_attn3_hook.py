@@ -16,19 +16,16 @@ CONFIG_ENV = "FLASH_ATTN3_OVERRIDE"
 PACKAGE = "flash_attn3_sm121"
 
 
-def _package() -> None:
-    """Have the package importable: the installed one, else the one that this file is part of."""
-    if PACKAGE in sys.modules or importlib.util.find_spec(PACKAGE) is not None:
-        return
-    folder = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {folder}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
+class PackageFinder:
+    """Last in `sys.meta_path`: the package that this file is part of, where no other one is installed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname != PACKAGE:
+            return None
+        folder = Path(__file__).parents[2]
+        return importlib.util.spec_from_file_location(
+            PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
 
 
 class LazyFinder:
@@ -42,7 +39,6 @@ class LazyFinder:
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        _package()
         patch = importlib.import_module(f"{PACKAGE}.hub.patch")
         if patch.active() is None:  # what the program itself has asked for goes first
             patch.activate(patch.OverrideConfig.from_json(self.config))
@@ -53,3 +49,4 @@ def install(config: str) -> None:
     """Wait for `kernels`. FLASH_ATTN3_OVERRIDE=0 in the environment switches this off."""
     if os.environ.get(CONFIG_ENV) != "0" and sys.version_info >= (3, 10):
         sys.meta_path.insert(0, LazyFinder(config))
+        sys.meta_path.append(PackageFinder())  # FlashAttention-2's names import the package
