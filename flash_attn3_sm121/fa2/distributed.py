@@ -28,9 +28,9 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(input_: Tensor, process_group: dist.ProcessGroup) -> Tensor:
-    """The parts of all processes, one behind the other along the first dimension.
+    """Concatenate the tensors of all processes along the first dimension.
 
-    The gradient of a part is the sum of what all processes' results have for it.
+    In the backward each process gets the gradient of its own tensor, summed over all processes.
     """
     whole: Tensor = _AllGather.apply(input_, process_group)  # type: ignore[no-untyped-call]
     return whole

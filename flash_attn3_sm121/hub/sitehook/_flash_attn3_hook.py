@@ -17,7 +17,7 @@ PACKAGE = "flash_attn3_sm121"
 
 
 class PackageFinder:
-    """Last in `sys.meta_path`: the package that this file is part of, where no other one is installed."""
+    """Last in `sys.meta_path`: finds the package that this file is part of, if no other finder has found one."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname != PACKAGE:
@@ -46,7 +46,10 @@ class LazyFinder:
 
 
 def install(config: str) -> None:
-    """Wait for `kernels`. FLASH_ATTN3_OVERRIDE=0 in the environment switches this off."""
+    """Wait for `kernels`, and make the package importable.
+
+    FLASH_ATTN3_OVERRIDE=0 in the environment switches this off.
+    """
     if os.environ.get(CONFIG_ENV) != "0" and sys.version_info >= (3, 10):
         sys.meta_path.insert(0, LazyFinder(config))
         sys.meta_path.append(PackageFinder())  # FlashAttention-2's names import the package

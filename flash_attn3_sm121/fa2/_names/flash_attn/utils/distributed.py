@@ -1,4 +1,4 @@
-"""What OpenRLHF takes of FlashAttention-2's module, served by flash_attn3_sm121."""
+"""FlashAttention-2's `all_gather`, which OpenRLHF imports, served by flash_attn3_sm121."""
 
 from flash_attn3_sm121.fa2.distributed import all_gather
 
